@@ -1,0 +1,151 @@
+"""Which item may run now: one per key at a time, at most N over all keys, in turn among the keys that are ready.
+
+A lane is a key with its queue. `take` hands out the head of the lane whose turn it is and leaves it at the head; what
+became of it comes back as `done` (the next one), `delay` (the same one, later) or `hold` (the same one, when told).
+
+Always true: items of one key are handed out in the order of `push`, and none before the one ahead of it is done. Every
+ready lane is served once before any is served twice. A lane whose queue is empty is forgotten. Every call costs the
+same however many lanes there are, or the logarithm of how many are delayed.
+Not here: the clock (callers pass `now`), what an item is, bounds on the queues.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from collections import deque
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+
+class Standing(enum.Enum):
+    """Where a lane stands.
+
+        READY ── take ──> RUNNING ── done ──> READY, or forgotten if that was the last
+          ^                  ├── delay ──> DELAYED ── its time ──> READY
+          └───── release ────┴── hold ───> HELD ── done, delay, release
+    """
+
+    READY = enum.auto()
+    RUNNING = enum.auto()
+    DELAYED = enum.auto()
+    HELD = enum.auto()
+
+
+class _Lane(Generic[T]):
+    __slots__ = ("items", "standing", "until")
+
+    def __init__(self, item: T) -> None:
+        self.items = deque((item,))
+        self.standing = Standing.READY
+        self.until = 0.0
+
+
+class Lanes(Generic[K, T]):
+    """The lanes of one consumer. `limit`: how many may run at once. `running`: how many do.
+
+    Times are the caller's monotonic seconds and never fall from one call to the next.
+    """
+
+    def __init__(self, limit: int) -> None:
+        assert limit > 0
+        self.limit = limit
+        self.running = 0
+        self._lanes: dict[K, _Lane[T]] = {}
+        # Both may name lanes that have moved on since; whoever takes an entry out checks the lane's own standing.
+        self._ready: deque[K] = deque()
+        self._delayed: list[tuple[float, int, K]] = []
+        self._delays = 0
+
+    def __len__(self) -> int:
+        """Number of lanes that have something to run."""
+        return len(self._lanes)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._lanes
+
+    def depth(self, key: K) -> int:
+        """Items in a lane, the one that runs included."""
+        lane = self._lanes.get(key)
+        return len(lane.items) if lane is not None else 0
+
+    def push(self, key: K, item: T) -> None:
+        """Put an item at the end of a lane."""
+        lane = self._lanes.get(key)
+        if lane is not None:
+            lane.items.append(item)
+            return
+        self._lanes[key] = _Lane(item)
+        self._ready.append(key)
+
+    def take(self, now: float) -> tuple[K, T] | None:
+        """The next key that may run, with the head of its lane; None while nothing may."""
+        if self._delayed and self._delayed[0][0] <= now:
+            self._wake_due(now)
+        if self.running >= self.limit:
+            return None
+        while self._ready:
+            key = self._ready.popleft()
+            lane = self._lanes.get(key)
+            if lane is not None and lane.standing is Standing.READY:
+                lane.standing = Standing.RUNNING
+                self.running += 1
+                return key, lane.items[0]
+        return None
+
+    def done(self, key: K) -> None:
+        """The head of this lane, running or held, is finished with: the next one may run."""
+        lane = self._stop(key)
+        lane.items.popleft()
+        if lane.items:
+            self._make_ready(key, lane)
+        else:
+            del self._lanes[key]
+
+    def delay(self, key: K, until: float) -> None:
+        """The head of this lane runs again, not before `until`; everything behind it waits too."""
+        lane = self._stop(key)
+        lane.standing = Standing.DELAYED
+        lane.until = until
+        self._delays += 1
+        heapq.heappush(self._delayed, (until, self._delays, key))
+
+    def hold(self, key: K) -> None:
+        """This lane stands still with its head, and takes no place among those that run, until `release` or `done`."""
+        self._stop(key).standing = Standing.HELD
+
+    def release(self, key: K) -> None:
+        """A lane that was held or delayed may run its head now."""
+        lane = self._lanes[key]
+        assert lane.standing in (Standing.HELD, Standing.DELAYED), lane.standing
+        self._make_ready(key, lane)
+
+    def next_deadline(self) -> float | None:
+        """When the first delayed lane becomes ready, or None. `take` must be called then."""
+        while self._delayed and not self._still_delayed(self._delayed[0]):
+            heapq.heappop(self._delayed)
+        return self._delayed[0][0] if self._delayed else None
+
+    def _stop(self, key: K) -> _Lane[T]:
+        lane = self._lanes[key]
+        if lane.standing is Standing.RUNNING:
+            self.running -= 1
+        return lane
+
+    def _make_ready(self, key: K, lane: _Lane[T]) -> None:
+        lane.standing = Standing.READY
+        self._ready.append(key)
+
+    def _still_delayed(self, entry: tuple[float, int, K]) -> bool:
+        until, _, key = entry
+        lane = self._lanes.get(key)
+        return lane is not None and lane.standing is Standing.DELAYED and lane.until == until
+
+    def _wake_due(self, now: float) -> None:
+        while self._delayed and self._delayed[0][0] <= now:
+            entry = heapq.heappop(self._delayed)
+            if self._still_delayed(entry):
+                self._make_ready(entry[2], self._lanes[entry[2]])

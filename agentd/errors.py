@@ -1,0 +1,106 @@
+"""What can go wrong, told by what the caller should do about it.
+
+    AgentdError
+    ├── ConfigError          the operator must mend the configuration; carries every problem found
+    ├── Unavailable          try again after `retry_after_s`; nothing is known to have happened
+    ├── OutcomeUnknown       the request may have been carried out; repeat it only under the same key
+    ├── Refused              repeating cannot help; carries the platform's status, code and request id
+    │   └── CredentialsRefused   this identity's key is not valid; wait until it changes
+    ├── WireViolation        the far end broke its contract; carries no content of the message
+    ├── JournalError         the disk does not hold what was asked of it
+    │   ├── JournalFull          no room; ends by itself when there is room again
+    │   └── JournalUnusable      locked, corrupt or from a newer version; carries the remedy
+    └── PluginLoadError      a plugin cannot run as written; names the file and line
+
+    RetryLater, GiveUp       raised by plugins: the fate of one event
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class AgentdError(Exception):
+    """Base of every error that agentd raises on purpose."""
+
+
+class ConfigError(AgentdError):
+    """The configuration cannot be used. `problems`: one sentence each, naming file, key and remedy."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class Unavailable(AgentdError):
+    """The far end did not answer usefully now. `retry_after_s`: what it asked for, or None."""
+
+    def __init__(self, why: str, retry_after_s: float | None = None, request_id: str | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        self.request_id = request_id
+        super().__init__(why)
+
+
+class OutcomeUnknown(AgentdError):
+    """The request was written, but its answer never came: it may or may not have been carried out."""
+
+
+class Refused(AgentdError):
+    """The platform understood the request and will not carry it out, however often it is repeated."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str = "",
+        details: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        self.status = status
+        self.code = code
+        self.message = message
+        self.details = dict(details or {})
+        self.request_id = request_id
+        super().__init__(f"{status} {code}" + (f": {message}" if message else ""))
+
+
+class CredentialsRefused(Refused):
+    """The key of this identity is not accepted. Trying again helps only after it has changed."""
+
+
+class WireViolation(AgentdError):
+    """The far end sent what its contract rules out. The text never quotes the content."""
+
+
+class JournalError(AgentdError):
+    """The journal cannot do what was asked."""
+
+
+class JournalFull(JournalError):
+    """The disk (or the journal's own limit) has no room; the write waits and is tried again."""
+
+
+class JournalUnusable(JournalError):
+    """The journal cannot be opened as it is; the text names the file and the remedy."""
+
+
+class PluginLoadError(AgentdError):
+    """A plugin cannot be loaded or is written wrongly; the text names file, line and remedy."""
+
+
+class RetryLater(Exception):  # noqa: N818 -- a fate, not a fault
+    """Raised by a handler: run me again with the same event, not before `after_s` seconds from now."""
+
+    def __init__(self, after_s: float = 1.0, reason: str = "") -> None:
+        self.after_s = after_s
+        self.reason = reason
+        super().__init__(reason or f"retry in {after_s} s")
+
+
+class GiveUp(Exception):  # noqa: N818 -- a fate, not a fault
+    """Raised by a handler: this event cannot be handled; put it with the dead letters."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)

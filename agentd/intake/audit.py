@@ -1,0 +1,154 @@
+"""Looks for what was never pushed: the loss of a last message shows in no hole.
+
+On a jittered wheel: drain again (whatever the server still holds should have been pushed), read the list of
+conversations for unread seqs above our marks, and compare the marks of a few conversations, the longest unaudited
+first, with the server's history. The last also notices a numbering that started over.
+
+Always true: an audit changes nothing by itself; what it finds takes the ordinary way in. Mail that is found while not a
+single message was pushed since the audit before means that this connection is deaf.
+Not here: order, refetching, what to do about a deaf connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import random
+from collections.abc import Callable
+
+from agentd.core.events import Event
+from agentd.errors import AgentdError, CredentialsRefused, Refused
+from agentd.intake.actor import Intake
+from agentd.intake.drain import Drain
+from agentd.intake.questions import Perform, Questions
+from agentd.wire.platform import Standing
+
+log = logging.getLogger("agentd.intake")
+
+_JITTER = 0.2
+_PUSH_GRACE_S = 3.0
+"""A message stored while the audit reads is pushed a moment later: only what stays unpushed this long was not."""
+
+
+class Audit:
+    """The tail audit of one identity. on_deaf: told after every audit whether this connection hears."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        drain: Drain,
+        questions: Questions,
+        perform: Perform,
+        *,
+        on_deaf: Callable[[int], None],
+        on_credentials: Callable[[CredentialsRefused], None],
+    ) -> None:
+        self._intake = intake
+        self._drain = drain
+        self._questions = questions
+        self._perform = perform
+        self._on_deaf = on_deaf
+        self._on_credentials = on_credentials
+        self._loop = asyncio.get_running_loop()
+        self._audited: dict[str, float] = {}
+        self._pushed_before = 0
+        self.last_audit: float | None = None
+
+    async def run(self) -> None:
+        """Audit until cancelled. The first one comes soon, since a reconnect is when numberings change."""
+        interval_s = self._intake.settings.audit_interval_s
+        await asyncio.sleep(interval_s * random.uniform(0.05, 0.15))
+        while True:
+            try:
+                await self.once()
+            except CredentialsRefused as refused:
+                self._on_credentials(refused)
+            except AgentdError as failure:
+                log.info("tail audit could not finish: %s", failure, extra={"identity": self._intake.identity})
+            await asyncio.sleep(interval_s * random.uniform(1 - _JITTER, 1 + _JITTER))
+
+    async def once(self) -> int:
+        """One audit. Returns how many events it found that had not been pushed."""
+        intake = self._intake
+        intake.unpushed.clear()
+        intake.watching = True
+        try:
+            if not intake.shedding:
+                await self._drain.drain()
+            await self._compare_list()
+            for conversation in self._longest_unaudited():
+                await self._compare_tail(conversation)
+        finally:
+            intake.watching = False
+        self.last_audit = self._loop.time()
+        if intake.unpushed:
+            await asyncio.sleep(_PUSH_GRACE_S)
+        found = len(intake.unpushed)
+        pushed, self._pushed_before = intake.pushed - self._pushed_before, intake.pushed
+        if found:
+            log.warning("tail audit found %d events that were not pushed", found, extra={"identity": intake.identity})
+        self._on_deaf(found if not pushed else 0)
+        return found
+
+    # -- the server's top -------------------------------------------------------------------------------------------
+
+    async def _compare_list(self) -> None:
+        platform = self._intake.platform
+        for standing in platform.read_conversations(await self._perform(platform.conversations_request(0))):
+            self._compare_unread(standing)
+        self._intake.apply(())
+
+    def _compare_unread(self, standing: Standing) -> None:
+        oldest, newest = standing.oldest_unread, standing.newest_unread
+        if oldest is None or newest is None:
+            return
+        known = self._intake.sequencer.lines.get(standing.conversation)
+        if known is None:
+            self._stands_at(standing.conversation, oldest)
+        self._stands_at(standing.conversation, newest)
+
+    def _stands_at(self, conversation: str, top: int) -> None:
+        intake, now = self._intake, self._loop.time()
+        if intake.sequencer.stands_at(conversation, top, now):
+            intake.unpushed[(conversation, top)] = now
+
+    def _longest_unaudited(self) -> list[str]:
+        lines = self._intake.sequencer.lines
+        anchored = (name for name, line in lines.items() if line.anchor is not None)
+        count = self._intake.settings.audit_conversations
+        return heapq.nsmallest(count, anchored, key=lambda name: self._audited.get(name, 0.0))
+
+    async def _compare_tail(self, conversation: str) -> None:
+        """Read the history from the mark on: the mark's own row must be ours, anything behind it is news."""
+        intake, platform = self._intake, self._intake.platform
+        line = intake.sequencer.lines[conversation]
+        epoch, mark = line.epoch, line.mark
+        try:
+            page = platform.read_history(await self._perform(platform.history_request(conversation, mark - 1, 2)))
+            rows = page.events
+            if not page.count:
+                rows = platform.read_history(await self._perform(platform.newest_request(conversation))).events
+        except Refused:
+            rows = []  # not ours to read any more: nothing can have been lost that we may have
+        self._audited[conversation] = self._loop.time()
+        if line.epoch != epoch:
+            return
+        for row in rows:
+            if row.seq > mark:
+                self._stands_at(conversation, row.seq)
+            elif await self._is_another(row, epoch):
+                await self._questions.renumbered(conversation)
+                return
+        intake.apply(())
+
+    async def _is_another(self, row: Event, epoch: int) -> bool:
+        """Whether the server shows another event at a seq than the one on disk."""
+        intake = self._intake
+        number = intake.number_of(row.conversation)
+        if number is None:
+            return False
+        await intake.settled()
+        recorded = (await intake.journal.ids_at([(number, epoch, row.seq)]))[0]
+        return recorded is not None and recorded != row.id
+

@@ -1,0 +1,191 @@
+"""Answers what the sequencer asks: the platform's history about holes, the disk about repeats, both about resets.
+
+A few workers per identity, born with the first question and gone with the last; one hole per conversation at a time.
+A question that cannot be answered now is asked again later; it is never answered with a guess.
+
+Always true: a failed request proves nothing absent. A row that cannot be read holds its conversation for
+`_UNREADABLE_TRIES` requests; then the seqs that only it can have had are absent, and said to be unreadable.
+Not here: when to ask (core/sequencer), order, the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from agentd.core.events import StreamReset
+from agentd.core.sequencer import PAGE, Check, Refetch, Renumbered
+from agentd.errors import AgentdError, CredentialsRefused, Refused, Unavailable
+from agentd.intake.actor import Intake, Question
+from agentd.wire.platform import Page, Request, Response
+
+log = logging.getLogger("agentd.intake")
+
+_UNREADABLE_TRIES = 3
+_RESET_RETRY_S = 2.0
+
+
+class Perform(Protocol):
+    """Carries out one REST request. Raises Unavailable and CredentialsRefused."""
+
+    def __call__(self, request: Request) -> Awaitable[Response]:
+        """See the class."""
+        ...
+
+
+class Questions:
+    """The workers of one identity. `ask` never blocks; `run` until cancelled.
+
+    on_credentials: the platform refused the key while a question was asked.
+    """
+
+    def __init__(
+        self,
+        intake: Intake,
+        perform: Perform,
+        *,
+        on_credentials: Callable[[CredentialsRefused], None],
+    ) -> None:
+        self._intake = intake
+        self._perform = perform
+        self._on_credentials = on_credentials
+        self._asked: deque[Question] = deque()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._workers = 0
+        self._unreadable: dict[str, int] = {}
+        self._resetting: set[str] = set()
+        self._loop = asyncio.get_running_loop()
+        self.pages = 0
+
+    def ask(self, question: Question) -> None:
+        """Answer this when a worker is free."""
+        self._asked.append(question)
+        self._add_worker()
+
+    async def run(self) -> None:
+        """Answer questions until cancelled."""
+        async with asyncio.TaskGroup() as self._tasks:
+            for _ in range(min(len(self._asked), self._intake.settings.refetch_concurrency)):
+                self._add_worker()
+            await self._loop.create_future()
+
+    def _add_worker(self) -> None:
+        if self._tasks is not None and self._workers < self._intake.settings.refetch_concurrency:
+            self._workers += 1
+            self._tasks.create_task(self._work(), name=f"{self._intake.identity}: question")
+
+    async def _work(self) -> None:
+        try:
+            while self._asked:
+                question = self._asked.popleft()
+                if isinstance(question, Refetch):
+                    await self._refetch(question)
+                elif isinstance(question, Check):
+                    await self._check(question)
+                else:
+                    await self.renumbered(question.event.conversation, question)
+        finally:
+            self._workers -= 1
+
+    # -- holes ------------------------------------------------------------------------------------------------------
+
+    async def _refetch(self, ask: Refetch) -> None:
+        intake, platform = self._intake, self._intake.platform
+        now = self._loop.time
+        request = platform.history_request(ask.conversation, ask.start - 1, min(PAGE, ask.stop - ask.start))
+        try:
+            page = platform.read_history(await self._perform(request))
+        except CredentialsRefused as refused:
+            self._failed(ask, refused)
+            self._on_credentials(refused)
+        except Refused as refused:
+            intake.apply(intake.sequencer.refetched(ask, (), ask.stop, now(), reason=refused.code))
+        except AgentdError as failure:
+            self._failed(ask, failure)
+        else:
+            self.pages += 1
+            self._answer(ask, page)
+
+    def _answer(self, ask: Refetch, page: Page) -> None:
+        intake = self._intake
+        rows, reason = page.events, "not in history"
+        proven = rows[-1].seq + 1 if rows else ask.stop if not page.count else ask.start
+        if page.malformed is None:
+            self._unreadable.pop(ask.conversation, None)
+        else:
+            tries = self._unreadable[ask.conversation] = self._unreadable.get(ask.conversation, 0) + 1
+            intake.malformed(page.malformed, "history row")
+            if tries >= _UNREADABLE_TRIES:
+                rows, reason = [*rows, *page.behind], "unreadable"
+                proven = max(proven + 1, rows[-1].seq + 1 if rows else 0)
+            elif proven == ask.start:
+                self._failed(ask, Unavailable("unreadable history row"))
+                return
+        intake.apply(intake.sequencer.refetched(ask, rows, proven, self._loop.time(), reason))
+
+    def _failed(self, ask: Refetch, failure: AgentdError) -> None:
+        retry_after_s = failure.retry_after_s if isinstance(failure, Unavailable) else None
+        self._intake.sequencer.refetch_failed(ask, self._loop.time(), retry_after_s)
+        self._intake.apply(())
+        log.info(
+            "history of a gap could not be read, will ask again: %s",
+            failure,
+            extra={"identity": self._intake.identity, "conversation": ask.conversation},
+        )
+
+    # -- repeats ----------------------------------------------------------------------------------------------------
+
+    async def _check(self, check: Check) -> None:
+        intake, event = self._intake, check.event
+        line = intake.sequencer.lines[event.conversation]
+        epoch, number = line.epoch, intake.number_of(event.conversation)
+        recorded = None if number is None else (await intake.journal.ids_at([(number, epoch, event.seq)]))[0]
+        if line.epoch == epoch:
+            intake.apply(intake.sequencer.checked(event, recorded))
+        else:
+            intake.apply(intake.sequencer.offer(event, self._loop.time()))
+
+    # -- resets -----------------------------------------------------------------------------------------------------
+
+    async def renumbered(self, conversation: str, cause: Renumbered | None = None) -> None:
+        """Start a new epoch of this conversation at what the server holds now. Repeats itself until it is known."""
+        if conversation in self._resetting:
+            return  # the event that asked again is unacknowledged, and part of what the new epoch replays
+        self._resetting.add(conversation)
+        intake, platform = self._intake, self._intake.platform
+        try:
+            page = platform.read_history(await self._perform(platform.newest_request(conversation)))
+            number = intake.number_of(conversation)
+            known = frozenset(await intake.journal.ids_of(number)) if number is not None else frozenset[str]()
+        except AgentdError as failure:
+            log.info("a reset could not be measured yet: %s", failure, extra={"identity": intake.identity})
+            retry = cause if cause is not None else conversation
+            self._loop.call_later(_RESET_RETRY_S * (0.5 + random.random()), self._ask_again, retry)
+            return
+        finally:
+            self._resetting.discard(conversation)
+        heard = cause.event.seq if cause is not None else 0
+        top = max((row.seq for row in page.events), default=heard)
+        adopt = intake.settings.on_reset == "adopt"
+        decisions = intake.sequencer.reset(
+            conversation, self._loop.time(), top=max(top, heard), adopt=adopt, known_ids=known
+        )
+        line = intake.sequencer.lines[conversation]
+        log.warning(
+            "the server numbers this conversation anew: epoch %d up to seq %d",
+            line.epoch,
+            line.top,
+            extra={"identity": intake.identity, "conversation": conversation},
+        )
+        reset = StreamReset(
+            identity=intake.identity, conversation=conversation, epoch=line.epoch, top=line.top, adopted=adopt
+        )
+        intake.reset(decisions, reset)
+
+    def _ask_again(self, cause: Renumbered | str) -> None:
+        if isinstance(cause, Renumbered):
+            self.ask(cause)

@@ -1,0 +1,1 @@
+"""Bytes to vocabulary and back, one module per platform. Pure: it describes requests and reads answers."""
