@@ -89,7 +89,7 @@ class PluginLoadError(AgentdError):
     """A plugin cannot be loaded or is written wrongly; the text names file, line and remedy."""
 
 
-class RetryLater(Exception):  # noqa: N818 -- a fate, not a fault
+class RetryLater(Exception):
     """Raised by a handler: run me again with the same event, not before `after_s` seconds from now."""
 
     def __init__(self, after_s: float = 1.0, reason: str = "") -> None:
@@ -98,9 +98,17 @@ class RetryLater(Exception):  # noqa: N818 -- a fate, not a fault
         super().__init__(reason or f"retry in {after_s} s")
 
 
-class GiveUp(Exception):  # noqa: N818 -- a fate, not a fault
+class GiveUp(Exception):
     """Raised by a handler: this event cannot be handled; put it with the dead letters."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(reason)
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group that is no group itself: what a task group's end is best told by."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found

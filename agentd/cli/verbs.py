@@ -1,0 +1,209 @@
+"""The verbs that check a configuration or ask a running daemon, and show the answer.
+
+Always true: neither the daemon nor a network library is imported. With `as_json`, stdout holds JSON and nothing else.
+Not here: parsing words (the package's __init__), the far end (control).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agentd.cli.tables import STATE_COLOURS, Column, age, clock, number, since, table
+from agentd.config import Settings, find_configuration, load
+from agentd.control.address import find_socket
+from agentd.control.client import Client
+from agentd.errors import ConfigError
+from agentd.logs import printable
+
+_SETTLED_BADLY = ("refused", "expired")
+
+
+def client(config: Path | None, environ: Mapping[str, str]) -> Client:
+    """Who asks the daemon that these would run."""
+    return Client(find_socket(config, environ))
+
+
+def check(config: Path | None, environ: Mapping[str, str], *, as_json: bool) -> None:
+    """Load the configuration and sum it up. Raises ConfigError with all problems."""
+    file = config or find_configuration(environ)
+    try:
+        settings = load(config, environ)
+    except ConfigError as error:
+        if as_json:
+            _echo_json({"ok": False, "file": file and str(file), "problems": list(error.problems)})
+        raise
+    if as_json:
+        _echo_json({"ok": True, "file": file and str(file), **_summary(settings)})
+        return
+    click.echo(f"ok: {file}" if file else "ok: no configuration file")
+    click.echo(f"state: {settings.agentd.state}")
+    if settings.embedded:
+        click.echo("identities: none; `agentd run` starts its own hub and an agent that echoes")
+    for name, identity in settings.identity.items():
+        plugins = ", ".join(identity.plugins) or "none"
+        click.echo(f"identity {name}: {identity.platform} at {identity.url}, plugins: {plugins}")
+    for name in _unused(settings):
+        click.echo(f"note: no identity lists plugin {name}", err=True)
+
+
+def _summary(settings: Settings) -> dict[str, Any]:
+    return {
+        "state": settings.agentd.state,
+        "identities": {
+            name: {"platform": identity.platform, "url": identity.url, "plugins": list(identity.plugins)}
+            for name, identity in settings.identity.items()
+        },
+        "plugins": {name: plugin.use for name, plugin in settings.plugin.items()},
+        "unused_plugins": _unused(settings),
+    }
+
+
+def _unused(settings: Settings) -> list[str]:
+    used = {name for identity in settings.identity.values() for name in identity.plugins}
+    return [name for name in settings.plugin if name not in used]
+
+
+def status(daemon: Client, name: str | None, *, as_json: bool) -> None:
+    """Show the daemon and its identities."""
+    answer = daemon.status(name)
+    if as_json:
+        _echo_json(answer)
+        return
+    click.echo(
+        f"agentd {answer.get('version', '?')}, pid {answer.get('pid', '?')}, up {age(answer.get('uptime_s'))}, "
+        f"state in {answer.get('state_dir', '?')}"
+    )
+    if answer.get("hub_url"):
+        click.echo(f"embedded hub at {answer['hub_url']}")
+    click.echo()
+    _echo_identities(answer["identities"])
+
+
+def _echo_identities(identities: list[dict[str, Any]]) -> None:
+    now = datetime.now(UTC)
+    columns = (
+        Column("IDENTITY", lambda row: str(row["name"])),
+        Column("HANDLE", lambda row: row.get("handle") or "-", 5),
+        Column("STATE", lambda row: str(row["state"]), colour=lambda row: STATE_COLOURS.get(row["state"])),
+        Column("FOR", lambda row: since(row.get("state_since"), now), 4),
+        Column("LAST IN", lambda row: age(row.get("last_inbound_age_s")), 3),
+        _count("CONV", "conversations", 9),
+        _count("JOURNALED", "journaled", 6),
+        _count("HANDLED", "handled", 7),
+        _count("PENDING", "pending", 0),
+        _count("GAPS", "gaps_open", 1),
+        _count("ABSENT", "absent", 8),
+        _count("DEAD", "dead", 1),
+        _count("OUTBOX", "outbox_ready", 2),
+        _count("UNKNOWN", "outbox_unknown", 8),
+    )
+    for line in table(columns, identities, _width()):
+        click.echo(line)
+    for row in identities:
+        if reason := row.get("state_reason"):
+            click.echo(f"{row['name']}: {printable(reason)}")
+
+
+def _count(title: str, key: str, rank: int) -> Column:
+    return Column(title, lambda row: number(row.get(key)), rank, right=True)
+
+
+def send(
+    daemon: Client,
+    target: str,
+    text: str,
+    *,
+    identity: str | None,
+    wait_s: float,
+    key: str | None,
+    as_json: bool,
+) -> bool:
+    """Send a text and show what became of it, and the reply. False if it was refused."""
+    if text == "-":
+        text = sys.stdin.read().removesuffix("\n")
+    if not text:
+        raise click.UsageError("there is nothing to say: TEXT is empty")
+    answer = daemon.send(target, {"text": text}, identity=identity, wait_s=wait_s, client_msg_id=key)
+    if as_json:
+        _echo_json(answer)
+    else:
+        click.echo(_outcome(answer, target, wait_s), err=True)
+        if reply := answer.get("reply"):
+            click.echo(f"{printable(reply['sender'])}: {_paragraph(reply['text'] or '')}")
+    return answer["state"] not in _SETTLED_BADLY
+
+
+def _outcome(answer: Mapping[str, Any], target: str, wait_s: float) -> str:
+    key = f"key {answer['client_msg_id']}"
+    match answer["state"]:
+        case "sent":
+            waited = "" if answer.get("reply") or not wait_s else f"; no reply within {wait_s:g} s"
+            return f"sent to {target} as seq {answer.get('seq')}, {key}{waited}"
+        case "refused" | "expired" as state:
+            return f"{state}: {printable(answer.get('error') or 'the platform gave no reason')}, {key}"
+        case "unknown":
+            return f"sent, but no answer came: the same key is tried again, {key}"
+        case _:
+            return f"on disk; goes out as soon as the platform takes it, {key}"
+
+
+def tail(daemon: Client, name: str | None, position: int | None, *, as_json: bool) -> None:
+    """Show records as they come, until interrupted."""
+    for record in daemon.tail(name, position):
+        if as_json:
+            click.echo(json.dumps(record, ensure_ascii=False))
+        else:
+            click.echo(_record(record))
+
+
+def _record(record: Mapping[str, Any]) -> str:
+    late = " (late)" if record.get("late") else ""
+    said = record.get("text")
+    words = f": {printable(said)}" if said else f" [{record.get('type', 'event')}]"
+    place = click.style(f"{record['conversation']} #{record['seq']}", dim=True)
+    return f"{clock(record['received_at'])} {record['identity']} {place}{late} {printable(record['sender'])}{words}"
+
+
+def gaps(daemon: Client, name: str | None, *, closed_too: bool, limit: int, as_json: bool) -> None:
+    """List gaps."""
+    found = daemon.gaps(name, open_only=not closed_too, limit=limit)
+    if as_json:
+        _echo_json(found)
+        return
+    if not found:
+        click.echo("no gaps" if closed_too else "no open gaps", err=True)
+        return
+    now = datetime.now(UTC)
+    columns = (
+        Column("IDENTITY", lambda row: str(row["identity"])),
+        Column("CONVERSATION", lambda row: str(row["conversation"])),
+        Column("SEQS", lambda row: f"{row['start']}-{row['stop'] - 1}"),
+        Column("FOUND", lambda row: since(row.get("found_at"), now), 2),
+        _count("TRIES", "attempts", 3),
+        Column("OUTCOME", lambda row: row.get("outcome") or "open"),
+        _count("ABSENT", "absent", 1),
+        Column("REASON", lambda row: row.get("reason") or "", 1),
+    )
+    for line in table(columns, found, _width()):
+        click.echo(line)
+
+
+def _width() -> int | None:
+    """Columns of the terminal; None where the output goes to a program, which can read long lines."""
+    return shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else None
+
+
+def _paragraph(text: str) -> str:
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def _echo_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

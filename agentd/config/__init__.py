@@ -1,0 +1,47 @@
+"""The configuration: TOML into one frozen tree of settings, every problem told at once.
+
+    search.py     which file, which state folder
+    lines.py      where in the text a key stands
+    loader.py     text into settings, or every problem found
+    keys.py       the keys of identities, kept out of everything that is printed
+    settings.py   the tree itself, with units in the names and a reason beside each default
+
+Always true: what `load` returns can be used; paths in it are absolute.
+Not here: what only a server can tell, such as two keys of one account, or a key that it refuses.
+"""
+
+from agentd.config.keys import Secret, resolve_key
+from agentd.config.loader import load
+from agentd.config.search import find_configuration, find_state
+from agentd.config.settings import (
+    Agentd,
+    Dispatch,
+    Identity,
+    Intake,
+    JournalSettings,
+    KeySource,
+    Link,
+    PluginSettings,
+    Rest,
+    Sending,
+    Settings,
+)
+
+__all__ = [
+    "Agentd",
+    "Dispatch",
+    "Identity",
+    "Intake",
+    "JournalSettings",
+    "KeySource",
+    "Link",
+    "PluginSettings",
+    "Rest",
+    "Secret",
+    "Sending",
+    "Settings",
+    "find_configuration",
+    "find_state",
+    "load",
+    "resolve_key",
+]

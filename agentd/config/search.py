@@ -1,0 +1,54 @@
+"""Which configuration file is read, and which folder holds the state.
+
+Always true: nothing is created; a file that cannot be read for its state folder counts as silent.
+Not here: checking the file (loader.py).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+DEFAULT_STATE = "./state"
+
+
+def find_configuration(environ: Mapping[str, str]) -> Path | None:
+    """The file named by AGENTD_CONFIG, else the first that exists of the usual places, else None."""
+    if named := environ.get("AGENTD_CONFIG"):
+        return Path(named)
+    folders = [Path()]
+    if managed := environ.get("CONFIGURATION_DIRECTORY"):  # systemd; several are joined by colons
+        folders += [Path(folder) for folder in managed.split(":")]
+    folders.append(Path("/etc/agentd"))
+    return next((file for folder in folders if (file := folder / "agentd.toml").is_file()), None)
+
+
+def state_folder(named: str | None, beside: Path, environ: Mapping[str, str]) -> Path:
+    """The absolute state folder, from AGENTD_STATE, else the configuration, else systemd, else the default.
+
+    named: what the configuration says. beside: the folder of the configuration file.
+    """
+    if chosen := environ.get("AGENTD_STATE"):
+        return Path(chosen).absolute()
+    if named is None and (managed := environ.get("STATE_DIRECTORY")):
+        return Path(managed.split(":")[0]).absolute()
+    return (beside / Path(named or DEFAULT_STATE).expanduser()).absolute()
+
+
+def find_state(config: Path | None, environ: Mapping[str, str]) -> Path:
+    """The state folder that a daemon started here would use, for those who only look for its socket.
+
+    It reads one value and judges nothing, so that a client works for whoever may not read the keys.
+    """
+    file = config or find_configuration(environ)
+    return state_folder(_named_state(file) if file else None, file.parent if file else Path(), environ)
+
+
+def _named_state(file: Path) -> str | None:
+    try:
+        section = tomllib.loads(file.read_text("utf-8")).get("agentd")
+    except (OSError, ValueError):
+        return None
+    state = section.get("state") if isinstance(section, dict) else None
+    return state if isinstance(state, str) else None

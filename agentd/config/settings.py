@@ -1,0 +1,150 @@
+"""The settings as frozen values. Units end the names; the reason stands beside each default.
+
+Always true: a value never changes after it was made.
+Not here: reading them from a file (loader.py).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+PLATFORMS = ("agentchat",)
+"""What `platform` may say: one name per module of wire/."""
+
+# The descriptions complete the sentence "expected ..." in the loader's answers.
+Seconds = Annotated[float, Meta(ge=0, description="a number of seconds, 0 or more")]
+Interval = Annotated[float, Meta(gt=0, description="a number of seconds above 0")]
+Milliseconds = Annotated[float, Meta(ge=0, description="a number of milliseconds, 0 or more")]
+Rate = Annotated[float, Meta(gt=0, description="a number per second, above 0")]
+Count = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
+Limit = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the configuration file."""
+
+
+class Intake(_Section, frozen=True, kw_only=True):
+    """How events come in."""
+
+    gap_grace_s: Seconds = 0.75  # most holes close by themselves: a reordered push, the answer to a send of ours
+    held_max: Limit = 2_000  # early events kept per conversation; what overflows is fetched again
+    held_total_max: Limit = 20_000  # the same over one identity
+    backfill: Count = 0  # seqs to fetch from before the first one offered; history is asked for, never assumed
+    refetch_concurrency: Limit = 4  # ranges fetched at once per identity: gaps are rare, the API is shared
+    refetch_retry_max_s: Interval = 30.0  # an open gap is asked for again at least this often
+    audit_interval_s: Interval = 60.0  # a lost last message is found within this (P8 asks for a minute)
+    audit_conversations: Limit = 20  # tops compared per audit, the longest unaudited first
+    on_reset: Literal["replay", "adopt"] = "replay"  # the new numbering from its start, so that nothing is lost
+    undispatched_high: Limit = 50_000  # events waiting for handlers at which intake sheds (about 100 MB of memory)
+    undispatched_low: Count = 10_000  # and below which it fetches what it shed
+
+
+class Link(_Section, frozen=True, kw_only=True):
+    """How a connection is held."""
+
+    connect_timeout_s: Interval = 10.0  # DNS, TCP, TLS and upgrade together
+    hello_timeout_s: Interval = 4.0  # the official client's figure; the server closes at 5
+    ping_interval_s: Interval = 20.0  # under every proxy's idle limit that we know (30 s and more)
+    ping_timeout_s: Interval = 20.0  # a half-open socket is found within interval + timeout
+    backoff_first_s: Interval = 0.5
+    backoff_max_s: Interval = 30.0
+    stable_s: Seconds = 30.0  # a connection must live this long before backoff starts over
+    dials_per_s: Rate = 20.0  # over all identities, so that hundreds do not dial at once
+    frame_max_bytes: Limit = 4_194_304  # twice the largest frame that a client of the platform sends
+
+
+class Rest(_Section, frozen=True, kw_only=True):
+    """How REST calls are made."""
+
+    timeout_s: Interval = 30.0  # one attempt, connect to last byte
+    retries: Count = 3  # the official client's table
+    backoff_first_s: Interval = 0.25
+    backoff_max_s: Interval = 8.0
+    answer_max_bytes: Limit = 33_554_432  # 500 rows of the largest message the platform takes, twice over
+
+
+class Dispatch(_Section, frozen=True, kw_only=True):
+    """How handlers run."""
+
+    concurrency: Limit = 64  # handler calls at once over all plugins
+    lane_memory: Limit = 256  # records kept in memory per lane; the rest is read back from the journal
+    stall_s: Interval = 0.25  # the loop blocked for this long is logged with its stack
+    drain_timeout_s: Seconds = 20.0  # how long a stop waits for running handlers
+
+
+class Sending(_Section, frozen=True, kw_only=True):
+    """How sends go out."""
+
+    concurrency: Limit = 16  # requests at once per identity
+    rate_per_s: Rate = 50.0  # under the platform's 60 a second per agent
+    retry_first_s: Interval = 0.5
+    retry_max_s: Interval = 60.0
+
+
+class JournalSettings(_Section, frozen=True, kw_only=True):
+    """How the disk is used."""
+
+    linger_ms: Milliseconds = 2.0  # under a steady stream a commit waits this long for company; a lone event never
+    full_retry_s: Interval = 1.0  # how often a full disk is tried again
+
+
+class Agentd(_Section, frozen=True, kw_only=True):
+    """The daemon itself."""
+
+    state: str = "./state"  # folder of the journal, the lock and the control socket
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    intake: Intake = Intake()
+    link: Link = Link()
+    rest: Rest = Rest()
+    dispatch: Dispatch = Dispatch()
+    sending: Sending = Sending()
+    journal: JournalSettings = JournalSettings()
+
+
+class KeySource(_Section, frozen=True, kw_only=True):
+    """Where an identity's key lies: exactly one of these.
+
+    env: name of an environment variable. file: a path, readable by its owner only. credential: a name under
+    $CREDENTIALS_DIRECTORY. command: what prints the key; a string is split into words, and no shell is run.
+    """
+
+    env: str | None = None
+    file: str | None = None
+    credential: str | None = None
+    command: tuple[str, ...] | str | None = None
+
+
+class Identity(_Section, frozen=True, kw_only=True):
+    """One account on one platform. plugins: names of [plugin.NAME] tables, all of which get its events."""
+
+    platform: str = "agentchat"
+    url: str
+    key: KeySource
+    plugins: tuple[str, ...] = ()
+
+
+class PluginSettings(_Section, frozen=True, kw_only=True):
+    """One plugin. use: "./file.py", "module:attribute" or the name of an entry point. config: passed on to it."""
+
+    use: str
+    config: dict[str, Any] = {}
+    concurrency: Limit = 16  # calls at once of this plugin
+    timeout_s: Interval = 60.0  # a handler's deadline, unless it names its own
+    attempts: Limit = 5  # before a failing event becomes a dead letter
+
+
+class Settings(_Section, frozen=True, kw_only=True):
+    """The whole tree."""
+
+    agentd: Agentd = Agentd()
+    identity: dict[str, Identity] = {}
+    plugin: dict[str, PluginSettings] = {}
+
+    @property
+    def embedded(self) -> bool:
+        """No identity is configured: the daemon brings its own hub."""
+        return not self.identity

@@ -1,0 +1,143 @@
+"""Asks a running daemon through its control socket.
+
+Always true: the standard library only, so that a verb of the command line starts in a fraction of a second.
+Not here: how answers look to people (cli).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from agentd.control.address import short_name
+from agentd.control.refusal import ControlError, UnreachableError
+
+_ANSWER_TIMEOUT_S = 15.0  # the daemon answers from memory; this long only if its loop is stuck
+
+
+class Client:
+    """One daemon, one connection per question."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def status(self, identity: str | None = None) -> dict[str, Any]:
+        """The daemon and its identities, or only one of them."""
+        return self._ask("GET", _target("/v1/status", identity=identity))
+
+    def send(
+        self,
+        target: str,
+        content: Mapping[str, Any],
+        *,
+        identity: str | None = None,
+        wait_s: float = 0.0,
+        client_msg_id: str | None = None,
+    ) -> dict[str, Any]:
+        """Say something. wait_s: how long to wait for acceptance and a reply; 0 returns once it is on disk."""
+        body = {
+            "identity": identity,
+            "target": target,
+            "content": content,
+            "wait_s": wait_s,
+            "client_msg_id": client_msg_id,
+        }
+        return self._ask("POST", "/v1/send", body, _ANSWER_TIMEOUT_S + wait_s)
+
+    def gaps(self, identity: str | None = None, *, open_only: bool = True, limit: int = 100) -> list[dict[str, Any]]:
+        """Gaps, newest first."""
+        query = _target("/v1/gaps", identity=identity, open="1" if open_only else "0", limit=str(limit))
+        found: list[dict[str, Any]] = self._ask("GET", query)["gaps"]
+        return found
+
+    def stop(self) -> None:
+        """Ask the daemon to stop; it goes on for as long as its running handlers need."""
+        self._ask("POST", "/v1/stop", {})
+
+    def tail(self, identity: str | None = None, since: int | None = None) -> Iterator[dict[str, Any]]:
+        """Records as they are committed, without end. since: a journal position to start behind.
+
+        Raises UnreachableError when the daemon ends the stream.
+        """
+        query = _target("/v1/tail", identity=identity, since=None if since is None else str(since))
+        with _Connection(self._path, timeout_s=None) as connection:
+            response = self._response(connection, "GET", query, None)
+            try:
+                for line in response:
+                    if line.strip():
+                        yield json.loads(line)
+            except (OSError, http.client.HTTPException, ValueError):
+                pass  # cut off in the middle: the same as a proper end, to a reader
+        raise UnreachableError(
+            f"the daemon at {self._path} ended the stream; see its log, or start it with: agentd run"
+        )
+
+    def _ask(
+        self, method: str, target: str, body: Mapping[str, Any] | None = None, timeout_s: float = _ANSWER_TIMEOUT_S
+    ) -> dict[str, Any]:
+        with _Connection(self._path, timeout_s) as connection:
+            try:
+                answer: dict[str, Any] = json.loads(self._response(connection, method, target, body).read())
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                raise _unreachable(self._path, error) from None
+            return answer
+
+    def _response(
+        self, connection: _Connection, method: str, target: str, body: Mapping[str, Any] | None
+    ) -> http.client.HTTPResponse:
+        content = None if body is None else json.dumps(body).encode()
+        try:
+            connection.request(method, target, content, {"Content-Type": "application/json"} if body else {})
+            response = connection.getresponse()
+            if response.status < 400:
+                return response
+            refusal = json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _unreachable(self._path, error) from None
+        raise ControlError(
+            response.status, refusal.get("code", ""), refusal.get("message", ""), refusal.get("remedy", "")
+        )
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float | None) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        with short_name(self._path) as name:
+            self.sock.connect(name)
+
+    def __enter__(self) -> _Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _target(path: str, **query: str | None) -> str:
+    given = urlencode({name: value for name, value in query.items() if value is not None})
+    return f"{path}?{given}" if given else path
+
+
+def _unreachable(path: Path, error: Exception) -> UnreachableError:
+    match error:
+        case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
+            return UnreachableError(
+                f"no daemon answers at {path}; start one with: agentd run (or name its folder with --state)"
+            )
+        case PermissionError():
+            return UnreachableError(f"{path} belongs to another user; run this command as that user or as root")
+        case TimeoutError():
+            return UnreachableError(f"the daemon at {path} does not answer in time; see its log, then restart it")
+        case _:
+            return UnreachableError(f"the daemon at {path} broke off its answer ({type(error).__name__}); see its log")

@@ -1,0 +1,149 @@
+"""What every test stands on, and a control socket with a scripted daemon behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loop_that_is_closed() -> Iterator[None]:
+    """looptime asks for the current event loop around plain tests too, which makes one that nobody closes."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    loop.close()
+
+
+def identity_status(name: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "platform": "agentchat",
+        "handle": f"@{name}",
+        "url": "https://api.agentchat.me",
+        "state": "live",
+        "state_since": "2026-01-02T03:04:05+00:00",
+        "state_reason": "",
+        "conversations": 2,
+        "journaled": 1_234_567,
+        "handled": 1_234_560,
+        "pending": 7,
+        "gaps_open": 1,
+        "absent": 3,
+        "dead": 0,
+        "outbox_ready": 0,
+        "outbox_unknown": 0,
+        "last_pong_age_s": 1.5,
+        "last_inbound_age_s": 75.0,
+        "last_audit_age_s": None,
+        "last_commit_age_s": 0.1,
+        **fields,
+    }
+
+
+class ScriptedDaemon:
+    """Answers what the test put there, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.identities = [identity_status("alice"), identity_status("bob", state="parked", state_reason="key refused")]
+        self.answer: dict[str, Any] = {
+            "client_msg_id": "key-1",
+            "state": "sent",
+            "seq": 4,
+            "conversation": "conv_1",
+            "error": "",
+            "reply": {"text": "hello back", "sender": "@echo", "seq": 5},
+        }
+        self.gap_list: list[dict[str, Any]] = []
+        self.error: Exception | None = None
+        self.asked: list[tuple[Any, ...]] = []
+        self.records: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self.tail_ended = threading.Event()
+        self.stopped = threading.Event()
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "version": "0.1.0",
+            "pid": 42,
+            "uptime_s": 4_000.0,
+            "state_dir": "/var/lib/agentd",
+            "hub_url": None,
+            "identities": self.identities,
+            "plugins": [],
+            "journal": {},
+        }
+
+    async def send(
+        self, identity: str | None, target: str, content: Any, wait_s: float, client_msg_id: str | None
+    ) -> dict[str, Any]:
+        self.asked.append(("send", identity, target, content, wait_s, client_msg_id))
+        if self.error:
+            raise self.error
+        return self.answer
+
+    async def gaps(self, identity: str | None, open_only: bool, limit: int) -> list[dict[str, Any]]:
+        self.asked.append(("gaps", identity, open_only, limit))
+        return self.gap_list
+
+    async def tail(self, identity: str | None, since: int | None) -> AsyncGenerator[dict[str, Any], None]:
+        self.asked.append(("tail", identity, since))
+        try:
+            while record := await self.records.get():
+                yield record
+        finally:
+            self.tail_ended.set()
+
+    async def stop(self) -> None:
+        self.stopped.set()
+
+
+class Served:
+    """A control server on a loop and thread of its own, as a client in another process would meet it."""
+
+    def __init__(self, folder: Path, new_loop: Callable[[], asyncio.AbstractEventLoop], **options: Any) -> None:
+        from agentd.control.api import ControlServer
+
+        self.path = folder / "control.sock"
+        self.loop = new_loop()
+        self.daemon = ScriptedDaemon()
+        self.server = ControlServer(self.daemon, [self.path], **options)
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+        self.call(self.server.start())
+
+    def call(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+
+    def happen(self, record: dict[str, Any] | None) -> None:
+        self.loop.call_soon_threadsafe(self.daemon.records.put_nowait, record)
+
+    def close(self) -> None:
+        self.call(self.server.close())
+        self.call(self.loop.shutdown_asyncgens())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """Starts control servers, and stops them in the end."""
+    running: list[Served] = []
+
+    def start(folder: Path = tmp_path, new_loop: Callable[[], Any] = asyncio.new_event_loop, **options: Any) -> Served:
+        running.append(Served(folder, new_loop, **options))
+        return running[-1]
+
+    yield start
+    for served in running:
+        served.close()
+
+
+@pytest.fixture
+def served(serve: Callable[..., Served]) -> Served:
+    return serve()

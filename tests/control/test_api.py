@@ -1,0 +1,292 @@
+"""The control socket: who may ask, what is answered, and what becomes of the socket itself."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import logging
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from agentd.control.address import find_socket, listening_paths
+from agentd.control.api import ControlServer
+from agentd.control.client import Client
+from agentd.control.refusal import ControlError, UnreachableError
+from agentd.core.events import Content
+from agentd.errors import JournalFull, OutcomeUnknown, Refused, Unavailable
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def either(request: pytest.FixtureRequest, serve: Callable[..., Any]) -> Any:
+    """A server on each of the event loops."""
+    return serve(new_loop=request.param)
+
+
+def refused(call: Callable[[], object]) -> ControlError:
+    with pytest.raises(ControlError) as error:
+        call()
+    return error.value
+
+
+def raw(path: Path, request: bytes) -> tuple[int, dict[str, Any]]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        connection.sendall(request)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        return response.status, json.loads(response.read())
+
+
+# Answers
+
+
+def test_status_comes_back_as_the_daemon_gave_it(either: Any) -> None:
+    assert Client(either.path).status() == either.daemon.status()
+
+
+def test_status_of_one_identity_leaves_the_others_out(served: Any) -> None:
+    answer = Client(served.path).status("bob")
+    assert [identity["name"] for identity in answer["identities"]] == ["bob"]
+    assert answer["pid"] == 42
+
+
+def test_an_identity_that_does_not_exist_is_answered_with_the_nearest_name(served: Any) -> None:
+    client = Client(served.path)
+    for call in (lambda: client.status("alise"), lambda: client.gaps("alise"), lambda: next(client.tail("alise"))):
+        error = refused(call)
+        assert (error.status, error.code, error.remedy) == (404, "UNKNOWN_IDENTITY", "did you mean 'alice'?")
+    error = refused(lambda: client.send("@x", {"text": "hi"}, identity="zzz"))
+    assert str(error) == "there is no identity 'zzz'; name one of: alice, bob"
+    assert served.daemon.asked == []
+
+
+def test_a_send_reaches_the_daemon_whole(either: Any) -> None:
+    content = {"text": "hi", "data": {"n": 1}, "metadata": {"reply_to": "msg_1"}}
+    answer = Client(either.path).send("@echo", content, identity="alice", wait_s=1.5, client_msg_id="key-1")
+    assert answer == either.daemon.answer
+    expected = Content(text="hi", data={"n": 1}, metadata={"reply_to": "msg_1"})
+    assert either.daemon.asked == [("send", "alice", "@echo", expected, 1.5, "key-1")]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "truncated"),
+        (b'{"target": "@x"}', "missing required field `content`"),
+        (b'{"target": "@x", "content": {}}', "neither text, data nor attachment_id"),
+        (b'{"target": "", "content": {"text": "x"}}', "$.target"),
+        (b'{"target": "@x", "content": {"text": "x"}, "wait_s": -1}', "$.wait_s"),
+        (b'{"target": "@x", "content": {"text": "x"}, "speed": 1}', "unknown field `speed`"),
+        (b'"' + b"x" * 5_000_000 + b'"', "longer than 4194304 bytes"),
+    ],
+)
+def test_a_send_that_makes_no_sense_is_refused(served: Any, body: bytes, message: str) -> None:
+    head = b"POST /v1/send HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    status, answer = raw(served.path, head + body)
+    assert (status, answer["code"]) == (400, "BAD_REQUEST")
+    assert message in answer["message"]
+    assert served.daemon.asked == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (ControlError(409, "WHICH", "two identities could be meant", "say --as NAME"), 409, "WHICH"),
+        (Refused(403, "BLOCKED", "you are blocked"), 422, "BLOCKED"),
+        (Unavailable("no connection"), 503, "UNAVAILABLE"),
+        (OutcomeUnknown("no answer"), 504, "OUTCOME_UNKNOWN"),
+        (JournalFull("no room on the disk"), 507, "JOURNAL"),
+    ],
+)
+def test_what_the_daemon_cannot_do_is_told_with_its_code(served: Any, error: Exception, status: int, code: str) -> None:
+    served.daemon.error = error
+    told = refused(lambda: Client(served.path).send("@x", {"text": "hi"}))
+    assert (told.status, told.code) == (status, code)
+
+
+def test_a_fault_of_the_daemons_is_in_its_log_and_not_in_the_answer(
+    served: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.daemon.error = RuntimeError("inner words")
+    with caplog.at_level(logging.ERROR):
+        told = refused(lambda: Client(served.path).send("@x", {"text": "hi"}))
+    assert (told.status, told.code) == (500, "INTERNAL")
+    assert "inner words" not in str(told)
+    assert "inner words" in caplog.text
+
+
+def test_gaps_are_asked_for_as_wanted(served: Any) -> None:
+    served.daemon.gap_list = [{"identity": "alice", "start": 3, "stop": 5}]
+    client = Client(served.path)
+    assert client.gaps() == served.daemon.gap_list
+    client.gaps("alice", open_only=False, limit=7)
+    assert served.daemon.asked == [("gaps", None, True, 100), ("gaps", "alice", False, 7)]
+    assert refused(lambda: client.gaps(limit=0)).code == "BAD_REQUEST"
+
+
+@pytest.mark.parametrize("query", ["since=x", "since=-1", "since=1e9", "since=" + "9" * 30])
+def test_a_position_that_is_no_number_is_refused(served: Any, query: str) -> None:
+    status, answer = raw(served.path, f"GET /v1/tail?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert (status, answer["message"]) == (400, "since must be a whole number")
+
+
+@pytest.mark.parametrize("request_line", ["GET /v2/status", "GET /", "DELETE /v1/status", "GET /v1/send"])
+def test_a_call_that_does_not_exist_is_answered_in_json(served: Any, request_line: str) -> None:
+    status, answer = raw(served.path, f"{request_line} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert status in (404, 405)
+    assert (answer["code"], answer["remedy"]) == ("UNKNOWN_CALL", "this is API version 1")
+
+
+def test_the_version_of_the_protocol_can_be_asked(served: Any) -> None:
+    assert raw(served.path, b"GET /v1 HTTP/1.1\r\nHost: x\r\n\r\n")[1]["api"] == 1
+
+
+def test_a_stop_is_passed_on(served: Any) -> None:
+    Client(served.path).stop()
+    assert served.daemon.stopped.is_set()
+
+
+# The stream
+
+
+def test_a_tail_gives_each_record_as_it_comes(either: Any) -> None:
+    records = Client(either.path).tail("alice", 17)
+    for position in (18, 19):
+        either.happen({"position": position, "text": "über\n"})
+        assert next(records) == {"position": position, "text": "über\n"}
+    assert either.daemon.asked == [("tail", "alice", 17)]
+
+
+def test_a_reader_that_goes_away_ends_its_tail_at_once(either: Any) -> None:
+    records = Client(either.path).tail()
+    either.happen({"position": 1})
+    next(records)
+    records.close()  # type: ignore[attr-defined]  # it is a generator
+    assert either.daemon.tail_ended.wait(5)
+
+
+def test_a_tail_that_the_daemon_ends_is_not_taken_for_silence(served: Any) -> None:
+    served.happen({"position": 1})
+    served.happen(None)
+    records = Client(served.path).tail()
+    next(records)
+    with pytest.raises(UnreachableError, match="ended the stream"):
+        next(records)
+
+
+def test_stopping_ends_every_tail(either: Any) -> None:
+    ended: list[BaseException] = []
+    records = Client(either.path).tail()
+    either.happen({"position": 1})
+    next(records)
+
+    def read_on() -> None:
+        try:
+            next(records)
+        except UnreachableError as error:
+            ended.append(error)
+
+    reader = threading.Thread(target=read_on)
+    reader.start()
+    either.call(either.server.close())
+    reader.join(5)
+    assert len(ended) == 1
+    assert either.daemon.tail_ended.wait(5)
+
+
+# The socket
+
+
+def test_only_the_owner_can_open_the_socket(either: Any) -> None:
+    assert stat.S_IMODE(either.path.stat().st_mode) == 0o600
+
+
+def test_another_user_is_refused_whatever_the_mode(serve: Callable[..., Any]) -> None:
+    served = serve(owners=[os.geteuid() + 1])
+    error = refused(Client(served.path).status)
+    assert (error.status, error.code) == (403, "NOT_OWNER")
+    assert error.remedy == "run the command as that user or as root"
+
+
+def test_a_path_longer_than_an_address_works_on_both_ends(serve: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 20) / ("name" * 20)
+    folder.mkdir(parents=True)
+    served = serve(folder)
+    assert Client(served.path).status()["pid"] == 42
+    served.call(served.server.close())
+    assert not served.path.exists()
+
+
+def test_a_socket_left_by_a_dead_daemon_is_replaced(serve: Callable[..., Any], tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "control.sock"))
+    assert Client(serve().path).status()["pid"] == 42
+
+
+async def test_a_socket_that_a_daemon_listens_on_is_not_taken_from_it(served: Any) -> None:
+    second = ControlServer(served.daemon, [served.path])
+    with pytest.raises(OSError, match="another daemon listens there"):
+        await second.start()
+    assert (await asyncio.to_thread(Client(served.path).status))["pid"] == 42
+
+
+async def test_a_file_in_the_sockets_place_is_left_alone(served: Any, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    with pytest.raises(OSError, match="in use"):
+        await ControlServer(served.daemon, [file]).start()
+    assert file.read_text() == "precious"
+
+
+def test_the_socket_goes_with_its_server_but_not_a_successors(serve: Callable[..., Any], tmp_path: Path) -> None:
+    first = serve()
+    first.path.rename(tmp_path / "moved")
+    second = serve()
+    first.call(first.server.close())
+    assert Client(second.path).status()["pid"] == 42
+    second.call(second.server.close())
+    assert not second.path.exists()
+
+
+async def test_a_daemon_serves_every_path_or_none(served: Any, tmp_path: Path) -> None:
+    paths = [tmp_path / "one.sock", tmp_path / "two.sock"]
+    server = ControlServer(served.daemon, paths)
+    await server.start()
+    for path in paths:
+        assert (await asyncio.to_thread(Client(path).status))["pid"] == 42
+    await server.close()
+    with pytest.raises(OSError, match="No such file"):
+        await ControlServer(served.daemon, [paths[0], tmp_path / "gone" / "two.sock"]).start()
+    assert not paths[0].exists()
+
+
+def test_a_daemon_under_systemd_listens_where_clients_look_too(tmp_path: Path) -> None:
+    environ = {"RUNTIME_DIRECTORY": f"{tmp_path}/run:{tmp_path}/more"}
+    expected = tmp_path / "run" / "control.sock"
+    assert listening_paths(tmp_path / "state", environ) == (tmp_path / "state" / "control.sock", expected)
+    assert listening_paths(tmp_path / "state", {}) == (tmp_path / "state" / "control.sock",)
+
+
+def test_a_client_looks_where_a_socket_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "agentd.toml"
+    config.write_text('[agentd]\nstate = "mail"')
+    named, runtime = tmp_path / "mail" / "control.sock", tmp_path / "run" / "control.sock"
+    environ = {"RUNTIME_DIRECTORY": str(runtime.parent)}
+    assert find_socket(config, {}) == named
+    for path in (named, runtime):
+        path.parent.mkdir()
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(path))
+    assert find_socket(config, environ) == runtime
+    assert find_socket(config, {}) == named
+    assert find_socket(config, {**environ, "AGENTD_STATE": "/elsewhere"}) == Path("/elsewhere/control.sock")

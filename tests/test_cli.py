@@ -1,0 +1,545 @@
+"""The command: words, answers, exit codes, and what a verb may cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+import agentd
+from agentd import cli
+from agentd.cli.tables import Column, age, columns_of, since, table
+from agentd.control.refusal import ControlError
+
+HEAVY = {"asyncio", "aiohttp", "websockets", "aiosqlite", "uvloop", "sqlite3", "agentd.daemon", "agentd.hub"}
+
+
+def agentd_command(*words: str, stdin: str | None = None, **environ: str) -> Result:
+    """Run the command in this process. Its environment: PATH and what is given."""
+    clean = {name: None for name in os.environ if name.startswith(("AGENTD_", "NO_COLOR"))}
+    return CliRunner(env={**clean, **environ}).invoke(cli.cli, words, input=stdin, prog_name="agentd")
+
+
+@pytest.fixture
+def ask(served: Any) -> Callable[..., Result]:
+    """Run a verb against a daemon that answers."""
+
+    def run(*words: str, **options: Any) -> Result:
+        return agentd_command(*words, "--state", str(served.path.parent), **options)
+
+    return run
+
+
+def child(served: Any, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "agentd", *words],
+        env={**os.environ, "AGENTD_STATE": str(served.path.parent), **environ},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+# status
+
+
+def test_status_in_json_is_what_the_daemon_said(ask: Callable[..., Result], served: Any) -> None:
+    result = ask("status", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == served.daemon.status()
+    assert result.stderr == ""
+
+
+def test_status_for_people_says_each_identity_on_a_line(ask: Callable[..., Result]) -> None:
+    lines = ask("status").stdout.splitlines()
+    assert lines[0] == "agentd 0.1.0, pid 42, up 1 h 6 min, state in /var/lib/agentd"
+    assert lines[2].split()[:3] == ["IDENTITY", "HANDLE", "STATE"]
+    assert lines[3].split()[:3] == ["alice", "@alice", "live"]
+    assert "1,234,567" in lines[3]
+    assert lines[5] == "bob: key refused"
+
+
+def test_status_of_one_identity_shows_that_one(ask: Callable[..., Result]) -> None:
+    output = ask("status", "bob").stdout
+    assert "bob" in output
+    assert "alice" not in output
+
+
+def test_an_unknown_identity_fails_with_the_remedy(ask: Callable[..., Result]) -> None:
+    result = ask("status", "bop")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "agentd: there is no identity 'bop'; did you mean 'bob'?\n"
+
+
+def test_status_asks_the_daemon_without_loading_one(served: Any) -> None:
+    program = (
+        "import sys\nfrom agentd.cli import main\ntry: main()\nfinally: print(*sys.modules, sep='\\n', file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "status", "--json"],
+        env={**os.environ, "AGENTD_STATE": str(served.path.parent)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["pid"] == 42
+    loaded = set(done.stderr.splitlines())
+    assert "agentd.control.client" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_help_loads_no_verb_at_all() -> None:
+    program = "import sys\nfrom agentd.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    loaded = set(done.stderr.split())
+    assert loaded & (HEAVY | {"msgspec", "agentd.cli.verbs", "agentd.config", "http.client"}) == set()
+
+
+# On a terminal
+
+
+def on_terminal(served: Any, columns: int, **environ: str) -> str:
+    """What `status` writes to a terminal that wide."""
+    ours, theirs = pty.openpty()
+    clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agentd", "status"],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        env={**clean, "COLUMNS": str(columns), "AGENTD_STATE": str(served.path.parent), **environ},
+    )
+    os.close(theirs)
+    output = b""
+    with open(ours, "rb", buffering=0) as terminal:
+        try:
+            while some := terminal.read(65_536):
+                output += some
+        except OSError:
+            pass  # how Linux says that the other end of a terminal was closed
+    assert process.wait(10) == 0
+    return output.decode()
+
+
+def test_a_terminal_gets_colour_and_no_line_too_long(served: Any) -> None:
+    output = on_terminal(served, 60)
+    assert "\x1b[32mlive\x1b[0m" in output
+    assert "\x1b[31mparked\x1b[0m" in output
+    plain = on_terminal(served, 60, NO_COLOR="1")
+    assert "\x1b" not in plain
+    table_lines = plain.splitlines()[2:5]
+    assert all(len(line) <= 60 for line in table_lines)
+    assert "PENDING" in table_lines[0]
+    assert "CONV" not in table_lines[0]
+
+
+def test_a_pipe_gets_no_colour(served: Any) -> None:
+    done = child(served, "status")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+
+
+# send
+
+
+def test_send_shows_the_reply_on_stdout_and_the_rest_beside_it(ask: Callable[..., Result], served: Any) -> None:
+    result = ask("send", "@echo", "hello")
+    assert result.exit_code == 0
+    assert result.stdout == "@echo: hello back\n"
+    assert result.stderr == "sent to @echo as seq 4, key key-1\n"
+    [(_, identity, target, content, wait_s, key)] = served.daemon.asked
+    assert (identity, target, content.text, wait_s, key) == (None, "@echo", "hello", 10.0, None)
+
+
+def test_send_passes_its_options_on(ask: Callable[..., Result], served: Any) -> None:
+    ask("send", "conv_1", "hello", "--as", "bob", "--no-wait", "--key", "key-7")
+    ask("send", "conv_1", "hello", "--wait", "2.5")
+    assert [(asked[1], asked[4], asked[5]) for asked in served.daemon.asked] == [
+        ("bob", 0.0, "key-7"),
+        (None, 2.5, None),
+    ]
+
+
+def test_send_reads_a_long_text_from_stdin(ask: Callable[..., Result], served: Any) -> None:
+    ask("send", "@echo", "-", stdin="two\nlines\n\n")
+    assert served.daemon.asked[0][3].text == "two\nlines\n"
+
+
+def test_an_empty_text_is_not_sent(ask: Callable[..., Result], served: Any) -> None:
+    assert ask("send", "@echo", "").exit_code == 2
+    assert ask("send", "@echo", "-", stdin="\n").exit_code == 2
+    assert served.daemon.asked == []
+
+
+def test_a_reply_cannot_steer_the_terminal(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.answer["reply"] = {"text": "one\n\x1b[2Jtwo", "sender": "@e\r", "seq": 5}
+    assert ask("send", "@echo", "hello").stdout == "@e\\u000d: one\n\\u001b[2Jtwo\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "told"),
+    [
+        ({"state": "sent", "reply": None}, 0, "sent to @echo as seq 4, key key-1; no reply within 10 s\n"),
+        ({"state": "ready", "reply": None}, 0, "on disk; goes out as soon as the platform takes it, key key-1\n"),
+        ({"state": "unknown", "reply": None}, 0, "sent, but no answer came: the same key is tried again, key key-1\n"),
+        ({"state": "refused", "reply": None, "error": "BLOCKED"}, 1, "refused: BLOCKED, key key-1\n"),
+    ],
+)
+def test_send_tells_what_became_of_the_message(
+    ask: Callable[..., Result], served: Any, answer: dict[str, Any], code: int, told: str
+) -> None:
+    served.daemon.answer.update(answer)
+    result = ask("send", "@echo", "hello")
+    assert (result.exit_code, result.stdout, result.stderr) == (code, "", told)
+    as_json = ask("send", "@echo", "hello", "--json")
+    assert (as_json.exit_code, json.loads(as_json.stdout)) == (code, served.daemon.answer)
+
+
+def test_a_send_that_the_daemon_refuses_fails_with_the_remedy(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.error = ControlError(409, "WHICH", "two identities could be meant", "add --as NAME")
+    result = ask("send", "@echo", "hello", "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "agentd: two identities could be meant; add --as NAME\n"
+
+
+# tail and gaps
+
+
+def record(**fields: Any) -> dict[str, Any]:
+    return {
+        "position": 9,
+        "identity": "alice",
+        "conversation": "conv_1",
+        "seq": 3,
+        "id": "msg_3",
+        "sender": "@bob",
+        "source": "live",
+        "own": False,
+        "late": False,
+        "type": "message",
+        "text": "hi",
+        "received_at": "2026-01-02T03:04:05Z",
+        **fields,
+    }
+
+
+def test_tail_shows_a_line_per_record_until_the_daemon_ends_it(ask: Callable[..., Result], served: Any) -> None:
+    for each in (record(), record(seq=4, text=None, late=True), None):
+        served.happen(each)
+    result = ask("tail", "alice", "--since", "8")
+    when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).astimezone().strftime("%H:%M:%S")
+    assert result.stdout.splitlines() == [
+        f"{when} alice conv_1 #3 @bob: hi",
+        f"{when} alice conv_1 #4 (late) @bob [message]",
+    ]
+    assert served.daemon.asked == [("tail", "alice", 8)]
+    assert result.exit_code == 69
+    assert "ended the stream" in result.stderr
+
+
+def test_tail_in_json_is_a_line_per_record(ask: Callable[..., Result], served: Any) -> None:
+    for each in (record(), record(text="ü\n"), None):
+        served.happen(each)
+    lines = ask("tail", "--json").stdout.splitlines()
+    assert [json.loads(line) for line in lines] == [record(), record(text="ü\n")]
+
+
+def test_tail_ends_quietly_when_interrupted(served: Any) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agentd", "tail", "--json"],
+        env={**os.environ, "AGENTD_STATE": str(served.path.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    served.happen(record())
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline()) == record()
+    process.send_signal(signal.SIGINT)
+    assert (process.communicate(timeout=10), process.returncode) == (("", ""), 130)
+
+
+def test_gaps_are_listed_with_their_range(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.gap_list = [
+        {
+            "identity": "alice",
+            "conversation": "conv_1",
+            "epoch": 1,
+            "start": 3,
+            "stop": 1_003,
+            "found_at": "2026-01-02T03:04:05Z",
+            "closed_at": None,
+            "attempts": 2,
+            "outcome": "",
+            "absent": 0,
+            "reason": "",
+        }
+    ]
+    result = ask("gaps")
+    assert "conv_1" in result.stdout
+    assert "3-1002" in result.stdout
+    assert "open" in result.stdout
+    assert json.loads(ask("gaps", "alice", "--all", "--limit", "5", "--json").stdout) == served.daemon.gap_list
+    assert served.daemon.asked == [("gaps", None, True, 100), ("gaps", "alice", False, 5)]
+
+
+def test_no_gaps_are_no_rows(ask: Callable[..., Result]) -> None:
+    result = ask("gaps")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "no open gaps\n")
+    assert json.loads(ask("gaps", "--json").stdout) == []
+
+
+# check
+
+
+def test_check_sums_up_a_configuration_that_is_fine(tmp_path: Path) -> None:
+    file = tmp_path / "agentd.toml"
+    file.write_text(
+        '[identity.alice]\nurl = "https://api.agentchat.me"\nkey = { env = "K" }\nplugins = ["greeter"]\n'
+        '[plugin.greeter]\nuse = "echo"\n[plugin.idle]\nuse = "echo"\n'
+    )
+    result = agentd_command("check", "--config", str(file), K="a-key-for-alice")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        f"ok: {file}",
+        f"state: {tmp_path}/state",
+        "identity alice: agentchat at https://api.agentchat.me, plugins: greeter",
+    ]
+    assert result.stderr == "note: no identity lists plugin idle\n"
+    summary = json.loads(agentd_command("check", "--json", AGENTD_CONFIG=str(file), K="a-key-for-alice").stdout)
+    assert (summary["ok"], summary["unused_plugins"]) == (True, ["idle"])
+
+
+def test_check_tells_every_problem_and_ends_with_the_code_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "agentd.toml"
+    file.write_text("[agentd]\nstatus = 1\nlog_level = 2\n")
+    result = agentd_command("check", "--config", str(file))
+    assert (result.exit_code, result.stdout) == (78, "")
+    assert [line.split(":")[1] for line in result.stderr.splitlines()] == ["2", "3"]
+    as_json = agentd_command("check", "--config", str(file), "--json")
+    assert as_json.exit_code == 78
+    assert json.loads(as_json.stdout)["problems"] == result.stderr.splitlines()
+
+
+def test_check_without_a_file_says_what_a_run_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = agentd_command("check").stdout
+    assert f"state: {tmp_path}/state" in output
+    assert "starts its own hub" in output
+
+
+# Verbs that start something
+
+
+class Called:
+    """Stands for a module with a `run`, and remembers how it was called."""
+
+    def __init__(self) -> None:
+        self.with_: Mapping[str, Any] = {}
+        self.settings: Any = None
+
+    def run(self, *settings: Any, **options: Any) -> int:
+        self.settings, self.with_ = settings, options
+        return 3
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> Called:
+    called = Called()
+    for name in ("daemon", "demo"):
+        monkeypatch.setattr(agentd, name, called, raising=False)
+        monkeypatch.setitem(sys.modules, f"agentd.{name}", called)
+    return called
+
+
+def test_run_gives_the_checked_settings_and_their_file(called: Called, tmp_path: Path) -> None:
+    file = tmp_path / "agentd.toml"
+    file.write_text("")
+    result = agentd_command("run", "--config", str(file), "--state", str(tmp_path / "mail"))
+    assert result.exit_code == 3
+    assert called.settings[0].agentd.state == str(tmp_path / "mail")
+    assert called.with_ == {"config_path": file}
+
+
+def test_run_does_not_start_with_a_broken_configuration(called: Called, tmp_path: Path) -> None:
+    assert agentd_command("run", "--config", str(tmp_path / "gone.toml")).exit_code == 78
+    assert called.settings is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("push_drop", "'push_drop' is not NAME=VALUE"),
+        ("pus_drop=0.1", "there is no fault 'pus_drop'; did you mean push_drop?"),
+        ("zzz=1", "there is no fault 'zzz'; known: "),
+        ("push_drop=much", "a fault's value is a number"),
+        ("push_drop=1.5", "push_drop=1.5 is no chance; give a number from 0 to 1"),
+        ("push_drop=nan", "push_drop=nan is no chance"),
+    ],
+)
+def test_a_fault_that_makes_no_sense_is_a_matter_of_usage(fault: str, told: str) -> None:
+    result = agentd_command("hub", "--fault", fault)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_a_store_in_a_folder_that_is_not_there_is_a_matter_of_usage(tmp_path: Path) -> None:
+    result = agentd_command("hub", "--store", str(tmp_path / "gone" / "hub.db"))
+    assert result.exit_code == 2
+    assert "does not exist; make it first" in result.stderr
+
+
+def test_faults_become_a_plan() -> None:
+    from agentd.cli.serving import fault_plan
+
+    plan = fault_plan(7, {"push_drop": "0.25", "delay_max_s": "3"})
+    assert (plan.seed, plan.push_drop, plan.delay_max_s, plan.push_cut) == (7, 0.25, 3.0, 0.0)
+
+
+@pytest.fixture
+def hub() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts hubs as processes, and ends those that the test has left."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "agentd", "hub", *words]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_hub_names_its_address_and_stops_at_a_signal(
+    hub: Callable[..., subprocess.Popen[str]], number: signal.Signals
+) -> None:
+    process = hub("--port", "0", "--fault", "push_drop=0.5")
+    assert process.stdout is not None
+    address = re.fullmatch(r"hub at (http://127\.0\.0\.1:\d+)\n", process.stdout.readline())
+    assert address is not None
+    with pytest.raises(urllib.error.HTTPError) as answer:
+        urllib.request.urlopen(address[1] + "/v1/agents/me", timeout=10)
+    answer.value.close()
+    assert answer.value.code == 401
+    process.send_signal(number)
+    assert (*process.communicate(timeout=10), process.returncode) == ("", "", 0)
+
+
+def test_a_port_that_is_taken_is_told_with_the_remedy(hub: Callable[..., subprocess.Popen[str]]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        output, errors = (process := hub("--port", str(port))).communicate(timeout=10)
+    assert (process.returncode, output) == (1, "")
+    assert f"cannot listen on 127.0.0.1:{port} (" in errors
+    assert "take another --port" in errors
+
+
+def test_demo_runs_the_acceptance_unless_told_otherwise(called: Called) -> None:
+    assert agentd_command("demo", "--seed", "9", "--json").exit_code == 3
+    assert called.with_ == {
+        "messages": 5_000,
+        "identities": 3,
+        "conversations": 40,
+        "kills": 5,
+        "seed": 9,
+        "as_json": True,
+    }
+
+
+# The command as a whole
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["send", "@x", "hi"], ["tail"], ["gaps"]])
+def test_without_a_daemon_every_client_verb_says_how_to_start_one(words: list[str], tmp_path: Path) -> None:
+    result = agentd_command(*words, "--state", str(tmp_path))
+    assert (result.exit_code, result.stdout) == (69, "")
+    assert result.stderr.startswith(f"agentd: no daemon answers at {tmp_path}/control.sock; start one with: agentd run")
+
+
+@pytest.mark.parametrize("words", [["statuss"], ["send", "@x"], ["gaps", "--limit", "0"], ["tail", "--since", "x"]])
+def test_wrong_words_end_with_the_code_for_usage(words: list[str]) -> None:
+    assert agentd_command(*words).exit_code == 2
+
+
+def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
+    verbs = ["run", "check", "status", "send", "tail", "gaps", "hub", "demo"]
+    lines = agentd_command("--help").stdout.split("Commands:\n")[1].splitlines()
+    assert [line.split()[0] for line in lines] == verbs
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+    for verb in verbs:
+        assert agentd_command(verb, "--help").exit_code == 0
+
+
+def test_the_version_is_told() -> None:
+    assert agentd_command("--version").stdout == f"agentd, version {agentd.__version__}\n"
+
+
+# Tables and ages
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (-3, "0 s"),
+        (0.4, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (3_599, "59 min"),
+        (3_660, "1 h 1 min"),
+        (90_000, "1 d 1 h"),
+    ],
+)
+def test_an_age_is_told_in_two_units_at_most(seconds: float | None, text: str) -> None:
+    assert age(seconds) == text
+
+
+def test_a_moment_without_a_zone_is_universal_time() -> None:
+    now = datetime(2026, 1, 2, 4, tzinfo=UTC)
+    assert since("2026-01-02T03:00:00", now) == since("2026-01-02T04:00:00+01:00", now) == "1 h 0 min"
+    assert since(None, now) == "-"
+
+
+CELLS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30)
+
+
+@given(st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=5), st.integers(40, 90))
+def test_a_table_fits_and_keeps_what_matters_most(rows: list[tuple[str, str, str]], width: int) -> None:
+    columns = [
+        Column("FIRST", lambda row: row["cells"][0]),
+        Column("SECOND", lambda row: row["cells"][1], 2, right=True),
+        Column("THIRD", lambda row: row["cells"][2], 1),
+    ]
+    lines = table(columns, [{"cells": cells} for cells in rows], width)
+    assert len(lines) == len(rows) + 1
+    heading = lines[0]
+    assert "FIRST" in heading
+    assert "SECOND" not in heading or "THIRD" in heading
+    for line in lines[1:]:
+        assert columns_of(line) <= width
+        assert len(line.splitlines()) <= 1
+
+
+def test_wide_characters_take_two_columns_and_combining_ones_none() -> None:
+    assert columns_of("日本") == 4
+    assert columns_of("e\u0301") == 1

@@ -1,0 +1,1055 @@
+"""Order within a lane, independence between lanes, effects with their cursor, and every fate of an event."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentd.config import Dispatch, JournalSettings, PluginSettings
+from agentd.core.events import GapReport, Message, Record, Send, Signal, Typing
+from agentd.core.retry import Backoff
+from agentd.dispatcher import Dispatcher, LoopClock
+from agentd.errors import GiveUp, JournalUnusable, RetryLater
+from agentd.host.lifecycle import Loaded
+from agentd.host.stalls import StallWatch
+from agentd.journal.sqlite import open_journal
+from agentd.journal.storage import Appended, Change, Conversation, CursorMoved, Queued, StoredRecord
+from agentd.plugin import Context, Plugin
+from agentd.testing import HandClock, MemoryJournal
+
+Handle = Callable[[Message, Context], Any]
+
+
+class Journal(MemoryJournal):
+    """Keeps what was committed, and how; while `full` nothing reaches the disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commits: list[tuple[Change, ...]] = []
+        self.full = False
+        self.broken: Exception | None = None
+        self._waiting: list[tuple[asyncio.Future[None], tuple[Change, ...]]] = []
+
+    def commit(self, *changes: Change) -> asyncio.Future[None]:
+        if self.broken:
+            failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            failed.set_exception(self.broken)
+            return failed
+        if not self.full:
+            self.commits.append(changes)
+            return super().commit(*changes)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((future, changes))
+        return future
+
+    def has_room(self) -> None:
+        self.full = False
+        waiting, self._waiting = self._waiting, []
+        for future, changes in waiting:
+            self.commits.append(changes)
+            super().commit(*changes)
+            future.set_result(None)
+
+    def cursor(self, plugin: str, conversation: str) -> int | None:
+        return self._cursors.get((plugin, self._numbers[("me", conversation)]))
+
+
+class Rig:
+    """A dispatcher on a journal in memory, with plugins made from bare functions."""
+
+    def __init__(self, journal: Journal | None = None, clock: Any = None, **settings: Any) -> None:
+        self.journal = journal or Journal()
+        self.clock = clock
+        self.settings = Dispatch(**settings)
+        self.plugins: dict[str, Loaded] = {}
+        self.serves: dict[str, list[str]] = {"me": []}
+        self.queued: list[Send] = []
+        self.shedding: list[bool] = []
+        self.backlog = (1_000, 0)
+
+    def plugin(
+        self, name: str, *handlers: Handle, filters: Any = None, event: Any = Message, **settings: Any
+    ) -> Loaded:
+        plugin = Plugin(name)
+        for handler in handlers:
+            plugin.on(event, **(filters or {}))(handler)
+        return self.load(plugin, **settings)
+
+    def load(self, plugin: Plugin[Any], **settings: Any) -> Loaded:
+        given = PluginSettings(use=plugin.name, **settings)
+        loaded = Loaded(plugin.name, plugin, given, "v1", self.journal.state_get)
+        self.plugins[plugin.name] = loaded
+        self.serves["me"].append(plugin.name)
+        return loaded
+
+    def dispatcher(self) -> Dispatcher:
+        return Dispatcher(
+            self.journal,
+            self.plugins,
+            self.serves,
+            self.settings,
+            revive=self.journal.revive,
+            on_queued=self.queued.extend,
+            on_backlog=self.shedding.append,
+            backlog=self.backlog,
+            clock=self.clock,
+            backoff=Backoff(first_s=0.01, max_s=0.02) if self.clock is None else Backoff(),
+            chance=lambda: 0.0,
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Dispatcher]:
+        for plugin in self.plugins.values():
+            await plugin.setup()
+        async with asyncio.TaskGroup() as tasks:
+            dispatcher = self.dispatcher()
+            await dispatcher.start(tasks)
+            try:
+                yield dispatcher
+            finally:
+                await dispatcher.stop(0.2)
+                for plugin in self.plugins.values():
+                    await plugin.teardown()
+
+    def said(self, conversation: str, text: str = "", **fields: Any) -> Record:
+        """Something that is on disk, to be offered."""
+        number = self.journal.next_seq("me", conversation)
+        return self.journal.append(
+            Message(
+                identity="me",
+                conversation=conversation,
+                seq=number,
+                id=f"{conversation}.{number}",
+                sender=fields.pop("sender", "peer"),
+                text=text or str(number),
+                **fields,
+            ),
+            0.0,
+        )
+
+
+class Ledger:
+    """A handler that writes down what it was given."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, list[str | None]] = {}
+
+    async def __call__(self, message: Message, ctx: Context) -> None:
+        self.texts.setdefault(message.conversation, []).append(message.text)
+
+
+# --- order and independence
+
+
+async def test_each_conversation_is_handled_in_order_and_every_cursor_reaches_the_end() -> None:
+    rig, ledger = Rig(), Ledger()
+    rig.plugin("p", ledger)
+    async with rig.running() as dispatcher:
+        for burst in range(10):
+            dispatcher.offer([rig.said(f"c{number}", str(burst)) for number in range(20)])
+        await dispatcher.quiet()
+        assert ledger.texts == {f"c{number}": [str(burst) for burst in range(10)] for number in range(20)}
+        assert dispatcher.handled == {"me": 200}
+        assert dispatcher.pending == {"me": 0}
+    assert rig.journal.cursor("p", "c19") == 200
+
+
+async def test_a_handler_that_waits_delays_no_other_conversation() -> None:
+    rig, ledger = Rig(), Ledger()
+    release = asyncio.Event()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        if message.conversation == "stuck":
+            await release.wait()
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("stuck"), rig.said("stuck"), rig.said("free"), rig.said("free")])
+        while len(ledger.texts.get("free", [])) < 2:
+            await asyncio.sleep(0)
+        assert "stuck" not in ledger.texts
+        assert dispatcher.pending == {"me": 2}
+        release.set()
+        await dispatcher.quiet()
+        assert ledger.texts["stuck"] == ["1", "2"]
+
+
+async def test_a_blocking_def_handler_delays_no_other_conversation_and_not_the_loop() -> None:
+    rig, ledger = Rig(), Ledger()
+    release = threading.Event()
+
+    def handle(message: Message, ctx: Context) -> None:
+        if message.conversation == "stuck":
+            release.wait(10)
+        ledger.texts.setdefault(message.conversation, []).append(message.text)
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("stuck"), rig.said("free"), rig.said("free")])
+        while len(ledger.texts.get("free", [])) < 2:
+            await asyncio.sleep(0.001)
+        assert "stuck" not in ledger.texts
+        release.set()
+        await dispatcher.quiet()
+        assert ledger.texts["stuck"] == ["1"]
+
+
+async def test_a_plugin_at_its_limit_leaves_the_workers_to_others() -> None:
+    rig, ledger = Rig(concurrency=3), Ledger()
+    release = asyncio.Event()
+    inside: list[str] = []
+
+    async def hog(message: Message, ctx: Context) -> None:
+        inside.append(message.conversation)
+        await release.wait()
+
+    rig.plugin("hog", hog, concurrency=2)
+    rig.plugin("quick", ledger)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said(f"c{number}") for number in range(10)])
+        while len(ledger.texts) < 10:
+            await asyncio.sleep(0)
+        assert len(inside) == 2
+        release.set()
+        await dispatcher.quiet()
+        assert len(inside) == 10
+
+
+async def test_handlers_that_never_wait_still_let_the_loop_run() -> None:
+    rig = Rig()
+    turns = 0
+
+    async def busy(message: Message, ctx: Context) -> None:
+        end = time.monotonic() + 0.001
+        while time.monotonic() < end:
+            pass
+
+    rig.plugin("p", busy)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said(f"c{number % 7}") for number in range(100)])
+        while dispatcher.pending["me"]:
+            turns += 1
+            await asyncio.sleep(0)
+    assert turns >= 10
+
+
+async def test_as_many_calls_run_at_once_as_the_settings_allow_and_no_more() -> None:
+    rig = Rig(concurrency=5)
+    inside = most = 0
+
+    async def handle(message: Message, ctx: Context) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0.002)
+        inside -= 1
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said(f"c{number}") for number in range(30)])
+        await dispatcher.quiet()
+        assert most == 5
+
+
+async def test_several_handlers_of_one_plugin_run_in_order_in_one_transaction() -> None:
+    rig = Rig()
+    calls = []
+
+    async def first(message: Message, ctx: Context) -> None:
+        calls.append("first")
+        ctx.state.put("n", 1)
+        ctx.reply("one")
+
+    async def second(message: Message, ctx: Context) -> None:
+        calls.append(f"second sees {await ctx.state.get('n', int)}")
+        ctx.reply("two")
+
+    rig.plugin("p", first, second)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+    assert calls == ["first", "second sees 1"]
+    effects = [[type(change).__name__ for change in commit] for commit in rig.journal.commits[1:]]
+    assert effects == [["CursorMoved", "StatePut", "Queued", "Queued"]]
+    assert [send.content.text for send in rig.queued] == ["one", "two"]
+
+
+# --- what is passed over
+
+
+async def test_an_event_that_nobody_wants_moves_the_cursor_without_a_call() -> None:
+    rig, ledger = Rig(), Ledger()
+    rig.plugin("p", ledger, filters={"sender": "ann"})
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c"), rig.said("c", sender="ann"), rig.said("c"), rig.said("c", own=True)])
+        assert dispatcher.undispatched == 1
+        await dispatcher.quiet()
+        assert dispatcher.pending == {"me": 0}
+    assert ledger.texts == {"c": ["2"]}
+    assert rig.journal.cursor("p", "c") == 4
+
+
+async def test_records_of_an_identity_without_plugins_are_handled_at_once() -> None:
+    rig = Rig()
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c"), rig.said("c")])
+        assert dispatcher.handled == {"me": 2}
+        assert dispatcher.pending == {"me": 0}
+
+
+async def test_a_record_is_pending_until_the_last_of_its_plugins_is_through_with_it() -> None:
+    rig, ledger = Rig(), Ledger()
+    release = asyncio.Event()
+
+    async def slow(message: Message, ctx: Context) -> None:
+        await release.wait()
+
+    rig.plugin("quick", ledger)
+    rig.plugin("slow", slow)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("a"), rig.said("b")])
+        while len(ledger.texts) < 2:
+            await asyncio.sleep(0)
+        assert dispatcher.pending == {"me": 2}
+        release.set()
+        await dispatcher.quiet()
+        assert dispatcher.pending == {"me": 0}
+
+
+async def test_cursors_of_turns_without_effects_are_gathered() -> None:
+    rig, ledger = Rig(), Ledger()
+    rig.plugin("p", ledger)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c") for _ in range(500)])
+        await dispatcher.quiet()
+    moves = [change for commit in rig.journal.commits for change in commit if isinstance(change, CursorMoved)]
+    assert moves[-1].position == 500
+    assert len(moves) < 50
+
+
+# --- failure
+
+
+async def test_a_failing_event_is_tried_again_before_the_next_of_its_lane() -> None:
+    rig, ledger = Rig(), Ledger()
+    failures = iter([ValueError("once"), RetryLater(0.001), TimeoutError()])
+
+    async def handle(message: Message, ctx: Context) -> None:
+        assert ctx.attempt <= 4
+        if message.text == "1" and (error := next(failures, None)) is not None:
+            ctx.reply("never seen")
+            raise error
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c"), rig.said("c"), rig.said("d", text="other")])
+        while dispatcher.pending["me"]:
+            await asyncio.sleep(0.001)
+        assert ledger.texts == {"c": ["1", "2"], "d": ["other"]}
+        assert rig.queued == []
+
+
+async def test_attempts_spent_make_a_dead_letter_with_its_traceback_and_the_lane_goes_on() -> None:
+    rig, ledger = Rig(), Ledger()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        if message.text == "poison":
+            raise ValueError("cannot digest ac_0123456789abcdef")
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle, attempts=3)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c", "poison"), rig.said("c", "food")])
+        while dispatcher.pending["me"]:
+            await asyncio.sleep(0.001)
+        assert dispatcher.dead == {"me": 1}
+    [dead] = rig.journal.dead
+    assert (dead.attempts, dead.position, dead.plugin_version) == (3, 1, "v1")
+    assert dead.error == "ValueError: cannot digest [redacted]"
+    assert "in handle" in dead.traceback
+    assert "ac_0123456789abcdef" not in dead.traceback
+    assert ledger.texts == {"c": ["food"]}
+    assert rig.journal.failed == {}
+
+
+async def test_giving_up_needs_no_second_attempt() -> None:
+    rig = Rig()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        raise GiveUp("not for me")
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+    assert [(dead.attempts, dead.error) for dead in rig.journal.dead] == [(1, "GiveUp: not for me")]
+    assert rig.journal.cursor("p", "c") == 1
+
+
+async def test_a_traceback_of_any_length_is_cut() -> None:
+    rig = Rig()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        raise GiveUp("x" * 100_000)
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+    assert len(rig.journal.dead[0].traceback) <= 8_000
+    assert len(rig.journal.dead[0].error) <= 500
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(1), asyncio.CancelledError(), StopAsyncIteration(), ExceptionGroup("g", [OSError()])]
+)
+async def test_whatever_a_handler_raises_is_its_own_failure_only(error: BaseException) -> None:
+    rig, ledger = Rig(), Ledger()
+
+    async def at_once(message: Message, ctx: Context) -> None:
+        raise error
+
+    async def after_a_while(message: Message, ctx: Context) -> None:
+        await asyncio.sleep(0)
+        raise error
+
+    rig.plugin("quick", at_once, attempts=1)
+    rig.plugin("later", after_a_while, attempts=1)
+    rig.plugin("healthy", ledger)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c"), rig.said("c")])
+        await dispatcher.quiet()
+    assert len(rig.journal.dead) == 4
+    assert ledger.texts == {"c": ["1", "2"]}
+
+
+async def test_a_filter_that_raises_is_a_failure_of_its_plugin_and_not_of_intake() -> None:
+    rig, ledger = Rig(), Ledger()
+    rig.plugin("broken", ledger, filters={"where": lambda message: 1 / 0}, attempts=1)
+    rig.plugin("healthy", ledger)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+    assert ledger.texts == {"c": ["1"]}
+    assert "ZeroDivisionError" in rig.journal.dead[0].error
+
+
+async def test_a_handler_past_its_deadline_is_cancelled_and_counted() -> None:
+    rig = Rig()
+    cancelled = []
+
+    async def handle(message: Message, ctx: Context) -> None:
+        ctx.reply("never seen")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(message.text)
+            raise
+
+    async def stubborn(message: Message, ctx: Context) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ctx.reply("too late")
+
+    rig.plugin("p", handle, attempts=1, timeout_s=0.01)
+    rig.plugin("q", stubborn, attempts=1, timeout_s=0.01)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+    assert cancelled == ["1"]
+    assert sorted(dead.error.rsplit(".", 1)[-1] for dead in rig.journal.dead) == [
+        "01 s",
+        "01 s",
+    ]
+    assert rig.queued == []
+
+
+async def test_a_thread_that_overruns_keeps_its_lane_until_it_ends_and_its_effects_are_lost() -> None:
+    rig, ledger = Rig(concurrency=1), Ledger()
+    release, refused = threading.Event(), threading.Event()
+
+    def handle(message: Message, ctx: Context) -> None:
+        if message.text == "hang":
+            release.wait(10)
+            try:
+                ctx.reply("too late")
+            except RuntimeError:
+                refused.set()
+        else:
+            ledger.texts.setdefault(message.conversation, []).append(message.text)
+
+    rig.plugin("p", handle, attempts=1, timeout_s=0.02)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c", "hang"), rig.said("c", "next"), rig.said("d", "other")])
+        while not (rig.journal.dead and ledger.texts):
+            await asyncio.sleep(0.001)
+        assert ledger.texts == {"d": ["other"]}
+        assert rig.journal.cursor("p", "c") == 1
+        release.set()
+        await dispatcher.quiet()
+        assert ledger.texts == {"d": ["other"], "c": ["next"]}
+    assert refused.is_set()
+    assert rig.queued == []
+
+
+async def test_delays_follow_the_clock_and_what_the_handler_asked_for() -> None:
+    clock = HandClock()
+    rig = Rig(clock=clock)
+    tried: list[float] = []
+
+    async def handle(message: Message, ctx: Context) -> None:
+        tried.append(clock.monotonic())
+        if len(tried) < 4:
+            raise RetryLater(30.0) if len(tried) == 1 else ValueError
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+        for _ in range(100):
+            if (due := clock.next_timer(clock.monotonic() + 1)) is not None:
+                due()
+            await dispatcher.quiet()
+    # Asked for 30 s; then half of 2 s and half of 4 s, since chance is nought.
+    assert tried == [0.0, 30.0, 31.0, 33.0]
+
+
+# --- disk
+
+
+async def test_a_full_journal_makes_lanes_with_effects_wait_and_loses_nothing() -> None:
+    rig, ledger = Rig(), Ledger()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        await ledger(message, ctx)
+        ctx.reply(message.text)
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        rig.journal.full = True
+        dispatcher.offer([rig.said("c"), rig.said("c"), rig.said("d")])
+        while len(ledger.texts) < 2:
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert ledger.texts == {"c": ["1"], "d": ["1"]}
+        assert rig.queued == []
+        rig.journal.has_room()
+        await dispatcher.quiet()
+        assert ledger.texts == {"c": ["1", "2"], "d": ["1"]}
+        assert len(rig.queued) == 3
+
+
+async def test_a_journal_that_fails_ends_the_dispatcher_loudly() -> None:
+    rig = Rig()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        ctx.reply("hello")
+
+    rig.plugin("p", handle)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with rig.running() as dispatcher:
+            rig.journal.broken = JournalUnusable("corrupt")
+            dispatcher.offer([rig.said("c")])
+            await asyncio.Event().wait()
+    assert caught.group_contains(JournalUnusable)
+    assert rig.queued == []
+
+
+async def test_sends_ring_only_when_they_are_on_disk() -> None:
+    rig = Rig()
+    seen: list[int] = []
+
+    async def handle(message: Message, ctx: Context) -> None:
+        ctx.reply("hello")
+        seen.append(len(rig.journal.sent))
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+        assert [send.client_msg_id for send in rig.queued] == list(rig.journal.sent)
+    assert seen == [0]
+
+
+# --- memory and bounds
+
+
+async def test_a_lane_beyond_its_memory_reads_on_from_the_journal_in_order() -> None:
+    rig, ledger = Rig(lane_memory=4), Ledger()
+    release = asyncio.Event()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        await release.wait()
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle, filters={"where": lambda message: message.seq % 3})
+    async with rig.running() as dispatcher:
+        for _ in range(10):
+            dispatcher.offer([rig.said("c") for _ in range(5)])
+        assert dispatcher.undispatched == 4
+        assert dispatcher.pending == {"me": 50}
+        release.set()
+        await dispatcher.quiet()
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+        assert ledger.texts["c"] == [str(seq) for seq in range(1, 52) if seq % 3]
+        assert dispatcher.pending == {"me": 0}
+        assert dispatcher.handled == {"me": 51}
+        assert dispatcher.undispatched == 0
+    assert rig.journal.cursor("p", "c") == 51
+
+
+async def test_a_record_that_is_on_disk_but_not_offered_yet_is_handled_once() -> None:
+    rig, ledger = Rig(lane_memory=1), Ledger()
+    rig.plugin("p", ledger)
+    async with rig.running() as dispatcher:
+        offered, later = [rig.said("c") for _ in range(4)], [rig.said("c")]
+        dispatcher.offer(offered)
+        await dispatcher.quiet()
+        dispatcher.offer(later)
+        await dispatcher.quiet()
+    assert ledger.texts == {"c": ["1", "2", "3", "4", "5"]}
+
+
+async def test_the_backlog_bell_rings_once_above_the_high_mark_and_once_below_the_low() -> None:
+    rig = Rig()
+    rig.backlog = (10, 3)
+    release = asyncio.Event()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        await release.wait()
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c") for _ in range(10)])
+        assert rig.shedding == []
+        dispatcher.offer([rig.said("c"), rig.said("d")])
+        assert rig.shedding == [True]
+        release.set()
+        await dispatcher.quiet()
+        assert rig.shedding == [True, False]
+
+
+# --- restart
+
+
+async def test_a_restart_goes_on_where_each_plugin_stood() -> None:
+    rig, quick, slow = Rig(), Ledger(), Ledger()
+    gate = asyncio.Event()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        if message.text in ("3", "2"):
+            await gate.wait()
+        await slow(message, ctx)
+
+    rig.plugin("quick", quick)
+    rig.plugin("slow", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c") for _ in range(4)])
+        while "c" not in slow.texts or len(quick.texts["c"]) < 4:
+            await asyncio.sleep(0)
+    assert slow.texts == {"c": ["1"]}
+    rig.said("c")
+    gate.set()
+    async with rig.running() as dispatcher:
+        await dispatcher.quiet()
+        assert dispatcher.pending == {"me": 0}
+        assert dispatcher.handled == {"me": 5}
+    assert slow.texts == {"c": ["1", "2", "3", "4", "5"]}
+    assert quick.texts == {"c": ["1", "2", "3", "4", "5"]}
+
+
+async def test_what_a_stop_cuts_off_is_not_counted_as_a_failure() -> None:
+    rig = Rig()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        ctx.reply("never seen")
+        await asyncio.Event().wait()
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await asyncio.sleep(0)
+    assert rig.journal.failed == {}
+    assert rig.journal.dead == []
+    assert rig.queued == []
+
+
+async def test_a_stop_lets_running_turns_finish() -> None:
+    rig, ledger = Rig(), Ledger()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        await asyncio.sleep(0.05)
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c"), rig.said("c")])
+        await asyncio.sleep(0.01)
+    assert ledger.texts == {"c": ["1"]}
+    assert rig.journal.cursor("p", "c") == 1
+
+
+async def test_attempts_are_counted_across_a_restart_and_the_delay_still_holds() -> None:
+    clock = HandClock()
+    rig = Rig(clock=clock)
+    tried: list[tuple[float, int]] = []
+
+    async def handle(message: Message, ctx: Context) -> None:
+        tried.append((clock.monotonic(), ctx.attempt))
+        raise RetryLater(10.0)
+
+    rig.plugin("p", handle, attempts=3)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+    async with rig.running() as dispatcher:
+        await dispatcher.quiet()
+        assert tried == [(0.0, 1)]
+        while dispatcher.pending["me"]:
+            if (due := clock.next_timer(clock.monotonic() + 1)) is not None:
+                due()
+            await dispatcher.quiet()
+    assert tried == [(0.0, 1), (10.0, 2), (20.0, 3)]
+    assert rig.journal.dead[0].attempts == 3
+
+
+async def test_a_plugin_that_is_added_later_does_not_answer_what_was_said_before_it_came() -> None:
+    rig, old, new = Rig(), Ledger(), Ledger()
+    rig.plugin("old", old)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+    rig.plugin("new", new)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c"), rig.said("d")])
+        await dispatcher.quiet()
+    assert old.texts == {"c": ["1", "2"], "d": ["1"]}
+    assert new.texts == {"c": ["2"], "d": ["1"]}
+
+
+async def test_what_came_since_a_plugins_first_start_is_handled_after_a_crash_before_any_cursor() -> None:
+    rig, ledger = Rig(), Ledger()
+    rig.plugin("p", ledger)
+    async with rig.running():
+        pass
+    rig.said("c")
+    async with rig.running() as dispatcher:
+        await dispatcher.quiet()
+    assert ledger.texts == {"c": ["1"]}
+
+
+async def test_a_stored_event_that_cannot_be_decoded_is_a_dead_letter_and_not_the_end() -> None:
+    rig, ledger = Rig(), Ledger()
+    rig.plugin("p", ledger)
+    async with rig.running():
+        pass
+    for _ in range(3):
+        rig.said("c")
+    revive = rig.journal.revive
+
+    def broken(stored: StoredRecord) -> Any:
+        if stored.position == 2:
+            raise ValueError("what is this")
+        return revive(stored)
+
+    rig.journal.revive = broken  # type: ignore[method-assign]  # a payload that no version of ours can read
+    async with rig.running() as dispatcher:
+        await dispatcher.quiet()
+        assert dispatcher.pending == {"me": 0}
+        assert dispatcher.dead == {"me": 1}
+    assert ledger.texts == {"c": ["1", "3"]}
+
+
+# --- signals
+
+
+async def test_a_newer_signal_replaces_an_older_one_that_nobody_saw_yet() -> None:
+    rig = Rig()
+    seen: list[bool] = []
+    release = asyncio.Event()
+
+    async def handle(signal: Typing, ctx: Context) -> None:
+        seen.append(signal.active)
+        await release.wait()
+
+    rig.plugin("p", handle, event=Typing)
+    async with rig.running() as dispatcher:
+        for active in (True, False, True, False):
+            dispatcher.signal(Typing(identity="me", conversation="c", sender="bob", active=active))
+        while not seen:
+            await asyncio.sleep(0)
+        release.set()
+        await dispatcher.quiet()
+    assert seen == [False]
+
+
+async def test_gap_reports_do_not_replace_each_other_and_other_signals_go_nowhere() -> None:
+    rig = Rig()
+    seen: list[int] = []
+
+    async def handle(gap: GapReport, ctx: Context) -> None:
+        seen.append(gap.start)
+        ctx.send("@owner", f"lost {gap.start}")
+
+    rig.plugin("p", handle, event=GapReport)
+    async with rig.running() as dispatcher:
+        for start in (5, 9):
+            dispatcher.signal(
+                GapReport(identity="me", conversation="c", epoch=1, start=start, stop=start + 1, absent=1)
+            )
+        dispatcher.signal(Typing(identity="me", conversation="c", sender="bob", active=True))
+        await dispatcher.quiet()
+    assert seen == [5, 9]
+    assert [send.content.text for send in rig.queued] == ["lost 5", "lost 9"]
+
+
+async def test_signals_are_bounded_and_a_handler_that_fails_on_one_is_only_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig()
+    seen = 0
+
+    async def handle(signal: Signal, ctx: Context) -> None:
+        nonlocal seen
+        seen += 1
+        raise ValueError("boom")
+
+    rig.plugin("p", handle, event=Typing)
+    async with rig.running() as dispatcher:
+        for number in range(1_200):
+            dispatcher.signal(Typing(identity="me", sender=f"s{number}", active=True))
+        await dispatcher.quiet()
+        assert dispatcher.signals_dropped == 200
+    assert seen == 1_000
+    assert "handler failed on a signal" in caplog.records[0].getMessage()
+
+
+# --- middleware, state, stalls
+
+
+async def test_middlewares_wrap_the_turn_and_see_its_failure() -> None:
+    rig = Rig()
+    calls: list[str] = []
+    plugin = Plugin("p")
+
+    @plugin.middleware
+    async def outer(event: Message, ctx: Context) -> AsyncIterator[None]:
+        calls.append("outer in")
+        await asyncio.sleep(0)
+        try:
+            yield
+        except ValueError:
+            calls.append("outer forgives")
+        calls.append("outer out")
+
+    @plugin.middleware
+    async def inner(event: Message, ctx: Context) -> AsyncIterator[None]:
+        calls.append("inner in")
+        yield
+        calls.append("inner out")
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        calls.append("handle")
+        if message.text == "bad":
+            raise ValueError
+
+    rig.load(plugin)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c", "good")])
+        await dispatcher.quiet()
+        assert calls == ["outer in", "inner in", "handle", "inner out", "outer out"]
+        calls.clear()
+        dispatcher.offer([rig.said("c", "bad")])
+        await dispatcher.quiet()
+        assert calls == ["outer in", "inner in", "handle", "outer forgives", "outer out"]
+        assert dispatcher.pending == {"me": 0}
+    assert rig.journal.failed == {}
+
+
+async def test_a_middleware_that_hangs_meets_the_deadline() -> None:
+    rig = Rig()
+    plugin = Plugin("p")
+
+    @plugin.middleware
+    async def around(event: Message, ctx: Context) -> AsyncIterator[None]:
+        await asyncio.Event().wait()
+        yield
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None: ...
+
+    rig.load(plugin, timeout_s=0.01, attempts=1)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+    assert "DeadlinePassed" in rig.journal.dead[0].error
+
+
+async def test_a_def_handler_reads_state_through_wait() -> None:
+    rig = Rig()
+    seen: list[int] = []
+
+    def handle(message: Message, ctx: Context) -> None:
+        count = ctx.wait(ctx.state.get("count", int, 0)) + 1
+        ctx.state.put("count", count)
+        seen.append(count)
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c") for _ in range(3)])
+        await dispatcher.quiet()
+    assert seen == [1, 2, 3]
+
+
+async def test_the_deadline_that_a_handler_reads_is_its_own() -> None:
+    rig = Rig()
+    left: list[float] = []
+
+    async def handle(message: Message, ctx: Context) -> None:
+        left.append(ctx.deadline - time.time())
+
+    rig.plugin("p", handle, filters={"timeout_s": 7.0})
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+    assert 6.0 < left[0] <= 7.01
+
+
+async def test_a_handler_that_blocks_the_loop_is_named_with_its_stack(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    rig = Rig()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        time.sleep(0.3)  # what an author must not do
+
+    loaded = rig.plugin("greeter", handle)
+    with StallWatch(0.05, dict(loaded.codes())) as watch:
+        async with rig.running() as dispatcher:
+            dispatcher.offer([rig.said("c")])
+            await dispatcher.quiet()
+            while not watch.stalled_s:
+                await asyncio.sleep(0.01)
+    told = caplog.records[0].getMessage()
+    assert "plugin greeter, handler" in told
+    assert "time.sleep(0.3)" in told
+
+
+# --- on the real disk
+
+
+@asynccontextmanager
+async def on_disk(path: Path, handle: Handle, queued: list[Send]) -> AsyncIterator[tuple[Any, Dispatcher]]:
+    """A dispatcher on a journal on disk. Leaving it is a crash: what was not committed by then is gone."""
+    journal = await open_journal(path, JournalSettings(linger_ms=0.0))
+    plugin = Plugin("p")
+    plugin.on(Message)(handle)
+    loaded = Loaded("p", plugin, PluginSettings(use="p"), "", journal.state_get)
+    await loaded.setup()
+
+    def revive(stored: StoredRecord) -> Message:
+        return message_at(int(stored.payload))
+
+    async with asyncio.TaskGroup() as tasks:
+        dispatcher = Dispatcher(
+            journal,
+            {"p": loaded},
+            {"me": ["p"]},
+            Dispatch(),
+            revive=revive,
+            on_queued=queued.extend,
+            on_backlog=lambda shed: None,
+            backlog=(1_000, 0),
+            clock=LoopClock(),
+        )
+        await dispatcher.start(tasks)
+        try:
+            yield journal, dispatcher
+        finally:
+            await dispatcher.stop(0.0)
+            await loaded.teardown()
+            await journal.close()
+
+
+def message_at(seq: int) -> Message:
+    return Message(
+        identity="me", conversation="c", seq=seq, id=f"m{seq}", sender="bob", text=str(seq), payload=str(seq).encode()
+    )
+
+
+async def journaled(journal: Any, seqs: Sequence[int]) -> list[Record]:
+    records = [Record(journal.next_position(), 1, message_at(seq), 0.0) for seq in seqs]
+    last = records[-1]
+    mark = Conversation(1, "me", "c", 1, 1, seqs[-1], last.event.id, seqs[-1], last.position)
+    await journal.commit(mark, *[Appended(record) for record in records])
+    return records
+
+
+async def test_state_and_sends_survive_restarts_on_the_real_journal_each_once(tmp_path: Path) -> None:
+    queued: list[Send] = []
+
+    async def count(message: Message, ctx: Context) -> None:
+        total = await ctx.state.get("count", int, 0) + 1
+        everywhere = await ctx.plugin_state.get("count", int, 0) + 1
+        ctx.state.put("count", total)
+        ctx.plugin_state.put("count", everywhere)
+        ctx.reply(f"{message.text} is number {total}")
+
+    for seqs in ([1, 2, 3], [4, 5]):
+        async with on_disk(tmp_path / "journal.db", count, queued) as (journal, dispatcher):
+            dispatcher.offer(await journaled(journal, seqs))
+            await dispatcher.quiet()
+    async with on_disk(tmp_path / "journal.db", count, queued) as (journal, dispatcher):
+        await dispatcher.quiet()
+        assert await journal.state_get("p", 1, "count") == b"5"
+        assert await journal.state_get("p", 0, "count") == b"5"
+        outbox = await journal.outbox_open("me")
+        assert dispatcher.handled == {"me": 5}
+    assert [send.content.text for send in outbox] == [f"{n} is number {n}" for n in range(1, 6)]
+    assert len(queued) == 5
+
+
+async def test_a_turn_cut_off_before_its_commit_repeats_with_the_same_keys_on_the_real_journal(tmp_path: Path) -> None:
+    keys: list[str] = []
+    gate = asyncio.Event()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        keys.append(ctx.reply("hello"))
+        await gate.wait()
+
+    async with on_disk(tmp_path / "journal.db", handle, []) as (journal, dispatcher):
+        dispatcher.offer(await journaled(journal, [1]))
+        while not keys:
+            await asyncio.sleep(0)
+        assert await journal.outbox_open("me") == []
+    gate.set()
+    async with on_disk(tmp_path / "journal.db", handle, []) as (journal, dispatcher):
+        await dispatcher.quiet()
+        [send] = await journal.outbox_open("me")
+    assert keys == [send.client_msg_id] * 2
+
+
+async def test_a_repeat_of_a_committed_turn_adds_nothing_to_the_outbox(tmp_path: Path) -> None:
+    async def handle(message: Message, ctx: Context) -> None:
+        ctx.reply("first words")
+
+    async with on_disk(tmp_path / "journal.db", handle, []) as (journal, dispatcher):
+        dispatcher.offer(await journaled(journal, [1]))
+        await dispatcher.quiet()
+        [send] = await journal.outbox_open("me")
+        other = Send(
+            identity="me", target="@bob", content=send.content, client_msg_id=send.client_msg_id, cause="again"
+        )
+        await journal.commit(Queued(other, 1.0))
+        assert [each.cause for each in await journal.outbox_open("me")] == [send.cause]
