@@ -17,6 +17,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -273,13 +274,16 @@ class Sender:
         )
 
     def _settle(self, target: str, carried: Carried) -> None:
-        self._journal.commit(carried)
+        self._journal.commit(carried).add_done_callback(partial(self._on_disk, carried))
         lane = self._lanes[target]
         self._open.discard(carried.client_msg_id)
         self._count(lane.popleft(), carried.state)
         if not lane:
             del self._lanes[target]
-        self._on_settled(carried)
+
+    def _on_disk(self, carried: Carried, commit: asyncio.Future[None]) -> None:
+        if not commit.cancelled() and commit.exception() is None:
+            self._on_settled(carried)
 
     def _count(self, send: Send, state: str) -> None:
         self.counts["unknown" if send.state in ("unknown", "sending") else "ready"] -= 1

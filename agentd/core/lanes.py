@@ -24,9 +24,9 @@ T = TypeVar("T")
 class Standing(enum.Enum):
     """Where a lane stands.
 
-        READY ── take ──> RUNNING ── done ──> READY, or forgotten if that was the last
-          ^                  ├── delay ──> DELAYED ── its time ──> READY
-          └───── release ────┴── hold ───> HELD ── done, delay, release
+    READY ── take ──> RUNNING ── done ──> READY, or forgotten if that was the last
+      ^                  ├── delay ──> DELAYED ── its time ──> READY
+      └───── release ────┴── hold ───> HELD ── done, delay, release
     """
 
     READY = enum.auto()
@@ -84,7 +84,7 @@ class Lanes(Generic[K, T]):
     def take(self, now: float) -> tuple[K, T] | None:
         """The next key that may run, with the head of its lane; None while nothing may."""
         if self._delayed and self._delayed[0][0] <= now:
-            self._wake_due(now)
+            self.wake(now)
         if self.running >= self.limit:
             return None
         while self._ready:
@@ -99,6 +99,7 @@ class Lanes(Generic[K, T]):
     def done(self, key: K) -> None:
         """The head of this lane, running or held, is finished with: the next one may run."""
         lane = self._stop(key)
+        assert lane.standing in (Standing.RUNNING, Standing.HELD), lane.standing
         lane.items.popleft()
         if lane.items:
             self._make_ready(key, lane)
@@ -123,8 +124,18 @@ class Lanes(Generic[K, T]):
         assert lane.standing in (Standing.HELD, Standing.DELAYED), lane.standing
         self._make_ready(key, lane)
 
+    def wake(self, now: float) -> bool:
+        """Make the delayed lanes ready whose time has come. Returns whether there were any."""
+        found = False
+        while self._delayed and self._delayed[0][0] <= now:
+            entry = heapq.heappop(self._delayed)
+            if self._still_delayed(entry):
+                found = True
+                self._make_ready(entry[2], self._lanes[entry[2]])
+        return found
+
     def next_deadline(self) -> float | None:
-        """When the first delayed lane becomes ready, or None. `take` must be called then."""
+        """When the first delayed lane becomes ready, or None; `wake` or `take` makes it so then."""
         while self._delayed and not self._still_delayed(self._delayed[0]):
             heapq.heappop(self._delayed)
         return self._delayed[0][0] if self._delayed else None
@@ -143,9 +154,3 @@ class Lanes(Generic[K, T]):
         until, _, key = entry
         lane = self._lanes.get(key)
         return lane is not None and lane.standing is Standing.DELAYED and lane.until == until
-
-    def _wake_due(self, now: float) -> None:
-        while self._delayed and self._delayed[0][0] <= now:
-            entry = heapq.heappop(self._delayed)
-            if self._still_delayed(entry):
-                self._make_ready(entry[2], self._lanes[entry[2]])

@@ -72,6 +72,12 @@ class Renumbered(NamedTuple):
     event: Event
 
 
+class Survey(NamedTuple):
+    """A conversation was met in its middle: drain, since what was lost below may still be held for us."""
+
+    conversation: str
+
+
 class Gap(msgspec.Struct):
     """A range that had to be asked for. rows: how many of its seqs have come since. attempts: requests made."""
 
@@ -109,7 +115,7 @@ class GapClosed(NamedTuple):
     gap: Gap
 
 
-Decision = Deliver | Repeat | Check | Refetch | Absent | Renumbered | GapOpened | GapClosed
+Decision = Deliver | Repeat | Check | Refetch | Absent | Renumbered | Survey | GapOpened | GapClosed
 
 
 class Line:
@@ -137,6 +143,7 @@ class Line:
         "mark_id",
         "page",
         "sends",
+        "surveyed",
         "top",
     )
 
@@ -157,6 +164,7 @@ class Line:
         self.due: float | None = None
         self.sends = 0
         self.page: int | None = None
+        self.surveyed = False
         self.known_ids: frozenset[str] = frozenset()
 
     @property
@@ -167,9 +175,10 @@ class Line:
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the sequencer is bounded by; seconds and events."""
+    """What the sequencer is bounded by; seconds and events. survey_s: how long a survey's drain may take to begin."""
 
     grace_s: float = 0.75
+    survey_s: float = 10.0
     held_max: int = 2_000
     held_total_max: int = 20_000
     backfill: int = 0
@@ -397,7 +406,7 @@ class Sequencer:
             line = self._lines[heapq.heappop(self._alarms)[1]]
             line.due = None
             if line.anchor is None:
-                self._anchor(line, now, out)
+                self._survey(line, now, out)
             elif line.sends:
                 self._alarm(line, now + self._limits.grace_s)
             elif line.top > line.mark and not line.asking:
@@ -420,6 +429,16 @@ class Sequencer:
         elif not self._draining and line.due is None:
             self._alarm(line, now + self._limits.grace_s)
         return out
+
+    def _survey(self, line: Line, now: float, out: list[Decision]) -> None:
+        if self._draining:
+            return  # its end will anchor the line
+        if line.surveyed:
+            self._anchor(line, now, out)
+        else:
+            line.surveyed = True
+            out.append(Survey(line.conversation))
+            self._alarm(line, now + self._limits.survey_s)
 
     def _anchor(self, line: Line, now: float, out: list[Decision]) -> None:
         lowest = min(line.held, default=line.top)

@@ -34,6 +34,7 @@ from agentd.core.sequencer import (
     Renumbered,
     Repeat,
     Sequencer,
+    Survey,
 )
 from agentd.journal.storage import Appended, Change, Conversation, GapNoted, Journal
 from agentd.wire.platform import Malformed, Platform
@@ -88,7 +89,7 @@ class Intake:
     """One identity's way in. `load` first, then frames by `frame` and `burst`, anything else by `apply`.
 
     on_records: called after each commit with what it put on disk. on_question: a decision that needs an answer from
-    the platform or the disk. on_fatal: the journal failed for good.
+    the platform or the disk. on_survey: a drain is wanted. on_fatal: the journal failed for good.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Intake:
         on_records: Callable[[Sequence[Record]], None],
         on_signal: Callable[[Signal], None],
         on_question: Callable[[Question], None],
+        on_survey: Callable[[], None],
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self.identity = identity
@@ -121,6 +123,7 @@ class Intake:
         self._on_records = on_records
         self._on_signal = on_signal
         self._on_question = on_question
+        self._on_survey = on_survey
         self._on_fatal = on_fatal
         self._loop = asyncio.get_running_loop()
         self._link: AckLink | None = None
@@ -260,6 +263,8 @@ class Intake:
                 self._burst.checks.append(decision)
             elif isinstance(decision, Refetch | Renumbered):
                 self._on_question(decision)
+            elif isinstance(decision, Survey):
+                self._on_survey()
             elif isinstance(decision, Absent):
                 self.absent += decision.stop - decision.start
                 log.warning(

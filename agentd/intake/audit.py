@@ -151,4 +151,3 @@ class Audit:
         await intake.settled()
         recorded = (await intake.journal.ids_at([(number, epoch, row.seq)]))[0]
         return recorded is not None and recorded != row.id
-

@@ -1,5 +1,7 @@
 """Ranges against a plain set of ints."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +25,7 @@ def test_ranges_hold_what_a_set_of_ints_would_hold(steps: list[tuple[str, int, i
         assert bool(ranges) == bool(model)
         found = list(ranges)
         assert all(a < b for a, b in found)
-        assert all(left[1] < right[0] for left, right in zip(found, found[1:], strict=False))
+        assert all(left[1] < right[0] for left, right in itertools.pairwise(found))
 
 
 def test_touching_ranges_become_one() -> None:

@@ -21,18 +21,21 @@ from agentd.core.sequencer import (
     Renumbered,
     Repeat,
     Sequencer,
+    Survey,
 )
 
 GRACE = 1.0
 LIMITS = Limits(grace_s=GRACE, held_max=8, held_total_max=12, retry_max_s=4.0)
 
 
-def event(seq: int, *, source: Source = Source.LIVE, own: bool = False, id: str = "", conversation: str = "c") -> Event:
+def event(
+    seq: int, *, source: Source = Source.LIVE, own: bool = False, msg_id: str = "", conversation: str = "c"
+) -> Event:
     return Event(
         identity="me",
         conversation=conversation,
         seq=seq,
-        id=id or f"msg_{seq}",
+        id=msg_id or f"msg_{seq}",
         sender="me" if own else "bob",
         own=own,
         source=source,
@@ -53,6 +56,16 @@ def at_mark(mark: int, *, limits: Limits = LIMITS) -> Sequencer:
     line = Line("c")
     line.anchor, line.mark, line.top, line.mark_id = 1, mark, mark, f"msg_{mark}"
     sequencer.restore(line, 0.0)
+    return sequencer
+
+
+def anchored_at(seq: int, *, limits: Limits = LIMITS) -> Sequencer:
+    """A sequencer that met conversation "c" at `seq`, with nothing below on offer."""
+    sequencer = Sequencer(limits)
+    sequencer.offer(event(seq), 0.0)
+    sequencer.wake(GRACE)
+    sequencer.drain_began()
+    sequencer.drain_ended(GRACE, complete=True)
     return sequencer
 
 
@@ -201,7 +214,7 @@ def test_the_event_at_the_mark_is_a_repeat_and_an_older_one_is_checked_on_disk()
 
 def test_another_id_at_a_known_seq_means_a_new_numbering() -> None:
     sequencer = at_mark(5)
-    other = event(2, id="msg_other")
+    other = event(2, msg_id="msg_other")
     assert sequencer.offer(other, 0.0) == [Check(other)]
     assert sequencer.checked(other, "msg_2") == [Renumbered(other)]
 
@@ -212,7 +225,7 @@ def test_a_reset_replays_the_new_numbering_from_its_start_in_a_new_epoch() -> No
     (ask,) = of(Refetch, sequencer.wake(0.0))
     assert ask == Refetch("c", 2, 1, 3)
     assert isinstance(ask, Refetch)
-    out = sequencer.refetched(ask, [event(1), event(2, id="msg_new")], 3, 0.0)
+    out = sequencer.refetched(ask, [event(1), event(2, msg_id="msg_new")], 3, 0.0)
     assert of(Repeat, out) == [Repeat(event(1))], "an event that was handled under its old seq is not handled again"
     (new,) = of(Deliver, out)
     assert isinstance(new, Deliver)
@@ -223,7 +236,7 @@ def test_a_reset_that_adopts_the_top_asks_for_nothing_old() -> None:
     sequencer = at_mark(5)
     sequencer.reset("c", 0.0, top=2, adopt=True, known_ids=frozenset())
     assert sequencer.deadline() is None
-    assert delivered(sequencer.offer(event(3, id="msg_new"), 0.0)) == [3]
+    assert delivered(sequencer.offer(event(3, msg_id="msg_new"), 0.0)) == [3]
 
 
 def test_an_answer_to_a_question_of_an_ended_epoch_is_dropped() -> None:
@@ -236,10 +249,24 @@ def test_an_answer_to_a_question_of_an_ended_epoch_is_dropped() -> None:
     assert sequencer.lines["c"].mark == 0
 
 
-def test_a_latecomer_below_the_anchor_is_delivered_and_marked_late() -> None:
+def test_a_conversation_met_in_its_middle_asks_for_a_drain_and_is_anchored_at_what_that_brings() -> None:
     sequencer = Sequencer(LIMITS)
     sequencer.offer(event(7), 0.0)
-    assert delivered(sequencer.wake(GRACE)) == [7]
+    assert sequencer.wake(GRACE) == [Survey("c")]
+    sequencer.drain_began()
+    sequencer.offer(event(6, source=Source.DRAIN), GRACE)
+    assert delivered(sequencer.drain_ended(GRACE, complete=True)) == [6, 7]
+
+
+def test_a_survey_that_never_comes_does_not_hold_a_conversation_for_ever() -> None:
+    sequencer = Sequencer(LIMITS)
+    sequencer.offer(event(7), 0.0)
+    sequencer.wake(GRACE)
+    assert delivered(sequencer.wake(GRACE + LIMITS.survey_s)) == [7]
+
+
+def test_a_latecomer_below_the_anchor_is_delivered_and_marked_late() -> None:
+    sequencer = anchored_at(7)
     (late,) = sequencer.offer(event(5), 2.0)
     assert isinstance(late, Deliver)
     assert (late.event.seq, late.event.late) == (5, True)
@@ -271,9 +298,7 @@ def test_the_first_seq_of_all_needs_no_waiting() -> None:
 
 
 def test_backfill_asks_for_what_came_before_the_first_offer() -> None:
-    sequencer = Sequencer(msgspec.structs.replace(LIMITS, backfill=3))
-    sequencer.offer(event(9), 0.0)
-    sequencer.wake(GRACE)
+    sequencer = anchored_at(9, limits=msgspec.structs.replace(LIMITS, backfill=3))
     assert of(Refetch, sequencer.wake(2 * GRACE)) == [Refetch("c", 1, 6, 9)]
 
 
@@ -448,7 +473,9 @@ class AnyInterleaving(RuleBasedStateMachine):
         got = {one.seq for one in self.journal}
         for seq in range(line.anchor, line.mark + 1):
             assert (seq in got) != (seq in line.absent), f"seq {seq} is not accounted for once"
-        assert all(seq in got for seq in range(self.first, self.next_seq) if seq in self.hidden), "given, not in history"
+        assert all(seq in got for seq in range(self.first, self.next_seq) if seq in self.hidden), (
+            "given, not in history"
+        )
         assert all(seq in got for seq in self.visible if seq >= line.anchor)
         assert line.mark == line.top == max(self.visible.keys() | self.hidden)
 

@@ -1,0 +1,170 @@
+"""Lanes against a slow and obvious model: order within a key, one at a time, turns among keys, delays."""
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from agentd.core.lanes import Lanes
+
+
+class LanesAgainstModel(RuleBasedStateMachine):
+    """The model keeps a list per key and looks at all of them each time."""
+
+    @initialize(limit=st.integers(1, 4))
+    def begin(self, limit: int) -> None:
+        self.lanes: Lanes[str, int] = Lanes(limit)
+        self.queues: dict[str, list[int]] = {}
+        self.ready: list[str] = []
+        self.running: list[str] = []
+        self.delayed: dict[str, float] = {}
+        self.held: list[str] = []
+        self.now = 0.0
+        self.pushed = 0
+        self.handled: dict[str, list[int]] = {}
+
+    def _wake(self) -> None:
+        due = sorted((until, key) for key, until in self.delayed.items() if until <= self.now)
+        for _, key in due:
+            del self.delayed[key]
+            self.ready.append(key)
+
+    @rule(key=st.sampled_from("abcdef"))
+    def push(self, key: str) -> None:
+        self.pushed += 1
+        self.lanes.push(key, self.pushed)
+        if key not in self.queues:
+            self.queues[key] = []
+            self.ready.append(key)
+        self.queues[key].append(self.pushed)
+
+    @rule()
+    def take(self) -> None:
+        taken = self.lanes.take(self.now)
+        self._wake()
+        if len(self.running) == self.lanes.limit or not self.ready:
+            assert taken is None
+            return
+        assert taken is not None
+        key, item = taken
+        # Lanes whose delays end at the same moment may come in either order.
+        assert key in self.ready
+        assert item == self.queues[key][0]
+        self.ready.remove(key)
+        self.running.append(key)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def done(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.running)))
+        self.lanes.done(key)
+        self.running.remove(key)
+        self._pop(key)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), released=st.booleans())
+    def held_no_more(self, data: st.DataObject, released: bool) -> None:
+        key = data.draw(st.sampled_from(sorted(self.held)))
+        self.held.remove(key)
+        if released:
+            self.lanes.release(key)
+            self.ready.append(key)
+        else:
+            self.lanes.done(key)
+            self._pop(key)
+
+    def _pop(self, key: str) -> None:
+        self.handled.setdefault(key, []).append(self.queues[key].pop(0))
+        if self.queues[key]:
+            self.ready.append(key)
+        else:
+            del self.queues[key]
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), delay=st.integers(0, 5))
+    def delay(self, data: st.DataObject, delay: int) -> None:
+        key = data.draw(st.sampled_from(sorted(self.running)))
+        self.lanes.delay(key, self.now + delay)
+        self.running.remove(key)
+        self.delayed[key] = self.now + delay
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def hold(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.running)))
+        self.lanes.hold(key)
+        self.running.remove(key)
+        self.held.append(key)
+
+    @rule(seconds=st.integers(0, 4))
+    def pass_time(self, seconds: int) -> None:
+        self.now += seconds
+
+    @invariant()
+    def counts_agree(self) -> None:
+        if hasattr(self, "lanes"):
+            assert self.lanes.running == len(self.running)
+            assert len(self.lanes) == len(self.queues)
+            assert {key: self.lanes.depth(key) for key in "abcdef" if key in self.lanes} == {
+                key: len(queue) for key, queue in self.queues.items()
+            }
+
+    @invariant()
+    def the_next_deadline_is_the_first_delay(self) -> None:
+        if hasattr(self, "lanes"):
+            assert self.lanes.next_deadline() == min(self.delayed.values(), default=None)
+
+    @invariant()
+    def items_of_a_key_are_done_in_the_order_of_pushing(self) -> None:
+        if hasattr(self, "lanes"):
+            assert all(items == sorted(items) for items in self.handled.values())
+
+
+TestLanes = LanesAgainstModel.TestCase
+
+
+def test_every_ready_lane_is_served_once_before_any_is_served_twice() -> None:
+    lanes: Lanes[str, int] = Lanes(1)
+    for item in range(9):
+        lanes.push("abc"[item // 3], item)
+    served = []
+    while (taken := lanes.take(0.0)) is not None:
+        served.append(taken)
+        lanes.done(taken[0])
+    assert served == [("a", 0), ("b", 3), ("c", 6), ("a", 1), ("b", 4), ("c", 7), ("a", 2), ("b", 5), ("c", 8)]
+
+
+def test_a_lane_that_is_held_leaves_its_place_to_others() -> None:
+    lanes: Lanes[str, int] = Lanes(1)
+    lanes.push("a", 1)
+    lanes.push("b", 2)
+    assert lanes.take(0.0) == ("a", 1)
+    assert lanes.take(0.0) is None
+    lanes.hold("a")
+    assert lanes.take(0.0) == ("b", 2)
+
+
+def test_a_ready_lane_can_be_delayed_before_it_was_ever_taken() -> None:
+    lanes: Lanes[str, int] = Lanes(2)
+    lanes.push("a", 1)
+    lanes.delay("a", 5.0)
+    assert lanes.take(4.9) is None
+    assert lanes.take(5.0) == ("a", 1)
+    assert lanes.take(5.0) is None
+
+
+def test_a_delay_that_was_replaced_does_not_end_early() -> None:
+    lanes: Lanes[str, int] = Lanes(1)
+    lanes.push("a", 1)
+    lanes.delay("a", 1.0)
+    lanes.release("a")
+    lanes.take(0.0)
+    lanes.delay("a", 9.0)
+    assert lanes.next_deadline() == 9.0
+    assert lanes.take(2.0) is None
+
+
+def test_finishing_what_does_not_run_is_a_broken_invariant() -> None:
+    lanes: Lanes[str, int] = Lanes(1)
+    lanes.push("a", 1)
+    with pytest.raises(AssertionError):
+        lanes.done("a")
