@@ -1,0 +1,1 @@
+"""The disk. What is not committed here has not happened."""

@@ -1,0 +1,96 @@
+"""Lanes: how far each has handled, and the events that failed in it.
+
+Always true: after a group the rows are as if its changes had been written one by one; a lane that never failed costs
+one row in one insert.
+Not here: whether to try again (core/retry.py).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from agentd.journal.sqlite.names import Names
+from agentd.journal.sqlite.statements import SQL, write_rows
+from agentd.journal.storage import Attempt, CursorMoved
+
+Lane = tuple[int, int]
+
+
+class FailedLanes:
+    """Which lanes may have attempt rows, so that a cursor clears rows only where there can be any.
+
+    A lane may be listed in vain, which costs one empty delete; it is never missing.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        rows = connection.execute(SQL["attempt_lanes"])
+        self._highest: dict[Lane, int] = {(plugin, conversation): top for plugin, conversation, top in rows}
+        self._cleared: dict[Lane, int] = {}
+
+    def __contains__(self, lane: Lane) -> bool:
+        return lane in self._highest
+
+    def noted(self, lane: Lane, position: int) -> None:
+        """The running transaction writes an attempt row."""
+        self._highest[lane] = max(position, self._highest.get(lane, 0))
+        self._cleared.pop(lane, None)
+
+    def cleared(self, lane: Lane, position: int) -> None:
+        """The running transaction deletes the rows of a lane up to a position."""
+        self._cleared[lane] = position
+
+    def committed(self) -> None:
+        """The transaction is on disk."""
+        for lane, position in self._cleared.items():
+            if self._highest.get(lane, 0) <= position:
+                self._highest.pop(lane, None)
+        self._cleared.clear()
+
+    def rolled_back(self) -> None:
+        """All or a part is undone: the rows may still be there."""
+        self._cleared.clear()
+
+
+def write(
+    connection: sqlite3.Connection, plugins: Names, failed: FailedLanes, changes: Sequence[CursorMoved | Attempt]
+) -> None:
+    """Move cursors and note attempts, each lane's in the order given."""
+    cursors: dict[Lane, int] = {}
+    cleared: dict[Lane, int] = {}
+    attempts: dict[Lane, dict[int, Attempt]] = {}
+    for change in changes:
+        lane = (plugins.number(change.plugin), change.conversation)
+        if isinstance(change, Attempt):
+            attempts.setdefault(lane, {})[change.position] = change
+            continue
+        cursors[lane] = change.position
+        if lane in failed:
+            cleared[lane] = max(change.position, cleared.get(lane, 0))
+        if lane in attempts:
+            attempts[lane] = {at: row for at, row in attempts[lane].items() if at > change.position}
+    write_rows(connection, SQL["cursor_put"], [(*lane, position) for lane, position in cursors.items()])
+    for lane, position in cleared.items():
+        connection.execute(SQL["attempt_clear"], (*lane, position))
+        failed.cleared(lane, position)
+    _write_attempts(connection, failed, [(lane, row) for lane, rows in attempts.items() for row in rows.values()])
+
+
+def _write_attempts(connection: sqlite3.Connection, failed: FailedLanes, rows: Sequence[tuple[Lane, Attempt]]) -> None:
+    write_rows(
+        connection,
+        SQL["attempt_put"],
+        [(*lane, a.position, a.count, a.error, a.not_before) for lane, a in rows],
+    )
+    for lane, attempt in rows:
+        failed.noted(lane, attempt.position)
+
+
+def cursors(connection: sqlite3.Connection, plugin: str) -> dict[int, int]:
+    """Conversation number to handled position."""
+    return dict(connection.execute(SQL["cursor_list"], (plugin,)))
+
+
+def attempts(connection: sqlite3.Connection, plugin: str) -> list[Attempt]:
+    """Every failed event of a plugin."""
+    return [Attempt(*row) for row in connection.execute(SQL["attempt_list"], (plugin,))]

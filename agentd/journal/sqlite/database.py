@@ -1,0 +1,264 @@
+"""The journal on SQLite: the one writer and the one reader, each a connection with a thread of its own.
+
+Always true: one process has the file (lock.py); the writing connection runs only groups of commits, the reading one
+only reads, and neither waits for the other (WAL).
+Not here: opening and checking the file (opening.py), grouping (group_commit.py), the tables (one module per family).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import aiosqlite
+
+from agentd.config import JournalSettings
+from agentd.core.events import Send
+from agentd.errors import JournalError, JournalUnusable
+from agentd.journal.sqlite import cursors, dead_letters, events, faults, marks, outbox, plugin_state
+from agentd.journal.sqlite.group_commit import Call, GroupCommit
+from agentd.journal.sqlite.lock import OwnerLock
+from agentd.journal.sqlite.opening import SCHEMA, Schema, open_reader, open_writer
+from agentd.journal.sqlite.writer import Writer
+from agentd.journal.storage import (
+    Attempt,
+    Change,
+    Conversation,
+    Dead,
+    GapNoted,
+    OutboxRow,
+    StoredRecord,
+    Totals,
+)
+
+T = TypeVar("T")
+
+
+class Connection(aiosqlite.Connection):
+    """An aiosqlite connection that runs a whole function in its thread.
+
+    aiosqlite offers one await, and so two hops between threads, for each statement; at any size of group that was
+    measured to cost five to ten times as much as one hop for all of them.
+    """
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(connector, iter_chunk_size=64)
+        # A process that ends without closing must end all the same; to the file it is a crash, which is survived.
+        self._thread.daemon = True
+
+    async def open(self) -> Connection:
+        """Start the thread and open the file there. Raises what the connector raises, with the thread ended."""
+        try:
+            await self
+        except BaseException:
+            await asyncio.to_thread(self._thread.join)
+            raise
+        return self
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run this in the connection's thread and give back what it returns."""
+        # A closure, not arguments: aiosqlite logs those at debug level, and they hold people's messages.
+        result: T = await self._execute(lambda: work(self._conn))  # type: ignore[no-untyped-call] # untyped there
+        return result
+
+
+async def open_journal(path: Path, settings: JournalSettings, *, schema: Schema = SCHEMA) -> SqliteJournal:
+    """Open the journal, or make it if there is none; its folder is made too. Close it in the loop that opened it.
+
+    Raises JournalUnusable if it is in use, damaged, foreign or newer than this program, or JournalFull; both carry the
+    remedy.
+    """
+    opened = contextlib.AsyncExitStack()
+    try:
+        opened.callback(_take_lock(path).release)
+        connection = await Connection(lambda: open_writer(path, schema)).open()
+        opened.push_async_callback(connection.close)
+        writer, counters = await connection.run(lambda db: (Writer(db, path), Counters(db)))
+        reader = await Connection(lambda: open_reader(path)).open()
+        opened.push_async_callback(reader.close)
+    except BaseException:
+        await opened.aclose()
+        raise
+    return SqliteJournal(path, settings, connection, writer, reader, counters, opened)
+
+
+def _take_lock(path: Path) -> OwnerLock:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return OwnerLock(path)
+    except OSError as error:
+        raise JournalUnusable(
+            f"{path} cannot be opened: {error.strerror}. Check that its folder belongs to the user that runs agentd."
+        ) from error
+
+
+class Counters:
+    """The next free numbers, counted in memory from what the disk had when the journal opened."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.position = itertools.count(events.last_position(connection) + 1)
+        self.conversation = itertools.count(marks.last_conversation(connection) + 1)
+        self.gap = itertools.count(marks.last_gap(connection) + 1)
+
+
+class SqliteJournal:
+    """`storage.Journal` on one SQLite file."""
+
+    def __init__(
+        self,
+        path: Path,
+        settings: JournalSettings,
+        connection: Connection,
+        writer: Writer,
+        reader: Connection,
+        counters: Counters,
+        opened: contextlib.AsyncExitStack,
+    ) -> None:
+        self._path = path
+        self._connection = connection
+        self._writer = writer
+        self._reader = reader
+        self._counters = counters
+        self._opened = opened
+        self._group = GroupCommit(self._write, settings.linger_ms / 1000, settings.full_retry_s)
+        self._task = asyncio.create_task(self._group.run(), name="journal-writer")
+
+    async def close(self) -> None:
+        """Write what waits, then close the file. Without room what waits is refused with JournalFull."""
+        self._group.close()
+        try:
+            await self._task
+        finally:
+            await self._opened.aclose()
+
+    async def _write(self, calls: Sequence[Call]) -> dict[int, JournalError]:
+        return await self._connection.run(lambda _: self._writer.write(calls))
+
+    async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await self._reader.run(query)
+        except sqlite3.Error as error:
+            verdict = faults.verdict(error, self._path)
+            if isinstance(verdict, JournalUnusable):
+                self._group.give_up(verdict)
+            raise verdict or JournalError(f"the journal cannot answer ({type(error).__name__})") from error
+
+    def commit(self, *changes: Change) -> asyncio.Future[None]:
+        """Put these on disk together; never blocks. Without changes: done when everything before it is on disk."""
+        return self._group.commit(changes)
+
+    def next_position(self) -> int:
+        """The next free position."""
+        return next(self._counters.position)
+
+    def next_conversation(self) -> int:
+        """The next free conversation number."""
+        return next(self._counters.conversation)
+
+    def next_gap(self) -> int:
+        """The next free gap number."""
+        return next(self._counters.gap)
+
+    @property
+    def last_commit_at(self) -> float | None:
+        """Monotonic seconds of the last commit that reached the disk, or None."""
+        return self._group.last_commit_at
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Monotonic seconds since which a commit has been waiting for the disk, or None."""
+        return self._group.waiting_since
+
+    @property
+    def full(self) -> bool:
+        """The disk has no room; commits wait."""
+        return self._group.held_up is not None and self._group.held_up.full
+
+    @property
+    def waiting(self) -> int:
+        """Commits that are not yet being written."""
+        return self._group.waiting
+
+    @property
+    def last_commit_s(self) -> float:
+        """How long the last group took to reach the disk."""
+        return self._group.last_commit_s
+
+    @property
+    def commits(self) -> int:
+        """Groups written since the journal was opened: one sync each."""
+        return self._group.commits
+
+    @property
+    def changes(self) -> int:
+        """Changes written since the journal was opened."""
+        return self._group.changes
+
+    async def handles(self) -> dict[str, str]:
+        """Identity name to the handle it had last."""
+        return await self._read(marks.handles)
+
+    async def conversations(self, identity: str) -> list[Conversation]:
+        """Every conversation of an identity, in the order in which they were met."""
+        return await self._read(lambda db: marks.conversations(db, identity))
+
+    async def ids_at(self, places: Sequence[tuple[int, int, int]]) -> list[str | None]:
+        """Platform ids at (conversation number, epoch, seq); None where nothing is recorded."""
+        return await self._read(lambda db: events.ids_at(db, places))
+
+    async def ids_of(self, conversation: int) -> set[str]:
+        """Every platform id recorded for a conversation, over all epochs."""
+        return await self._read(lambda db: events.ids_of(db, conversation))
+
+    async def totals(self, identity: str) -> Totals:
+        """Counts of one identity."""
+        return await self._read(lambda db: marks.totals(db, identity))
+
+    async def gaps(self, identity: str | None, *, open_only: bool, limit: int) -> list[tuple[str, GapNoted]]:
+        """(conversation id, gap), newest first; of every identity if None."""
+        return await self._read(lambda db: marks.gaps(db, identity, open_only=open_only, limit=limit))
+
+    async def cursors(self, plugin: str) -> dict[int, int]:
+        """Conversation number to handled position."""
+        return await self._read(lambda db: cursors.cursors(db, plugin))
+
+    async def attempts(self, plugin: str) -> list[Attempt]:
+        """Every failed event of a plugin that no cursor has passed."""
+        return await self._read(lambda db: cursors.attempts(db, plugin))
+
+    async def read_lane(self, conversation: int, after: int, limit: int) -> list[StoredRecord]:
+        """Records of one conversation behind a position, in the order of delivery."""
+        return await self._read(lambda db: events.read_lane(db, conversation, after, limit))
+
+    async def count_behind(self, conversation: int, after: int) -> int:
+        """How many records of a conversation lie behind a position."""
+        return await self._read(lambda db: events.count_behind(db, conversation, after))
+
+    async def read_log(self, identity: str | None, after: int, limit: int) -> list[StoredRecord]:
+        """Records behind a position over all conversations."""
+        return await self._read(lambda db: events.read_log(db, identity, after, limit))
+
+    async def last_position(self) -> int:
+        """The highest position on disk, or 0."""
+        return await self._read(events.last_position)
+
+    async def state_get(self, plugin: str, conversation: int, key: str) -> bytes | None:
+        """A plugin's value, or None."""
+        return await self._read(lambda db: plugin_state.get(db, plugin, conversation, key))
+
+    async def outbox_open(self, identity: str) -> list[Send]:
+        """Sends that are not settled, in the order in which they were queued."""
+        return await self._read(lambda db: outbox.open_sends(db, identity))
+
+    async def outbox_find(self, client_msg_id: str, identity: str) -> OutboxRow | None:
+        """The send under this key, with what became of it."""
+        return await self._read(lambda db: outbox.find(db, client_msg_id, identity))
+
+    async def dead(self, identity: str | None, limit: int) -> list[Dead]:
+        """Dead letters of one identity or of all, newest first."""
+        return await self._read(lambda db: dead_letters.dead(db, identity, limit))

@@ -1,0 +1,82 @@
+"""The log of events.
+
+Always true: rows are only added; a payload is stored as the bytes that came.
+Not here: decoding them again (`Platform.revive`).
+"""
+
+from __future__ import annotations
+
+import collections
+import sqlite3
+from collections.abc import Iterable, Sequence
+
+from agentd.journal.sqlite.names import Names
+from agentd.journal.sqlite.statements import SQL, Row, write_rows
+from agentd.journal.storage import Appended, StoredRecord
+
+
+def write(connection: sqlite3.Connection, identities: Names, changes: Sequence[Appended]) -> None:
+    """Append the records and count them for their identities."""
+    write_rows(connection, SQL["event_append"], [_row(change) for change in changes])
+    counts = collections.Counter([change.record.event.identity for change in changes])
+    for identity, count in counts.items():
+        connection.execute(SQL["identity_count_events"], (count, identities.number(identity)))
+
+
+def _row(change: Appended) -> Row:
+    record = change.record
+    event = record.event
+    # Plain int and str: sqlite3 looks for an adapter for anything else, which costs more than the binding.
+    return (
+        record.position,
+        record.conversation,
+        event.epoch,
+        event.seq,
+        1 if event.late else 0,
+        str(event.source),
+        record.received_at,
+        event.id,
+        event.payload,
+    )
+
+
+def ids_at(connection: sqlite3.Connection, places: Iterable[tuple[int, int, int]]) -> list[str | None]:
+    """Platform ids at (conversation, epoch, seq); None where nothing is recorded."""
+    found = [connection.execute(SQL["event_id_at"], place).fetchone() for place in places]
+    return [row[0] if row else None for row in found]
+
+
+def ids_of(connection: sqlite3.Connection, conversation: int) -> set[str]:
+    """Every platform id of one conversation."""
+    return {row[0] for row in connection.execute(SQL["event_ids"], (conversation,))}
+
+
+def read_lane(connection: sqlite3.Connection, conversation: int, after: int, limit: int) -> list[StoredRecord]:
+    """Records of one conversation behind a position."""
+    return _records(connection.execute(SQL["event_lane"], (conversation, after, limit)))
+
+
+def read_log(connection: sqlite3.Connection, identity: str | None, after: int, limit: int) -> list[StoredRecord]:
+    """Records behind a position, of one identity or of all."""
+    if identity is None:
+        return _records(connection.execute(SQL["event_log"], (after, limit)))
+    return _records(connection.execute(SQL["event_log_of_identity"], (identity, after, limit)))
+
+
+def _records(rows: sqlite3.Cursor) -> list[StoredRecord]:
+    return [
+        StoredRecord(position, conversation, identity, id_, epoch, bool(late), source, payload, received_at)
+        for position, conversation, identity, id_, epoch, late, source, payload, received_at in rows
+    ]
+
+
+def count_behind(connection: sqlite3.Connection, conversation: int, after: int) -> int:
+    """How many records of a conversation lie behind a position."""
+    count: int = connection.execute(SQL["event_count_behind"], (conversation, after)).fetchone()[0]
+    return count
+
+
+def last_position(connection: sqlite3.Connection) -> int:
+    """The highest position ever given to a record, or 0."""
+    position: int = connection.execute(SQL["last_position"]).fetchone()[0]
+    return position

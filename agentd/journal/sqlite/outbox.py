@@ -1,0 +1,89 @@
+"""Sends on their way out.
+
+Always true: a client_msg_id of an identity is taken for ever, and the first send under it stands.
+Not here: when a send may leave (core/pacing.py).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+import msgspec
+
+from agentd.core.events import Content, Send
+from agentd.journal.sqlite.faults import BrokenChange
+from agentd.journal.sqlite.names import Names
+from agentd.journal.sqlite.statements import SQL, Row, write_rows
+from agentd.journal.storage import Carried, OutboxRow, Queued
+
+_decode_content = msgspec.json.Decoder(Content).decode
+
+
+def write(connection: sqlite3.Connection, identities: Names, changes: Sequence[Queued | Carried]) -> None:
+    """Put sends at the end of the outbox, then keep what became of them.
+
+    Raises BrokenChange for news of a send that was never queued.
+    """
+    queued = [change for change in changes if isinstance(change, Queued)]
+    write_rows(connection, SQL["outbox_queue"], [_row(identities, change) for change in queued])
+    for change in changes:
+        if isinstance(change, Carried):
+            _write_carried(connection, identities, change)
+
+
+def _row(identities: Names, change: Queued) -> Row:
+    send = change.send
+    return (
+        identities.number(send.identity),
+        send.client_msg_id,
+        send.target,
+        msgspec.json.encode(send.content).decode(),
+        send.cause,
+        send.state,
+        send.attempts,
+        send.not_before,
+        change.queued_at,
+        change.queued_at,
+    )
+
+
+def _write_carried(connection: sqlite3.Connection, identities: Names, c: Carried) -> None:
+    outcome = (c.state, c.attempts, c.not_before, c.result_id, c.result_seq, c.conversation, c.error, c.at)
+    key = (c.client_msg_id, identities.number(c.identity))
+    result = connection.execute(SQL["outbox_carried"], (*outcome, *key))
+    if result.rowcount != 1:
+        raise BrokenChange("no send is queued under this client_msg_id")
+
+
+def open_sends(connection: sqlite3.Connection, identity: str) -> list[Send]:
+    """Sends that are not settled, in the order of queueing."""
+    return [_send(*row) for row in connection.execute(SQL["outbox_open"], (identity,))]
+
+
+def find(connection: sqlite3.Connection, client_msg_id: str, identity: str) -> OutboxRow | None:
+    """The send under this key, with what became of it."""
+    row = connection.execute(SQL["outbox_find"], (client_msg_id, identity)).fetchone()
+    return OutboxRow(_send(*row[:8]), *row[8:]) if row else None
+
+
+def _send(
+    identity: str,
+    target: str,
+    content: str,
+    client_msg_id: str,
+    cause: str,
+    attempts: int,
+    not_before: float,
+    state: str,
+) -> Send:
+    return Send(
+        identity=identity,
+        target=target,
+        content=_decode_content(content),
+        client_msg_id=client_msg_id,
+        cause=cause,
+        attempts=attempts,
+        not_before=not_before,
+        state=state,
+    )

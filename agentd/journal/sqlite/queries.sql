@@ -1,0 +1,270 @@
+-- Every statement that the journal runs, by name.
+--
+-- `-- name:` opens a statement, the comment lines under it say what it is for, and the statement goes on to the next
+-- name. An insert with `VALUES (?, ...)` is widened to many rows per call (see statements.py).
+
+-- name: identity_numbers
+-- The interned names of identities, read once when the journal opens.
+SELECT name, number FROM identity;
+
+-- name: identity_add
+-- Another writer of the same group may have added it already; asked for again by identity_find.
+INSERT INTO identity (name) VALUES (?) ON CONFLICT (name) DO NOTHING;
+
+-- name: identity_find
+-- After identity_add, or where a transaction that added it was undone.
+SELECT number FROM identity WHERE name = ?;
+
+-- name: identity_account
+-- What the platform calls the holder of this identity's key.
+UPDATE identity SET platform = ?, handle = ? WHERE number = ?;
+
+-- name: identity_count_events
+-- Keeps the count of journaled events beside the log, in the same transaction.
+UPDATE identity SET journaled = journaled + ? WHERE number = ?;
+
+-- name: identity_handles
+-- The handles that platforms gave.
+SELECT name, handle FROM identity WHERE handle <> '';
+
+-- name: identity_totals
+-- Journaled events, absent seqs and dead letters of one identity. The last two tables are small.
+SELECT
+    i.journaled,
+    (SELECT coalesce(sum(g.absent), 0) FROM gap AS g JOIN conversation AS c ON c.number = g.conversation
+      WHERE c.identity = i.number),
+    (SELECT count(*) FROM dead AS d JOIN conversation AS c ON c.number = d.conversation
+      WHERE c.identity = i.number)
+  FROM identity AS i
+ WHERE i.name = ?;
+
+-- name: plugin_numbers
+-- The interned names of plugins, read once when the journal opens.
+SELECT name, number FROM plugin;
+
+-- name: plugin_add
+-- As identity_add.
+INSERT INTO plugin (name) VALUES (?) ON CONFLICT (name) DO NOTHING;
+
+-- name: plugin_find
+-- As identity_find.
+SELECT number FROM plugin WHERE name = ?;
+
+-- name: conversation_put
+-- Hot: one row per conversation in each group. identity and id never change, so their index is not touched.
+INSERT INTO conversation (number, identity, id, epoch, anchor, mark, mark_id, top, position)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (number) DO UPDATE SET
+    epoch = excluded.epoch, anchor = excluded.anchor, mark = excluded.mark, mark_id = excluded.mark_id,
+    top = excluded.top, position = excluded.position;
+
+-- name: conversation_list
+-- All conversations of one identity with their absent ranges.
+SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, a.ranges
+  FROM conversation AS c LEFT JOIN absence AS a ON a.conversation = c.number
+ WHERE c.identity = (SELECT number FROM identity WHERE name = ?)
+ ORDER BY c.number;
+
+-- name: absence_put
+-- Only when the ranges differ from what is on disk.
+INSERT INTO absence (conversation, ranges) VALUES (?, ?)
+ON CONFLICT (conversation) DO UPDATE SET ranges = excluded.ranges;
+
+-- name: absence_list
+-- Read once when the journal opens, so that unchanged ranges are never written again.
+SELECT conversation, ranges FROM absence;
+
+-- name: event_append
+-- Hot: one row per event.
+INSERT INTO event (position, conversation, epoch, seq, late, source, received_at, id, payload)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: event_id_at
+-- Which message stands at a place; by the unique index.
+SELECT id FROM event WHERE conversation = ? AND epoch = ? AND seq = ?;
+
+-- name: event_ids
+-- Every platform id of one conversation. Reads all its rows; asked only when a numbering may have been reset.
+SELECT id FROM event WHERE conversation = ?;
+
+-- name: event_lane
+-- One conversation in the order of delivery, from a position on.
+SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.payload, e.received_at
+  FROM event AS e
+  JOIN conversation AS c ON c.number = e.conversation
+  JOIN identity AS i ON i.number = c.identity
+ WHERE e.conversation = ? AND e.position > ?
+ ORDER BY e.position
+ LIMIT ?;
+
+-- name: event_count_behind
+-- Answered by the lane's index alone.
+SELECT count(*) FROM event WHERE conversation = ? AND position > ?;
+
+-- name: event_log
+-- All conversations in the order of the log. CROSS JOIN fixes the order of the loops: the log leads, so the answer
+-- needs no sorting and stops at the limit.
+SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.payload, e.received_at
+  FROM event AS e
+ CROSS JOIN conversation AS c ON c.number = e.conversation
+ CROSS JOIN identity AS i ON i.number = c.identity
+ WHERE e.position > ?
+ ORDER BY e.position
+ LIMIT ?;
+
+-- name: event_log_of_identity
+-- The same for one identity. The positions are found in the lanes' index, so that a quiet identity in a large log does
+-- not cost a walk over the log.
+SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.payload, e.received_at
+  FROM event AS e
+ CROSS JOIN conversation AS c ON c.number = e.conversation
+ CROSS JOIN identity AS i ON i.number = c.identity
+ WHERE e.position IN (
+        SELECT l.position
+          FROM conversation AS m CROSS JOIN event AS l INDEXED BY event_lane ON l.conversation = m.number
+         WHERE m.identity = (SELECT number FROM identity WHERE name = ?1) AND l.position > ?2
+         ORDER BY l.position
+         LIMIT ?3)
+ ORDER BY e.position;
+
+-- name: last_position
+-- The highest position ever given to a record. Marks and cursors are asked too: they outlive old events, and a
+-- position that was used again would lie below the cursors and never be handled.
+SELECT max(
+    (SELECT coalesce(max(position), 0) FROM event),
+    (SELECT coalesce(max(position), 0) FROM conversation),
+    (SELECT coalesce(max(position), 0) FROM cursor)
+);
+
+-- name: last_conversation
+-- Numbering goes on from here.
+SELECT coalesce(max(number), 0) FROM conversation;
+
+-- name: last_gap
+-- Numbering goes on from here.
+SELECT coalesce(max(number), 0) FROM gap;
+
+-- name: gap_put
+-- A gap as it stands now.
+INSERT INTO gap (number, conversation, epoch, start, stop, found_at, attempts, "rows", closed_at, outcome, absent,
+    reason)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (number) DO UPDATE SET
+    start = excluded.start, stop = excluded.stop, attempts = excluded.attempts, "rows" = excluded."rows",
+    closed_at = excluded.closed_at, outcome = excluded.outcome, absent = excluded.absent, reason = excluded.reason;
+
+-- name: gap_list
+-- Gaps of one identity (or of all, where ?1 is null), newest first.
+SELECT c.id, g.number, g.conversation, g.epoch, g.start, g.stop, g.found_at, g.attempts, g."rows", g.closed_at,
+       g.outcome, g.absent, g.reason
+  FROM gap AS g
+ CROSS JOIN conversation AS c ON c.number = g.conversation
+ CROSS JOIN identity AS i ON i.number = c.identity
+ WHERE (?1 IS NULL OR i.name = ?1)
+ ORDER BY g.number DESC
+ LIMIT ?2;
+
+-- name: gap_list_open
+-- The same for gaps that are not closed; the index holds only those.
+SELECT c.id, g.number, g.conversation, g.epoch, g.start, g.stop, g.found_at, g.attempts, g."rows", g.closed_at,
+       g.outcome, g.absent, g.reason
+  FROM gap AS g
+ CROSS JOIN conversation AS c ON c.number = g.conversation
+ CROSS JOIN identity AS i ON i.number = c.identity
+ WHERE g.outcome = '' AND (?1 IS NULL OR i.name = ?1)
+ ORDER BY g.number DESC
+ LIMIT ?2;
+
+-- name: cursor_put
+-- Hot: one row per lane that moved.
+INSERT INTO cursor (plugin, conversation, position) VALUES (?, ?, ?)
+ON CONFLICT (plugin, conversation) DO UPDATE SET position = excluded.position;
+
+-- name: cursor_list
+-- Where each lane of a plugin stands.
+SELECT conversation, position FROM cursor WHERE plugin = (SELECT number FROM plugin WHERE name = ?);
+
+-- name: attempt_put
+-- An event that failed again renews its row.
+INSERT INTO attempt (plugin, conversation, position, count, error, not_before) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (plugin, conversation, position) DO UPDATE SET
+    count = excluded.count, error = excluded.error, not_before = excluded.not_before;
+
+-- name: attempt_clear
+-- A cursor has passed them.
+DELETE FROM attempt WHERE plugin = ? AND conversation = ? AND position <= ?;
+
+-- name: attempt_lanes
+-- The lanes that have failed events, read once when the journal opens.
+SELECT plugin, conversation, max(position) FROM attempt GROUP BY plugin, conversation;
+
+-- name: attempt_list
+-- Failed events of one plugin.
+SELECT p.name, a.conversation, a.position, a.count, a.error, a.not_before
+  FROM attempt AS a JOIN plugin AS p ON p.number = a.plugin
+ WHERE p.name = ?
+ ORDER BY a.conversation, a.position;
+
+-- name: dead_put
+-- A delivery that dies again renews its row.
+INSERT INTO dead (plugin, conversation, position, attempts, error, traceback, plugin_version, died_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (plugin, conversation, position) DO UPDATE SET
+    attempts = excluded.attempts, error = excluded.error, traceback = excluded.traceback,
+    plugin_version = excluded.plugin_version, died_at = excluded.died_at;
+
+-- name: dead_list
+-- Dead letters of one identity (or of all, where ?1 is null), newest first.
+SELECT p.name, d.conversation, d.position, d.attempts, d.error, d.traceback, d.plugin_version, d.died_at
+  FROM dead AS d
+  JOIN plugin AS p ON p.number = d.plugin
+  JOIN conversation AS c ON c.number = d.conversation
+  JOIN identity AS i ON i.number = c.identity
+ WHERE (?1 IS NULL OR i.name = ?1)
+ ORDER BY d.died_at DESC, d.number DESC
+ LIMIT ?2;
+
+-- name: outbox_queue
+-- The first text under a key stands, whatever a rerun would have written.
+INSERT INTO outbox (identity, client_msg_id, target, content, cause, state, attempts, not_before, queued_at,
+    changed_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (client_msg_id, identity) DO NOTHING;
+
+-- name: outbox_carried
+-- What became of a send.
+UPDATE outbox
+   SET state = ?, attempts = ?, not_before = ?, result_id = ?, result_seq = ?, conversation = ?, error = ?,
+       changed_at = ?
+ WHERE client_msg_id = ? AND identity = ?;
+
+-- name: outbox_open
+-- What the sender still has to settle, in the order of queueing.
+SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state
+  FROM outbox AS o JOIN identity AS i ON i.number = o.identity
+ WHERE i.name = ? AND o.state IN ('ready', 'sending', 'unknown')
+ ORDER BY o.number;
+
+-- name: outbox_find
+-- The send under a key, with what became of it.
+SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state,
+       o.error, o.queued_at, o.result_id, o.result_seq, o.conversation
+  FROM outbox AS o JOIN identity AS i ON i.number = o.identity
+ WHERE o.client_msg_id = ? AND i.name = ?;
+
+-- name: outbox_totals
+-- Answered by the index on (identity, state) alone.
+SELECT state, count(*) FROM outbox WHERE identity = (SELECT number FROM identity WHERE name = ?) GROUP BY state;
+
+-- name: state_put
+-- A plugin's value, new or changed.
+INSERT INTO state (plugin, conversation, key, value) VALUES (?, ?, ?, ?)
+ON CONFLICT (plugin, conversation, key) DO UPDATE SET value = excluded.value;
+
+-- name: state_delete
+-- A value that was removed.
+DELETE FROM state WHERE plugin = ? AND conversation = ? AND key = ?;
+
+-- name: state_get
+-- One value.
+SELECT value FROM state WHERE plugin = (SELECT number FROM plugin WHERE name = ?) AND conversation = ? AND key = ?;

@@ -1,0 +1,143 @@
+-- The journal as it is now. A new file is made from this page; an older one gets here through migrations/.
+--
+-- Hot tables hold integers: names of identities and plugins are interned, conversations carry our own number.
+-- Times are Unix seconds. What belongs to a conversation says so by reference, so that a row nobody could ever read
+-- (an event of an unknown conversation) is refused when it is written.
+
+PRAGMA user_version = 1;
+
+-- One account on one platform. journaled: how many events it ever put into the log; counted here because counting the
+-- log itself takes longer the longer the daemon has lived.
+CREATE TABLE identity (
+    number    INTEGER PRIMARY KEY,
+    name      TEXT NOT NULL UNIQUE,
+    platform  TEXT NOT NULL DEFAULT '',
+    handle    TEXT NOT NULL DEFAULT '',
+    journaled INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+CREATE TABLE plugin (
+    number INTEGER PRIMARY KEY,
+    name   TEXT NOT NULL UNIQUE
+) STRICT;
+
+-- How far a conversation is accounted for. Rewritten once per commit that touches it, so it stays narrow.
+CREATE TABLE conversation (
+    number   INTEGER PRIMARY KEY,
+    identity INTEGER NOT NULL REFERENCES identity,
+    id       TEXT NOT NULL,
+    epoch    INTEGER NOT NULL,
+    anchor   INTEGER NOT NULL,
+    mark     INTEGER NOT NULL,
+    mark_id  TEXT NOT NULL,
+    top      INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    UNIQUE (identity, id)
+) STRICT;
+
+-- The seqs of a conversation that never came, as JSON [[start, stop], ...]. Apart from `conversation` because it may
+-- be long and seldom changes, while its conversation changes all the time.
+CREATE TABLE absence (
+    conversation INTEGER PRIMARY KEY REFERENCES conversation,
+    ranges       TEXT NOT NULL
+) STRICT;
+
+-- The log, append-only. payload: the bytes as the platform sent them; sender, type and text are read from there.
+-- There is no index on the platform's id: whoever appends has asked the marks already, which are unique by seq, and a
+-- second index over long random text was measured to cost more than all the rest of the row.
+CREATE TABLE event (
+    position     INTEGER PRIMARY KEY,
+    conversation INTEGER NOT NULL REFERENCES conversation,
+    epoch        INTEGER NOT NULL,
+    seq          INTEGER NOT NULL,
+    late         INTEGER NOT NULL,
+    source       TEXT NOT NULL,
+    received_at  REAL NOT NULL,
+    id           TEXT NOT NULL,
+    payload      BLOB NOT NULL,
+    UNIQUE (conversation, epoch, seq)
+) STRICT;
+
+-- A lane reads one conversation in the order of positions, which is not the order of seqs once an event came late.
+-- The position is in every index by itself, as the row's key.
+CREATE INDEX event_lane ON event (conversation);
+
+CREATE TABLE gap (
+    number       INTEGER PRIMARY KEY,
+    conversation INTEGER NOT NULL REFERENCES conversation,
+    epoch        INTEGER NOT NULL,
+    start        INTEGER NOT NULL,
+    stop         INTEGER NOT NULL,
+    found_at     REAL NOT NULL,
+    attempts     INTEGER NOT NULL,
+    "rows"       INTEGER NOT NULL,
+    closed_at    REAL,
+    outcome      TEXT NOT NULL,
+    absent       INTEGER NOT NULL,
+    reason       TEXT NOT NULL
+) STRICT;
+
+CREATE INDEX gap_open ON gap (number) WHERE outcome = '';
+
+-- One row per lane: everything up to this position is handled.
+CREATE TABLE cursor (
+    plugin       INTEGER NOT NULL REFERENCES plugin,
+    conversation INTEGER NOT NULL REFERENCES conversation,
+    position     INTEGER NOT NULL,
+    PRIMARY KEY (plugin, conversation)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE attempt (
+    plugin       INTEGER NOT NULL REFERENCES plugin,
+    conversation INTEGER NOT NULL REFERENCES conversation,
+    position     INTEGER NOT NULL,
+    count        INTEGER NOT NULL,
+    error        TEXT NOT NULL,
+    not_before   REAL NOT NULL,
+    PRIMARY KEY (plugin, conversation, position)
+) STRICT, WITHOUT ROWID;
+
+-- One row per delivery that was given up; giving it up again after a replay renews the row.
+CREATE TABLE dead (
+    number         INTEGER PRIMARY KEY,
+    plugin         INTEGER NOT NULL REFERENCES plugin,
+    conversation   INTEGER NOT NULL REFERENCES conversation,
+    position       INTEGER NOT NULL,
+    attempts       INTEGER NOT NULL,
+    error          TEXT NOT NULL,
+    traceback      TEXT NOT NULL,
+    plugin_version TEXT NOT NULL,
+    died_at        REAL NOT NULL,
+    UNIQUE (plugin, conversation, position)
+) STRICT;
+
+-- number: the order of queueing. content: JSON. A settled row stays, since its key is taken for ever.
+CREATE TABLE outbox (
+    number        INTEGER PRIMARY KEY,
+    identity      INTEGER NOT NULL REFERENCES identity,
+    client_msg_id TEXT NOT NULL,
+    target        TEXT NOT NULL,
+    content       TEXT NOT NULL,
+    cause         TEXT NOT NULL,
+    state         TEXT NOT NULL,
+    attempts      INTEGER NOT NULL,
+    not_before    REAL NOT NULL,
+    queued_at     REAL NOT NULL,
+    changed_at    REAL NOT NULL,
+    error         TEXT NOT NULL DEFAULT '',
+    result_id     TEXT,
+    result_seq    INTEGER,
+    conversation  TEXT,
+    UNIQUE (client_msg_id, identity)
+) STRICT;
+
+CREATE INDEX outbox_state ON outbox (identity, state);
+
+-- A plugin's durable values. conversation 0: the plugin's own, hence no reference.
+CREATE TABLE state (
+    plugin       INTEGER NOT NULL REFERENCES plugin,
+    conversation INTEGER NOT NULL,
+    key          TEXT NOT NULL,
+    value        BLOB NOT NULL,
+    PRIMARY KEY (plugin, conversation, key)
+) STRICT, WITHOUT ROWID;

@@ -1,0 +1,174 @@
+"""Carries out groups of commits; everything here runs in the writing connection's thread.
+
+A group is one transaction. Its changes are sorted by kind and written kind by kind, what others refer to first, so
+that a group costs a few wide statements however many commits it holds.
+
+Always true: a commit is written whole or not at all. If a commit is broken (a place that is taken, a conversation that
+nobody knows), only that one is left out, and the others of its group are written in their order.
+Not here: when a group is written, and waiting for room (group_commit.py).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from agentd.errors import JournalError
+from agentd.journal.sqlite import cursors, dead_letters, events, faults, marks, outbox, plugin_state
+from agentd.journal.sqlite.names import Names
+from agentd.journal.storage import (
+    Account,
+    Appended,
+    Attempt,
+    Carried,
+    Change,
+    Conversation,
+    CursorMoved,
+    Dead,
+    GapNoted,
+    Queued,
+    StatePut,
+)
+
+
+class Writer:
+    """Writes groups through one connection, and remembers what saves it from asking the disk."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+        self._identities = Names(connection, "identity")
+        self._plugins = Names(connection, "plugin")
+        self._absences = marks.Absences(connection)
+        self._failed = cursors.FailedLanes(connection)
+
+    def write(self, calls: Sequence[Sequence[Change]]) -> dict[int, JournalError]:
+        """Write a group of commits in one transaction.
+
+        Returns the commits that cannot ever be written, by their index in the group.
+        Raises MustWait if nothing was written and the same group can be written later, JournalUnusable if the file
+        must be given up.
+        """
+        try:
+            self._transaction(lambda: self._apply(change for call in calls for change in call))
+        except _Offence:
+            return self._write_each(calls)
+        return {}
+
+    def _write_each(self, calls: Sequence[Sequence[Change]]) -> dict[int, JournalError]:
+        """The same group again, each commit in a savepoint, to find out which of them is to blame."""
+        offences: dict[int, JournalError] = {}
+
+        def each() -> None:
+            offences.clear()
+            for index, call in enumerate(calls):
+                try:
+                    self._savepoint(call)
+                except _Offence as offence:
+                    offences[index] = JournalError(str(offence))
+
+        self._transaction(each)
+        return offences
+
+    def _transaction(self, work: Callable[[], None]) -> None:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            work()
+            self._connection.execute("COMMIT")
+        except BaseException as error:
+            if self._connection.in_transaction:  # SQLite ends it by itself when the disk fails
+                self._connection.execute("ROLLBACK")
+            self._rolled_back()
+            if isinstance(error, sqlite3.Error) and (verdict := faults.verdict(error, self._path)):
+                raise verdict from error
+            raise
+        for memory in self._memories():
+            memory.committed()
+
+    def _savepoint(self, call: Sequence[Change]) -> None:
+        self._connection.execute("SAVEPOINT one_commit")
+        try:
+            self._apply(call)
+        except _Offence:
+            self._connection.execute("ROLLBACK TO one_commit")
+            self._rolled_back()
+            raise
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("RELEASE one_commit")
+
+    def _rolled_back(self) -> None:
+        for memory in self._memories():
+            memory.rolled_back()
+
+    def _memories(self) -> tuple[Names | marks.Absences | cursors.FailedLanes, ...]:
+        return self._identities, self._plugins, self._absences, self._failed
+
+    def _apply(self, changes: Iterable[Change]) -> None:
+        families: dict[str, list[Any]] = {}
+        for change in changes:
+            table = _TABLE_OF.get(type(change))
+            if table is None:
+                raise _Offence("?", f"{type(change).__name__} is no change")
+            families.setdefault(table, []).append(change)
+        for table in _ORDER:
+            if table in families:
+                self._apply_family(table, families[table])
+
+    def _apply_family(self, table: str, changes: list[Any]) -> None:
+        try:
+            self._write_family(table, changes)
+        except sqlite3.Error as error:
+            if verdict := faults.verdict(error, self._path):
+                raise verdict from error
+            raise _Offence(table, getattr(error, "sqlite_errorname", type(error).__name__)) from error
+        except faults.BrokenChange as error:
+            raise _Offence(table, str(error)) from error
+        except (ValueError, TypeError, OverflowError) as error:  # a value that SQLite or JSON cannot hold
+            raise _Offence(table, type(error).__name__) from error
+
+    def _write_family(self, table: str, changes: list[Any]) -> None:
+        connection = self._connection
+        match table:
+            case "identity":
+                marks.write_accounts(connection, self._identities, changes)
+            case "conversation":
+                marks.write_conversations(connection, self._identities, self._absences, changes)
+            case "event":
+                events.write(connection, self._identities, changes)
+            case "gap":
+                marks.write_gaps(connection, changes)
+            case "cursor":
+                cursors.write(connection, self._plugins, self._failed, changes)
+            case "dead":
+                dead_letters.write(connection, self._plugins, changes)
+            case "state":
+                plugin_state.write(connection, self._plugins, changes)
+            case "outbox":
+                outbox.write(connection, self._identities, changes)
+
+
+class _Offence(Exception):
+    """A change that this journal cannot ever hold. Carries the table and the kind of fault, never the values."""
+
+    def __init__(self, table: str, fault: str) -> None:
+        super().__init__(f"the journal cannot hold this change to `{table}`: {fault}")
+
+
+# What a row refers to is written before it. Cursors and attempts are one family, since a cursor clears the attempts
+# that came before it; so are queued sends and what became of them.
+_TABLE_OF: dict[type, str] = {
+    Account: "identity",
+    Conversation: "conversation",
+    Appended: "event",
+    GapNoted: "gap",
+    CursorMoved: "cursor",
+    Attempt: "cursor",
+    Dead: "dead",
+    StatePut: "state",
+    Queued: "outbox",
+    Carried: "outbox",
+}
+_ORDER = tuple(dict.fromkeys(_TABLE_OF.values()))

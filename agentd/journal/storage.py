@@ -1,0 +1,266 @@
+"""What the actors may ask of the journal, and the changes they may hand it.
+
+A change is a frozen value; `Journal.commit` takes any number of them as one atomic whole. Commits are carried out in
+the order in which they were handed in, many per transaction, and a commit's future is done only after the fsync.
+
+Always true: one writer; a commit is on disk whole or not at all; positions rise in the order of commits.
+Not here: SQL (sqlite/), and every decision about what to write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from agentd.core.events import Event, Record, Send
+
+
+class Conversation(msgspec.Struct, frozen=True):
+    """Change: how far a conversation is accounted for. Also what is read back at start.
+
+    number: the journal's own number for it. anchor: its first seq that we answer for. mark: every seq in
+    [anchor, mark] is accounted for and on disk. mark_id: platform id of the event at the mark, or "". top: the highest
+    seq known to exist. position: of its last record. absent: half-open ranges below the mark that never came, the
+    stretch before the anchor included, so that a latecomer is told from a repeat.
+    """
+
+    number: int
+    identity: str
+    conversation: str
+    epoch: int
+    anchor: int
+    mark: int
+    mark_id: str
+    top: int
+    position: int
+    absent: tuple[tuple[int, int], ...] = ()
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """Change: a record joins the log. Its position comes from `Journal.next_position`."""
+
+    record: Record
+
+
+class GapNoted(msgspec.Struct, frozen=True):
+    """Change: a gap as it stands now. Written when found, when asked for, when closed.
+
+    start, stop: half-open seq range. outcome: "" while open, then "filled", "absent", "mixed" or "reset".
+    absent: how many of its seqs never came. reason: why the server did not have them.
+    """
+
+    number: int
+    conversation: int
+    epoch: int
+    start: int
+    stop: int
+    found_at: float
+    attempts: int = 0
+    rows: int = 0
+    closed_at: float | None = None
+    outcome: str = ""
+    absent: int = 0
+    reason: str = ""
+
+
+class CursorMoved(msgspec.Struct, frozen=True):
+    """Change: a lane has handled everything up to this position. plugin: its name."""
+
+    plugin: str
+    conversation: int
+    position: int
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """Change and row: an event that failed in a lane, or is running again. Cleared by a cursor that passes it.
+
+    count: attempts that ended in failure. not_before: Unix seconds.
+    """
+
+    plugin: str
+    conversation: int
+    position: int
+    count: int
+    error: str
+    not_before: float
+
+
+class Dead(msgspec.Struct, frozen=True):
+    """Change and row: a delivery that was given up. The record itself stays in the log."""
+
+    plugin: str
+    conversation: int
+    position: int
+    attempts: int
+    error: str
+    traceback: str
+    plugin_version: str
+    died_at: float
+
+
+class Queued(msgspec.Struct, frozen=True):
+    """Change: a send joins the outbox. If its client_msg_id is there already, the first one stands."""
+
+    send: Send
+    queued_at: float
+
+
+class Carried(msgspec.Struct, frozen=True):
+    """Change: what became of a send.
+
+    state: "ready" (again, not before), "sending", "sent", "unknown", "refused" or "expired".
+    result_id, result_seq, conversation: where it stands on the platform, once sent. error: code and request id.
+    """
+
+    client_msg_id: str
+    identity: str
+    state: str
+    attempts: int
+    not_before: float = 0.0
+    result_id: str | None = None
+    result_seq: int | None = None
+    conversation: str | None = None
+    error: str = ""
+    at: float = 0.0
+
+
+class StatePut(msgspec.Struct, frozen=True):
+    """Change: a plugin's durable value, JSON bytes, or None to remove it. conversation 0: the plugin's own."""
+
+    plugin: str
+    conversation: int
+    key: str
+    value: bytes | None
+
+
+class Account(msgspec.Struct, frozen=True):
+    """Change: the handle that the platform gave this identity's key."""
+
+    identity: str
+    platform: str
+    handle: str
+
+
+Change = (
+    Conversation | Appended | GapNoted | CursorMoved | Attempt | Dead | Queued | Carried | StatePut | Account
+)
+
+
+class OutboxRow(msgspec.Struct, frozen=True):
+    """A send with what became of it, for people to read."""
+
+    send: Send
+    error: str
+    queued_at: float
+    result_id: str | None
+    result_seq: int | None
+    conversation: str | None
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """Counts of one identity, read once at start and kept in memory from then on."""
+
+    journaled: int
+    absent: int
+    dead: int
+    outbox: dict[str, int]
+
+
+class Journal(Protocol):
+    """The storage interface. Reads see every commit whose future was done before they were asked, and never a part."""
+
+    def commit(self, *changes: Change) -> asyncio.Future[None]:
+        """Put these on disk together; never blocks. The future raises JournalError if they cannot ever be.
+
+        Without changes it is a barrier: done when everything handed in before it is on disk.
+        """
+        ...
+
+    def next_position(self) -> int:
+        """The next free position; taken by the caller, who appends in the order of taking."""
+        ...
+
+    def next_conversation(self) -> int:
+        """A number for a conversation that is about to be met."""
+        ...
+
+    def next_gap(self) -> int:
+        """A number for a gap."""
+        ...
+
+    @property
+    def last_commit_at(self) -> float | None:
+        """Monotonic seconds of the last commit that reached the disk, or None."""
+        ...
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Monotonic seconds since which a commit has been waiting for the disk, or None."""
+        ...
+
+    @property
+    def full(self) -> bool:
+        """The disk has no room; commits wait."""
+        ...
+
+    async def handles(self) -> dict[str, str]:
+        """Identity name to the handle it had last."""
+        ...
+
+    async def conversations(self, identity: str) -> list[Conversation]: ...
+    async def ids_at(self, places: Sequence[tuple[int, int, int]]) -> list[str | None]:
+        """Platform ids at (conversation number, epoch, seq); None where nothing is recorded."""
+        ...
+
+    async def ids_of(self, conversation: int) -> set[str]:
+        """Every platform id recorded for a conversation, over all epochs."""
+        ...
+
+    async def totals(self, identity: str) -> Totals: ...
+    async def gaps(self, identity: str | None, *, open_only: bool, limit: int) -> list[tuple[str, GapNoted]]:
+        """(conversation id, gap), newest first; of every identity if None."""
+        ...
+
+    async def cursors(self, plugin: str) -> dict[int, int]:
+        """Conversation number to handled position."""
+        ...
+
+    async def attempts(self, plugin: str) -> list[Attempt]: ...
+    async def read_lane(self, conversation: int, after: int, limit: int) -> list[StoredRecord]:
+        """Records of one conversation behind a position, in the order of delivery."""
+        ...
+
+    async def count_behind(self, conversation: int, after: int) -> int: ...
+    async def read_log(self, identity: str | None, after: int, limit: int) -> list[StoredRecord]:
+        """Records behind a position over all conversations."""
+        ...
+
+    async def last_position(self) -> int: ...
+    async def state_get(self, plugin: str, conversation: int, key: str) -> bytes | None: ...
+    async def outbox_open(self, identity: str) -> list[Send]:
+        """Sends that are not settled, in the order in which they were queued."""
+        ...
+
+    async def outbox_find(self, client_msg_id: str, identity: str) -> OutboxRow | None: ...
+    async def dead(self, identity: str | None, limit: int) -> list[Dead]: ...
+
+
+class StoredRecord(msgspec.Struct, frozen=True):
+    """A record as it lies on disk; `Platform.revive` makes its payload an event again."""
+
+    position: int
+    conversation: int
+    identity: str
+    conversation_id: str
+    epoch: int
+    late: bool
+    source: str
+    payload: bytes
+    received_at: float
+
+    def record(self, event: Event) -> Record:
+        """The same record with its payload decoded."""
+        return Record(self.position, self.conversation, event, self.received_at)

@@ -1,0 +1,65 @@
+"""What an error of SQLite means."""
+
+import sqlite3
+
+import pytest
+
+from agentd.errors import JournalUnusable
+from agentd.journal.sqlite import faults
+
+
+def error(code, name="SQLITE_X"):
+    raised = sqlite3.OperationalError("words that may quote content")
+    raised.sqlite_errorcode = code
+    raised.sqlite_errorname = name
+    return raised
+
+
+def test_a_full_database_waits_for_room(tmp_path):
+    verdict = faults.verdict(error(sqlite3.SQLITE_FULL), tmp_path / "journal.db")
+    assert isinstance(verdict, faults.MustWait)
+    assert verdict.full
+
+
+def test_an_io_error_on_a_disk_without_room_waits_for_room(tmp_path, monkeypatch):
+    # SQLite reports an exhausted quota like this.
+    monkeypatch.setattr(faults, "has_room", lambda folder: folder != tmp_path)
+    verdict = faults.verdict(error(sqlite3.SQLITE_IOERR_WRITE), tmp_path / "journal.db")
+    assert isinstance(verdict, faults.MustWait)
+    assert verdict.full
+
+
+def test_an_io_error_on_a_disk_with_room_gives_the_file_up(tmp_path):
+    verdict = faults.verdict(error(sqlite3.SQLITE_IOERR_FSYNC, "SQLITE_IOERR_FSYNC"), tmp_path / "journal.db")
+    assert isinstance(verdict, JournalUnusable)
+    assert "SQLITE_IOERR_FSYNC" in str(verdict)
+    assert "disk" in str(verdict)
+
+
+def test_a_file_that_another_process_holds_waits_but_is_not_full(tmp_path):
+    verdict = faults.verdict(error(sqlite3.SQLITE_BUSY_SNAPSHOT), tmp_path / "journal.db")
+    assert isinstance(verdict, faults.MustWait)
+    assert not verdict.full
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT_INDEX, sqlite3.SQLITE_NOTADB])
+def test_damage_names_the_file_and_the_remedy_and_quotes_nothing(tmp_path, code):
+    verdict = faults.verdict(error(code), tmp_path / "journal.db")
+    assert isinstance(verdict, JournalUnusable)
+    assert str(tmp_path / "journal.db") in str(verdict)
+    assert ".recover" in str(verdict)
+    assert "quote" not in str(verdict)
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_ERROR])
+def test_everything_else_is_the_fault_of_the_statement(tmp_path, code):
+    assert faults.verdict(error(code), tmp_path / "journal.db") is None
+
+
+def test_an_error_without_a_code_is_the_fault_of_the_statement(tmp_path):
+    assert faults.verdict(sqlite3.ProgrammingError("wrong type"), tmp_path / "journal.db") is None
+
+
+def test_a_disk_with_room_is_told_from_a_folder_that_is_not_ours(tmp_path):
+    assert faults.has_room(tmp_path)
+    assert faults.has_room(tmp_path / "missing")

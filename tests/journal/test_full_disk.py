@@ -1,0 +1,106 @@
+"""A disk without room: nothing is acknowledged, nothing is lost, and it goes on by itself.
+
+SQLite's own page limit gives the same error as a full filesystem and works everywhere; where this user may mount one,
+a real filesystem is filled as well.
+"""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+
+import pytest
+
+from agentd.errors import JournalError, JournalFull
+from agentd.journal.sqlite import faults, open_journal
+
+PAYLOAD = b"x" * 20_000
+
+
+def limit_pages(journal, pages):
+    return journal._connection.run(lambda db: db.execute(f"PRAGMA max_page_count = {pages}"))
+
+
+async def test_commits_wait_for_room_in_their_order_and_then_go_on(journal, arrived, logged):
+    await journal.commit(*arrived(seq=1))
+    await limit_pages(journal, 40)
+    waiting = [journal.commit(*arrived(seq=seq, payload=PAYLOAD)) for seq in range(2, 40)]
+    await logged.wait_for("commits wait")
+    assert journal.full
+    assert journal.waiting_since is not None
+    assert not any(future.done() for future in waiting)
+    assert await journal.last_position() == 1
+    behind = journal.commit(*arrived(seq=40))
+    await limit_pages(journal, 1_000_000)
+    await asyncio.gather(*waiting, behind)
+    assert not journal.full
+    assert [row.position for row in await journal.read_lane(1, 0, 99)] == list(range(1, 41))
+
+
+async def test_a_change_that_would_fit_does_not_overtake_one_that_waits(journal, arrived, logged):
+    await journal.commit(*arrived(seq=1))
+    await limit_pages(journal, 40)
+    large = journal.commit(*arrived(seq=2, payload=PAYLOAD * 20))
+    await logged.wait_for("commits wait")
+    small = journal.commit(*arrived(seq=3))
+    await limit_pages(journal, 1_000_000)
+    await small
+    assert large.done()
+
+
+async def test_closing_without_room_says_which_commits_are_not_on_disk(path, settings, arrivals, logged):
+    journal = await open_journal(path, settings)
+    arrived = arrivals(journal)
+    await journal.commit(*arrived(seq=1))
+    await limit_pages(journal, 40)
+    lost = journal.commit(*arrived(seq=2, payload=PAYLOAD * 20))
+    await logged.wait_for("commits wait")
+    behind = journal.commit(*arrived(seq=3))
+    await journal.close()
+    assert isinstance(lost.exception(), JournalFull)
+    assert isinstance(behind.exception(), JournalError)
+    reopened = await open_journal(path, settings)
+    assert await reopened.last_position() == 1
+    await reopened.close()
+
+
+@contextlib.contextmanager
+def small_filesystem(folder):
+    """A real filesystem of 2 MB, filled to the last byte when `fill` is called; None where mounting is not allowed."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("this user may not mount a filesystem")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def fill(folder):
+    with contextlib.suppress(OSError), open(folder / "ballast", "wb", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(4_096))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a filesystem")
+async def test_a_really_full_filesystem_is_survived(tmp_path, settings, arrivals, logged):
+    with small_filesystem(tmp_path / "disk") as folder:
+        journal = await open_journal(folder / "journal.db", settings)
+        arrived = arrivals(journal)
+        await journal.commit(*arrived(seq=1))
+        fill(folder)
+        assert not faults.has_room(folder)
+        waiting = [journal.commit(*arrived(seq=seq, payload=PAYLOAD)) for seq in range(2, 12)]
+        await logged.wait_for("commits wait")
+        assert journal.full
+        (folder / "ballast").unlink()
+        await asyncio.gather(*waiting)
+        assert faults.has_room(folder)
+        assert not journal.full
+        await journal.close()
+        reopened = await open_journal(folder / "journal.db", settings)
+        assert await reopened.last_position() == 11
+        await reopened.close()
