@@ -131,6 +131,7 @@ class Line:
         "anchor",
         "asked_top",
         "asking",
+        "checks",
         "conversation",
         "due",
         "epoch",
@@ -159,6 +160,7 @@ class Line:
         self.gap: Gap | None = None
         self.asking = False
         self.asked_top = 0
+        self.checks = 0
         self.failures = 0
         self.hole = 0
         self.due: float | None = None
@@ -247,7 +249,7 @@ class Sequencer:
         if line.anchor is None:
             return self._offer_unanchored(line, event, now)
         out: list[Decision] = []
-        if event.seq == line.mark + 1:
+        if event.seq == line.mark + 1 and not line.checks:
             self._deliver(line, event, out)
             if line.held:
                 self._release(line, out)
@@ -261,11 +263,22 @@ class Sequencer:
             self._offer_below(line, event, out)
         return out
 
-    def checked(self, event: Event, recorded: str | None) -> list[Decision]:
-        """Go on after Check: `recorded` is the id on disk at that seq of this epoch, None if nothing is there."""
-        if recorded is None or recorded == event.id:
-            return [Repeat(event)]
-        return [Renumbered(event)]
+    def checked(self, event: Event, epoch: int, recorded: str | None, now: float) -> list[Decision]:
+        """Go on after Check: `recorded` is the id on disk at that seq of this epoch, None if nothing is there.
+
+        What came meanwhile waits for this answer, since under a new numbering it would be out of order.
+        """
+        line = self._lines[event.conversation]
+        if line.epoch != epoch:
+            return self.offer(event, now)
+        line.checks -= 1
+        if recorded is not None and recorded != event.id:
+            return [Renumbered(event)]
+        out: list[Decision] = [Repeat(event)]
+        if not line.checks:
+            self._release(line, out)
+            self._rearm(line, now, out)
+        return out
 
     def refetched(
         self, ask: Refetch, rows: Iterable[Event], proven: int, now: float, reason: str = "not in history"
@@ -334,7 +347,7 @@ class Sequencer:
         self._held -= len(line.held)
         line.held.clear()
         line.epoch += 1
-        line.gap, line.asking, line.failures, line.due = None, False, 0, None
+        line.gap, line.asking, line.failures, line.due, line.checks = None, False, 0, None, 0
         line.mark_id, line.known_ids = "", known_ids
         line.anchor = top + 1 if adopt else FIRST_SEQ
         line.mark = line.anchor - 1
@@ -407,7 +420,7 @@ class Sequencer:
             line.due = None
             if line.anchor is None:
                 self._survey(line, now, out)
-            elif line.sends:
+            elif line.sends or line.checks:
                 self._alarm(line, now + self._limits.grace_s)
             elif line.top > line.mark and not line.asking:
                 self._ask(line, now, out)
@@ -482,6 +495,7 @@ class Sequencer:
         elif (event.seq == line.mark and event.id == line.mark_id) or event.id in line.known_ids:
             out.append(Repeat(event))
         else:
+            line.checks += 1
             out.append(Check(event))
 
     def _deliver(self, line: Line, event: Event, out: list[Decision]) -> None:
@@ -501,11 +515,13 @@ class Sequencer:
         return msgspec.structs.replace(event, epoch=line.epoch, late=late)
 
     def _release(self, line: Line, out: list[Decision]) -> None:
-        while (event := line.held.pop(line.mark + 1, None)) is not None:
+        while not line.checks and (event := line.held.pop(line.mark + 1, None)) is not None:
             self._held -= 1
             self._deliver(line, event, out)
 
     def _give_up_below(self, line: Line, proven: int, reason: str, out: list[Decision]) -> None:
+        if line.checks:
+            return  # what is in the answer is held: the numbering is in doubt
         stop = min(proven, line.top + 1)
         for seq in (*sorted(seq for seq in line.held if seq < stop), stop):
             start = line.mark + 1
