@@ -117,9 +117,9 @@ class Intake:
         self.journaled = 0
         self.shedding = False
         self.has_shed = False
-        self.pushed = 0
+        self.pushed_until = ""
         self.watching = False
-        self.unpushed: dict[tuple[str, int], float] = {}
+        self.unpushed: dict[tuple[str, int], str] = {}
         self._on_records = on_records
         self._on_signal = on_signal
         self._on_question = on_question
@@ -198,7 +198,8 @@ class Intake:
                 self.counters.shed += 1
                 self.has_shed = True
                 return
-            self.pushed += 1
+            if frame.created_at > self.pushed_until:
+                self.pushed_until = frame.created_at
             if self.unpushed:
                 self.unpushed.pop((frame.conversation, frame.seq), None)
             self._take(self.sequencer.offer(frame, now))
@@ -291,7 +292,7 @@ class Intake:
         if event.source is Source.REFETCH:
             counters.refetched += 1
         elif self.watching and event.source is Source.DRAIN:
-            self.unpushed[(conversation, event.seq)] = self._loop.time()
+            self.unpushed[(conversation, event.seq)] = event.created_at
         if event.late:
             counters.late += 1
             self.absent = max(0, self.absent - 1) if event.seq >= self._anchor_of(conversation) else self.absent

@@ -4,8 +4,8 @@ On a jittered wheel: drain again (whatever the server still holds should have be
 conversations for unread seqs above our marks, and compare the marks of a few conversations, the longest unaudited
 first, with the server's history. The last also notices a numbering that started over.
 
-Always true: an audit changes nothing by itself; what it finds takes the ordinary way in. Mail that is found while not a
-single message was pushed since the audit before means that this connection is deaf.
+Always true: an audit changes nothing by itself; what it finds takes the ordinary way in. Mail that is found, with
+nothing newer pushed, means that this connection is deaf.
 Not here: order, refetching, what to do about a deaf connection.
 """
 
@@ -17,7 +17,7 @@ import logging
 import random
 from collections.abc import Callable
 
-from agentd.core.events import Event
+from agentd.core.events import FIRST_SEQ, Event
 from agentd.errors import AgentdError, CredentialsRefused, Refused
 from agentd.intake.actor import Intake
 from agentd.intake.drain import Drain
@@ -52,7 +52,6 @@ class Audit:
         self._on_credentials = on_credentials
         self._loop = asyncio.get_running_loop()
         self._audited: dict[str, float] = {}
-        self._pushed_before = 0
         self.last_audit: float | None = None
 
     async def run(self) -> None:
@@ -84,12 +83,11 @@ class Audit:
         self.last_audit = self._loop.time()
         if intake.unpushed:
             await asyncio.sleep(_PUSH_GRACE_S)
-        found = len(intake.unpushed)
-        pushed, self._pushed_before = intake.pushed - self._pushed_before, intake.pushed
+        found = intake.unpushed
         if found:
-            log.warning("tail audit found %d events that were not pushed", found, extra={"identity": intake.identity})
-        self._on_deaf(found if not pushed else 0)
-        return found
+            log.warning("audit found %d events that were not pushed", len(found), extra={"identity": intake.identity})
+        self._on_deaf(sum(created_at > intake.pushed_until for created_at in found.values()))
+        return len(found)
 
     # -- the server's top -------------------------------------------------------------------------------------------
 
@@ -108,10 +106,10 @@ class Audit:
             self._stands_at(standing.conversation, oldest)
         self._stands_at(standing.conversation, newest)
 
-    def _stands_at(self, conversation: str, top: int) -> None:
-        intake, now = self._intake, self._loop.time()
-        if intake.sequencer.stands_at(conversation, top, now):
-            intake.unpushed[(conversation, top)] = now
+    def _stands_at(self, conversation: str, top: int, created_at: str = "") -> None:
+        intake = self._intake
+        if intake.sequencer.stands_at(conversation, top, self._loop.time()):
+            intake.unpushed[(conversation, top)] = created_at
 
     def _longest_unaudited(self) -> list[str]:
         lines = self._intake.sequencer.lines
@@ -125,7 +123,8 @@ class Audit:
         line = intake.sequencer.lines[conversation]
         epoch, mark = line.epoch, line.mark
         try:
-            page = platform.read_history(await self._perform(platform.history_request(conversation, mark - 1, 2)))
+            request = platform.history_request(conversation, max(FIRST_SEQ - 1, mark - 1), 2)
+            page = platform.read_history(await self._perform(request))
             rows = page.events
             if not page.count:
                 rows = platform.read_history(await self._perform(platform.newest_request(conversation))).events
@@ -136,7 +135,7 @@ class Audit:
             return
         for row in rows:
             if row.seq > mark:
-                self._stands_at(conversation, row.seq)
+                self._stands_at(conversation, row.seq, row.created_at)
             elif await self._is_another(row, epoch):
                 await self._questions.renumbered(conversation)
                 return

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from agentd.core.events import StreamReset
+from agentd.core.events import FIRST_SEQ, StreamReset
 from agentd.core.sequencer import PAGE, Check, Refetch, Renumbered
 from agentd.errors import AgentdError, CredentialsRefused, Refused, Unavailable
 from agentd.intake.actor import Intake, Question
@@ -96,7 +96,9 @@ class Questions:
     async def _refetch(self, ask: Refetch) -> None:
         intake, platform = self._intake, self._intake.platform
         now = self._loop.time
-        request = platform.history_request(ask.conversation, ask.start - 1, min(PAGE, ask.stop - ask.start))
+        # One row more than was asked for: the row at the mark tells whether the numbering is still the one we know.
+        after = max(FIRST_SEQ - 1, ask.start - 2)
+        request = platform.history_request(ask.conversation, after, min(PAGE, ask.stop - 1 - after))
         try:
             page = platform.read_history(await self._perform(request))
         except CredentialsRefused as refused:
@@ -113,7 +115,8 @@ class Questions:
     def _answer(self, ask: Refetch, page: Page) -> None:
         intake = self._intake
         rows, reason = page.events, "not in history"
-        proven = rows[-1].seq + 1 if rows else ask.stop if not page.count else ask.start
+        ahead = rows and rows[-1].seq >= ask.start
+        proven = rows[-1].seq + 1 if ahead else ask.start if page.malformed else ask.stop
         if page.malformed is None:
             self._unreadable.pop(ask.conversation, None)
         else:
@@ -141,13 +144,9 @@ class Questions:
 
     async def _check(self, check: Check) -> None:
         intake, event = self._intake, check.event
-        line = intake.sequencer.lines[event.conversation]
-        epoch, number = line.epoch, intake.number_of(event.conversation)
+        epoch, number = intake.sequencer.lines[event.conversation].epoch, intake.number_of(event.conversation)
         recorded = None if number is None else (await intake.journal.ids_at([(number, epoch, event.seq)]))[0]
-        if line.epoch == epoch:
-            intake.apply(intake.sequencer.checked(event, recorded))
-        else:
-            intake.apply(intake.sequencer.offer(event, self._loop.time()))
+        intake.apply(intake.sequencer.checked(event, epoch, recorded, self._loop.time()))
 
     # -- resets -----------------------------------------------------------------------------------------------------
 

@@ -209,14 +209,34 @@ def test_the_event_at_the_mark_is_a_repeat_and_an_older_one_is_checked_on_disk()
     sequencer = at_mark(5)
     assert sequencer.offer(event(5), 0.0) == [Repeat(event(5))]
     assert sequencer.offer(event(3), 0.0) == [Check(event(3))]
-    assert sequencer.checked(event(3), "msg_3") == [Repeat(event(3))]
+    assert sequencer.checked(event(3), 1, "msg_3", 0.0) == [Repeat(event(3))]
 
 
 def test_another_id_at_a_known_seq_means_a_new_numbering() -> None:
     sequencer = at_mark(5)
     other = event(2, msg_id="msg_other")
     assert sequencer.offer(other, 0.0) == [Check(other)]
-    assert sequencer.checked(other, "msg_2") == [Renumbered(other)]
+    assert sequencer.checked(other, 1, "msg_2", 0.0) == [Renumbered(other)]
+
+
+def test_what_follows_a_doubtful_event_waits_until_the_disk_has_answered() -> None:
+    sequencer = at_mark(5)
+    sequencer.offer(event(2), 0.0)
+    assert sequencer.offer(event(6), 0.0) == []
+    assert sequencer.checked(event(2), 1, "msg_2", 0.0) == [Repeat(event(2)), Deliver(event(6))]
+
+
+def test_nothing_of_a_new_numbering_is_taken_for_the_old_one() -> None:
+    sequencer = at_mark(5)
+    news = [event(seq, msg_id=f"new_{seq}", source=Source.DRAIN) for seq in range(1, 9)]
+    sequencer.drain_began()
+    decisions = [decision for one in news for decision in sequencer.offer(one, 0.0)]
+    assert of(Deliver, decisions) == []
+    assert sequencer.checked(news[0], 1, "msg_1", 0.0) == [Renumbered(news[0])]
+    sequencer.reset("c", 0.0, top=8, adopt=False, known_ids=frozenset())
+    (ask,) = of(Refetch, sequencer.wake(0.0))
+    assert isinstance(ask, Refetch)
+    assert delivered(sequencer.refetched(ask, news, 9, 0.0)) == list(range(1, 9))
 
 
 def test_a_reset_replays_the_new_numbering_from_its_start_in_a_new_epoch() -> None:
@@ -348,7 +368,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.unacked: set[int] = set()
         self.wire: list[Event] = []
         self.asks: list[Refetch] = []
-        self.checks: list[Event] = []
+        self.checks: list[tuple[Event, int]] = []
         self.journal: list[Event] = []
         self.line: Line | None = None
         self.sequencer = Sequencer(LIMITS)
@@ -366,7 +386,7 @@ class AnyInterleaving(RuleBasedStateMachine):
             elif isinstance(decision, Refetch):
                 self.asks.append(decision)
             elif isinstance(decision, Check):
-                self.checks.append(decision.event)
+                self.checks.append((decision.event, self.sequencer.lines["c"].epoch))
             assert not isinstance(decision, Renumbered)
         for line in self.sequencer.changed():
             if line.anchor is not None:
@@ -425,9 +445,9 @@ class AnyInterleaving(RuleBasedStateMachine):
     @precondition(lambda self: self.checks)
     @rule()
     def the_disk_answers(self) -> None:
-        asked = self.checks.pop(0)
+        asked, epoch = self.checks.pop(0)
         recorded = next((one.id for one in self.journal if one.seq == asked.seq), None)
-        self.take(self.sequencer.checked(asked, recorded))
+        self.take(self.sequencer.checked(asked, epoch, recorded, self.now))
 
     @rule()
     def the_daemon_is_killed_and_started(self) -> None:

@@ -1,0 +1,488 @@
+"""Builds the parts, wires them, and stops them in reverse order. The composition root.
+
+    intake --records--> dispatcher --sends--> sender --own seqs--> intake      all through the journal
+
+Always true: whatever was started is stopped, last first. A stop waits for running handlers up to a deadline that
+always ends; a second signal does not wait. A failure of one identity stays there; only the journal's ends the process.
+Not here: any decision about events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from agentd import __version__, config, logs
+from agentd.control.address import listening_paths
+from agentd.control.api import ControlServer
+from agentd.control.refusal import ControlError
+from agentd.core.events import Content, Event, Message, Record, Send, Signal, Source
+from agentd.core.reconnect import Throttle
+from agentd.dispatcher import Dispatcher
+from agentd.errors import AgentdError, ConfigError, PluginLoadError, first_of
+from agentd.host.lifecycle import Loaded, load
+from agentd.host.stalls import StallWatch
+from agentd.hub.server import Hub
+from agentd.hub.settings import HubSettings
+from agentd.journal.sqlite import SqliteJournal, open_journal
+from agentd.journal.storage import Carried, Queued, StoredRecord
+from agentd.supervisor import Bells, Key, Shared, Supervisor
+from agentd.transport.rest import Pool, Rest
+from agentd.wire.agentchat import AgentChat
+from agentd.wire.platform import Platform
+
+log = logging.getLogger("agentd")
+
+EXIT_FAILED = 1
+EXIT_CONFIG = 78
+
+_JOURNAL_LOOK_S = 0.25
+_JOURNAL_WAITING_MAX = 20_000
+_SETTLED = ("sent", "refused", "expired")
+_TAIL_QUEUE_MAX = 1_000
+_TAIL_PAGE = 200
+_EMBEDDED_USER = "me"
+_EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
+"""Identity to its handle on the embedded hub and its plugins."""
+
+
+def run(settings: config.Settings, *, config_path: Path | None) -> int:
+    """Run the daemon in the foreground until it is told to stop. Returns the exit code."""
+    logs.configure(settings.agentd.log_level)
+    faulthandler.enable()
+    # The journal's thread gives the interpreter up at every row; with the default of 5 ms a commit of 500 rows beside
+    # a busy loop takes 57 ms, with this 10.
+    sys.setswitchinterval(0.0005)
+    Path(settings.agentd.state).mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        uvloop.run(_main(settings, config_path))
+    except ConfigError as error:
+        return _told(error, EXIT_CONFIG)
+    except PluginLoadError as error:
+        return _told(error, EXIT_CONFIG)
+    except AgentdError as error:
+        return _told(error, EXIT_FAILED)
+    return 0
+
+
+def _told(error: AgentdError, code: int) -> int:
+    for line in str(error).splitlines():
+        log.error("%s", line)
+    return code
+
+
+async def _main(settings: config.Settings, config_path: Path | None) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        state = Path(settings.agentd.state)
+        journal = await open_journal(state / "journal.db", settings.agentd.journal)
+        stack.push_async_callback(journal.close)
+        hub: Hub | None = None
+        keys: dict[str, Callable[[], str]] = {name: _key_of(identity) for name, identity in settings.identity.items()}
+        if settings.embedded:
+            hub = await stack.enter_async_context(Hub(HubSettings(database=str(state / "hub.db"))))
+            settings, keys = _embedded(settings, hub)
+        base = config_path.parent if config_path is not None else Path.cwd()
+        daemon = Daemon(settings, base, journal, keys, hub)
+        await daemon.run()
+
+
+def _key_of(identity: config.Identity) -> Callable[[], str]:
+    return lambda: config.resolve_key(identity).reveal()
+
+
+def _embedded(settings: config.Settings, hub: Hub) -> tuple[config.Settings, dict[str, Callable[[], str]]]:
+    """Two identities on our own hub: one to speak as, and one that echoes. Their keys live as long as the process."""
+    keys: dict[str, Callable[[], str]] = {}
+    identities: dict[str, config.Identity] = {}
+    for name, (handle, plugins) in _EMBEDDED.items():
+        key = hub.rotate_key(handle) if hub.has_agent(handle) else hub.create_agent(handle)
+        logs.conceal(key)
+        keys[name] = partial(str, key)
+        identities[name] = config.Identity(url=hub.url, key=config.KeySource(env="none: embedded"), plugins=plugins)
+    plugins_in_use = settings.plugin or {"echo": config.PluginSettings(use="echo")}
+    return (
+        config.Settings(agentd=settings.agentd, identity=identities, plugin=plugins_in_use),
+        keys,
+    )
+
+
+class Daemon:
+    """Every part of one process. Implements `agentd.control.api.Daemon`. started: everything runs and can be asked."""
+
+    def __init__(
+        self,
+        settings: config.Settings,
+        base: Path,
+        journal: SqliteJournal,
+        keys: Mapping[str, Callable[[], str]],
+        hub: Hub | None,
+    ) -> None:
+        self._settings = settings
+        self._base = base
+        self._journal = journal
+        self._keys = keys
+        self._hub = hub
+        self._began = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        self.started = asyncio.Event()
+        self._supervisors: dict[str, Supervisor] = {}
+        self._platforms: dict[str, Platform] = {}
+        self._tails: set[asyncio.Queue[Record]] = set()
+        self._awaited: dict[str, asyncio.Future[Carried]] = {}
+        self._pressure: set[str] = set()
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Start everything, serve until told to stop, stop everything. Raises JournalError, PluginLoadError."""
+        async with contextlib.AsyncExitStack() as stack:
+            pool = await stack.enter_async_context(Pool())
+            plugins = await self._load_plugins(stack)
+            codes = dict(code for plugin in plugins.values() for code in plugin.codes())
+            self._watch = stack.enter_context(StallWatch(self._settings.agentd.dispatch.stall_s, codes))
+            await self._make_supervisors(pool)
+            self._dispatcher = self._make_dispatcher(plugins)
+            control = ControlServer(self, listening_paths(Path(self._settings.agentd.state), os.environ))
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    await self._dispatcher.start(tasks)
+                    identities = [
+                        tasks.create_task(supervisor.run(), name=f"identity {name}")
+                        for name, supervisor in self._supervisors.items()
+                    ]
+                    pressure = tasks.create_task(self._watch_journal(), name="journal pressure")
+                    await control.start()
+                    self._greet()
+                    self.started.set()
+                    with self._signals():
+                        await self._stopping.wait()
+                    log.info("stopping")
+                    pressure.cancel()
+                    for identity in identities:
+                        identity.cancel()
+                    await asyncio.wait(identities) if identities else None
+                    await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
+            except ExceptionGroup as failed:
+                raise first_of(failed) from failed
+            finally:
+                await control.close()
+
+    async def _load_plugins(self, stack: contextlib.AsyncExitStack) -> dict[str, Loaded]:
+        """Load and set up every plugin that an identity uses; every problem is told at once."""
+        used = {name for identity in self._settings.identity.values() for name in identity.plugins}
+        plugins: dict[str, Loaded] = {}
+        problems: list[str] = []
+        for name in sorted(used):
+            try:
+                plugins[name] = load(name, self._settings.plugin[name], self._base, self._journal.state_get)
+            except AgentdError as error:
+                problems += str(error).splitlines()
+        if problems:
+            raise ConfigError(problems)
+        for plugin in plugins.values():
+            stack.push_async_callback(plugin.teardown)
+            await plugin.setup()
+        return plugins
+
+    async def _make_supervisors(self, pool: Pool) -> None:
+        settings = self._settings.agentd
+        shared = Shared(
+            settings,
+            self._journal,
+            Throttle(settings.link.dials_per_s),
+            Bells(self._records, self._signal, self._settled),
+        )
+        handles = await self._journal.handles()
+        for name, identity in self._settings.identity.items():
+            key = Key(self._keys[name])
+            platform = AgentChat(name, identity.url, key.reveal, handles.get(name, ""), version=__version__)
+            rest = Rest(identity.url, key.reveal, settings.rest, pool=pool)
+            self._platforms[name] = platform
+            self._supervisors[name] = Supervisor(name, platform, rest, key, shared)
+
+    def _make_dispatcher(self, plugins: Mapping[str, Loaded]) -> Dispatcher:
+        intake = self._settings.agentd.intake
+        return Dispatcher(
+            self._journal,
+            plugins,
+            {name: identity.plugins for name, identity in self._settings.identity.items()},
+            self._settings.agentd.dispatch,
+            revive=self._revive,
+            on_queued=self._queued,
+            on_backlog=self._shed,
+            backlog=(intake.undispatched_high, intake.undispatched_low),
+        )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGTERM or SIGINT stops in order; the second ends the process at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._told_to_stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
+
+    def _told_to_stop(self) -> None:
+        self._stopping.set()
+
+    def _greet(self) -> None:
+        names = ", ".join(self._supervisors) or "none"
+        log.info("agentd %s runs, identities: %s, state in %s", __version__, names, self._settings.agentd.state)
+        if self._hub is not None:
+            command = Path(sys.argv[0]).name if Path(sys.argv[0]).name != "__main__.py" else "python -m agentd"
+            print(_WELCOME.format(url=self._hub.url, agentd=command), file=sys.stderr, flush=True)  # noqa: T201
+
+    # -- bells ------------------------------------------------------------------------------------------------------
+
+    def _records(self, records: Sequence[Record]) -> None:
+        self._dispatcher.offer(records)
+        for tail in self._tails:
+            for record in records:
+                if not tail.full():
+                    tail.put_nowait(record)
+
+    def _signal(self, happened: Signal) -> None:
+        self._dispatcher.signal(happened)
+
+    def _queued(self, sends: Sequence[Send]) -> None:
+        for send in sends:
+            self._supervisors[send.identity].queued((send,))
+
+    def _settled(self, carried: Carried) -> None:
+        if (waiting := self._awaited.get(carried.client_msg_id)) is not None and not waiting.done():
+            waiting.set_result(carried)
+
+    def _shed(self, backlogged: bool) -> None:
+        self._press("handlers are too far behind", backlogged)
+
+    def _press(self, reason: str, pressed: bool) -> None:
+        """Shed while there is any reason to: what is not taken in stays with the server."""
+        (self._pressure.add if pressed else self._pressure.discard)(reason)
+        for supervisor in self._supervisors.values():
+            supervisor.shed(", ".join(sorted(self._pressure)))
+
+    async def _watch_journal(self) -> None:
+        """A disk that takes nothing must not make the queue before it grow."""
+        behind = False
+        while True:
+            await asyncio.sleep(_JOURNAL_LOOK_S)
+            if behind != (self._journal.full or self._journal.waiting > _JOURNAL_WAITING_MAX):
+                behind = not behind
+                self._press("the disk takes no commits", behind)
+
+    def _revive(self, stored: StoredRecord) -> Event:
+        platform = self._platforms[stored.identity]
+        return platform.revive(stored.payload, epoch=stored.epoch, late=stored.late, source=Source(stored.source))
+
+    # -- control ----------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._began, 3),
+            "state_dir": str(Path(self._settings.agentd.state).absolute()),
+            "hub_url": self._hub.url if self._hub is not None else None,
+            "identities": [self._identity_status(name) for name in self._supervisors],
+            "plugins": [
+                {"name": name, "use": plugin.use, "identities": self._served_by(name)}
+                for name, plugin in self._settings.plugin.items()
+            ],
+            "journal": self._journal_status(),
+            "loop_stalls": self._watch.stalls,
+        }
+
+    def _identity_status(self, name: str) -> dict[str, Any]:
+        status = self._supervisors[name].status()
+        committed = self._journal.last_commit_at
+        return {
+            **status,
+            "url": self._settings.identity[name].url,
+            "state_since": _iso(status["state_since"]),
+            "history": [{**change, "at": _iso(change["at"])} for change in status["history"]],
+            "plugins": list(self._settings.identity[name].plugins),
+            "handled": self._dispatcher.handled[name],
+            "pending": self._dispatcher.pending[name],
+            "dead": self._dispatcher.dead[name],
+            "last_commit_age_s": None if committed is None else round(self._loop.time() - committed, 3),
+        }
+
+    def _journal_status(self) -> dict[str, Any]:
+        waiting = self._journal.waiting_since
+        return {
+            "full": self._journal.full,
+            "commits": self._journal.commits,
+            "changes": self._journal.changes,
+            "last_commit_s": self._journal.last_commit_s,
+            "waiting_s": None if waiting is None else round(self._loop.time() - waiting, 3),
+        }
+
+    def _served_by(self, plugin: str) -> list[str]:
+        return [name for name, identity in self._settings.identity.items() if plugin in identity.plugins]
+
+    async def send(
+        self, identity: str | None, target: str, content: Content, wait_s: float, client_msg_id: str | None
+    ) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        name = identity or self._only_identity()
+        key = client_msg_id or f"cli-{uuid.uuid4().hex}"
+        send = Send(identity=name, target=target, content=content, client_msg_id=key, cause="control socket")
+        deadline = self._loop.time() + wait_s
+        with self._tailing() as tail:
+            settled = self._awaited.setdefault(key, self._loop.create_future())
+            try:
+                known = await self._journal.outbox_find(key, name)
+                if known is None:
+                    await self._journal.commit(Queued(send, time.time()))
+                    self._queued((send,))
+                if known is None or known.send.state not in _SETTLED:
+                    await asyncio.wait((settled,), timeout=wait_s)
+            finally:
+                self._awaited.pop(key, None)
+            row = await self._journal.outbox_find(key, name)
+            assert row is not None
+            answer: dict[str, Any] = {
+                "client_msg_id": key,
+                "state": row.send.state,
+                "seq": row.result_seq,
+                "conversation": row.conversation,
+                "error": row.error or None,
+                "reply": None,
+            }
+            if row.send.state == "sent" and wait_s:
+                answer["reply"] = await self._reply(tail, name, row.conversation, row.result_seq or 0, deadline)
+            return answer
+
+    async def _reply(
+        self, tail: asyncio.Queue[Record], identity: str, conversation: str | None, after_seq: int, deadline: float
+    ) -> dict[str, Any] | None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while True:
+                    event = (await tail.get()).event
+                    ours = event.identity == identity and event.conversation == conversation
+                    if ours and not event.own and event.seq > after_seq and isinstance(event, Message):
+                        return {"text": event.text, "sender": event.sender, "seq": event.seq}
+        return None
+
+    def _only_identity(self) -> str:
+        if self._hub is not None:
+            return _EMBEDDED_USER
+        if len(self._supervisors) == 1:
+            return next(iter(self._supervisors))
+        raise ControlError(
+            400,
+            "WHICH_IDENTITY",
+            "there are several identities" if self._supervisors else "there is no identity",
+            f"name one with --as: {', '.join(self._supervisors)}" if self._supervisors else "configure one",
+        )
+
+    async def gaps(self, identity: str | None, open_only: bool, limit: int) -> list[dict[str, Any]]:
+        """See control.api.Daemon."""
+        names = [identity] if identity is not None else list(self._supervisors)
+        found = [
+            (gap.found_at, _gap_row(name, conversation, gap))
+            for name in names
+            for conversation, gap in await self._journal.gaps(name, open_only=open_only, limit=limit)
+        ]
+        found.sort(key=lambda each: each[0], reverse=True)
+        return [row for _, row in found[:limit]]
+
+    async def tail(self, identity: str | None, since: int | None) -> AsyncGenerator[dict[str, Any], None]:
+        """See control.api.Daemon."""
+        position = since if since is not None else await self._journal.last_position()
+        with self._tailing() as bell:
+            while not self._stopping.is_set():
+                stored = await self._journal.read_log(identity, position, _TAIL_PAGE)
+                for row in stored:
+                    position = row.position
+                    yield _tail_row(row.record(self._revive(row)))
+                if len(stored) < _TAIL_PAGE:
+                    await bell.get()
+                    while not bell.empty():
+                        bell.get_nowait()
+
+    @contextlib.contextmanager
+    def _tailing(self) -> Iterator[asyncio.Queue[Record]]:
+        tail: asyncio.Queue[Record] = asyncio.Queue(_TAIL_QUEUE_MAX)
+        self._tails.add(tail)
+        try:
+            yield tail
+        finally:
+            self._tails.discard(tail)
+
+    async def stop(self) -> None:
+        """See control.api.Daemon."""
+        self._stopping.set()
+
+
+_WELCOME = """
+agentd runs with its own hub at {url}: identity "me" to speak as, and "echo", which answers.
+In a second terminal, in this folder:
+
+    .venv/bin/agentd send @echo "hello"     say something and see the answer
+    .venv/bin/agentd status                 who is connected, and what has happened
+    .venv/bin/agentd tail                   watch events as they are committed
+
+Ctrl-C stops it. Next: write a plugin (README, "A first plugin").
+"""
+
+
+def _gap_row(identity: str, conversation: str, gap: Any) -> dict[str, Any]:
+    return {
+        "identity": identity,
+        "conversation": conversation,
+        "epoch": gap.epoch,
+        "start": gap.start,
+        "stop": gap.stop,
+        "found_at": _iso(gap.found_at),
+        "closed_at": None if gap.closed_at is None else _iso(gap.closed_at),
+        "attempts": gap.attempts,
+        "rows": gap.rows,
+        "outcome": gap.outcome,
+        "absent": gap.absent,
+        "reason": gap.reason,
+    }
+
+
+def _tail_row(record: Record) -> dict[str, Any]:
+    event = record.event
+    message = event if isinstance(event, Message) else None
+    return {
+        "position": record.position,
+        "identity": event.identity,
+        "conversation": event.conversation,
+        "epoch": event.epoch,
+        "seq": event.seq,
+        "id": event.id,
+        "sender": event.sender,
+        "source": event.source.value,
+        "own": event.own,
+        "late": event.late,
+        "type": message.kind if message is not None else type(event).__name__.lower(),
+        "text": message.text if message is not None else None,
+        "received_at": _iso(record.received_at),
+    }
+
+
+def _iso(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,436 @@
+"""Keeps one identity going: its connection, its way in, its way out; starts them, restarts them, parks them.
+
+One `Supervisor` per identity, one task tree under it. A broken invariant ends that tree, loudly, and it is started
+anew from what is on disk; other identities do not notice. A refused key parks the identity until the key has changed.
+Only a journal that cannot be used goes up to the daemon.
+
+Always true: the state told by `status` is one of STATES, with the reason and the time of the change, and a bounded
+history. Nothing is sent or connected under a key that was refused.
+Not here: how to connect (transport/), order and disk (intake/), sending (sender.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from agentd import config, metrics
+from agentd.core.events import Message, RateLimitWarning, Record, Send, Signal
+from agentd.core.reconnect import CloseMeaning, Dial, Park, Reconnect, Throttle
+from agentd.errors import AgentdError, CredentialsRefused, JournalError, Unavailable, first_of
+from agentd.intake import Audit, Drain, Intake, Questions
+from agentd.journal.storage import Account, Carried, Journal
+from agentd.sender import Sender
+from agentd.transport.link import Link, dial
+from agentd.transport.rest import Rest
+from agentd.wire.platform import Platform, Request, Response
+
+log = logging.getLogger("agentd.supervisor")
+
+State = Literal["off", "connecting", "catching_up", "live", "throttled", "parked", "deaf"]
+STATES: tuple[State, ...] = get_args(State)
+
+_HISTORY = 50
+_KEY_POLL_S = 5.0
+_RESTART_FIRST_S = 1.0
+_RESTART_MAX_S = 60.0
+_DRAIN_RETRY_FIRST_S = 0.5
+_DRAIN_RETRY_MAX_S = 30.0
+_WARNED_PAUSE_S = 2.0
+
+
+class Key:
+    """An identity's key as it was last read; `read` may wait for a disk or a command, so it runs in a thread."""
+
+    def __init__(self, read: Callable[[], str]) -> None:
+        self._read = read
+        self._value = ""
+
+    def reveal(self) -> str:
+        """The key, for the one who sends it."""
+        return self._value
+
+    async def refresh(self) -> bool:
+        """Read it again; True if it is another one. Raises ConfigError where it cannot be read."""
+        value = await asyncio.to_thread(self._read)
+        changed, self._value = value != self._value, value
+        return changed
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One change of state. at: Unix seconds."""
+
+    state: State
+    at: float
+    reason: str
+
+
+class Bells(msgspec.Struct, frozen=True):
+    """Who is told what. on_records: after each commit. on_signal: of what has no seq. on_settled: of ended sends."""
+
+    on_records: Callable[[Sequence[Record]], None]
+    on_signal: Callable[[Signal], None]
+    on_settled: Callable[[Carried], None]
+
+
+class Shared(msgspec.Struct, frozen=True):
+    """What all identities share."""
+
+    settings: config.Agentd
+    journal: Journal
+    throttle: Throttle
+    bells: Bells
+
+
+class Supervisor:
+    """One identity. `run` until cancelled; raises JournalError only. platform, rest: they use `key` as it is then."""
+
+    def __init__(
+        self,
+        name: str,
+        platform: Platform,
+        rest: Rest,
+        key: Key,
+        shared: Shared,
+    ) -> None:
+        self.name = name
+        self.platform = platform
+        self._rest = rest
+        self._key = key
+        self._shared = shared
+        self._loop = asyncio.get_running_loop()
+        self._state: State = "off"
+        self._life: _Life | None = None
+        self.history: deque[Change] = deque(maxlen=_HISTORY)
+        self.reconnects = 0
+        self.restarts = 0
+        self.enter("off", "not started")
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """What this identity is doing."""
+        return self._state
+
+    def enter(self, state: State, reason: str = "") -> None:
+        """Change the state, if it is a change."""
+        if self.history and state == self._state and reason == self.history[-1].reason:
+            return
+        self._state = state
+        self.history.append(Change(state, time.time(), reason))
+        log.info("%s%s", state, f": {reason}" if reason else "", extra={"identity": self.name})
+
+    def shed(self, why: str) -> None:
+        """Leave messages with the server, or, where there is no reason to any more, fetch what was left."""
+        if self._life is not None:
+            self._life.shed(why)
+
+    def queued(self, sends: Sequence[Send]) -> None:
+        """These rows of ours are in the outbox on disk."""
+        if self._life is not None:
+            self._life.sender.queued(sends)
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Live; after a broken invariant, live again from what is on disk."""
+        while True:
+            began = self._loop.time()
+            self._life = _Life(self, self._rest, self._key, self._shared)
+            try:
+                await self._life.run()
+            except ExceptionGroup as broken:
+                failure = first_of(broken)
+                self.enter("off", f"broke: {failure!r}")
+                if isinstance(failure, JournalError):
+                    raise failure from None
+                log.exception("this identity broke and starts anew", extra={"identity": self.name}, exc_info=broken)
+            finally:
+                self._life.close()
+            if self._loop.time() - began > _RESTART_MAX_S:
+                self.restarts = 0
+            await asyncio.sleep(min(_RESTART_FIRST_S * 2**self.restarts, _RESTART_MAX_S) * random.uniform(0.75, 1.25))
+            self.restarts += 1
+
+    def status(self) -> dict[str, Any]:
+        """What is known without asking anybody. Ages in seconds, None for never."""
+        last = self.history[-1]
+        return {
+            "name": self.name,
+            "platform": self.platform.name,
+            "handle": self.platform.handle or None,
+            "state": self._state,
+            "state_since": last.at,
+            "state_reason": last.reason,
+            "history": [msgspec.structs.asdict(change) for change in self.history],
+            "reconnects": self.reconnects,
+            "restarts": self.restarts,
+            **(self._life.status() if self._life is not None else {}),
+        }
+
+
+class _Life:
+    """One run of an identity: everything that is built anew after a broken invariant."""
+
+    def __init__(self, owner: Supervisor, rest: Rest, key: Key, shared: Shared) -> None:
+        settings, journal = shared.settings, shared.journal
+        self._owner = owner
+        self._platform = owner.platform
+        self._rest = rest
+        self._key = key
+        self._shared = shared
+        self._loop = asyncio.get_running_loop()
+        self._link: Link | None = None
+        self._refused: CredentialsRefused | None = None
+        self._fatal: asyncio.Future[None] = self._loop.create_future()
+        self._drain_wanted = asyncio.Event()
+        self._account_asked = False
+        self._hears_nothing = False
+        self.intake = Intake(
+            owner.name,
+            self._platform,
+            journal,
+            settings.intake,
+            on_records=self._records,
+            on_signal=self._signal,
+            on_question=self._question,
+            on_survey=self._drain_wanted.set,
+            on_fatal=self._fail,
+        )
+        refused = self._credentials_refused
+        self._questions = Questions(self.intake, self._perform, on_credentials=refused)
+        self._drain = Drain(self.intake, self._perform, on_credentials=refused)
+        self._audit = Audit(
+            self.intake, self._drain, self._questions, self._perform, on_deaf=self._deaf, on_credentials=refused
+        )
+        self.sender = Sender(
+            owner.name,
+            self._platform,
+            journal,
+            rest.perform,
+            self.intake,
+            settings.sending,
+            on_credentials=refused,
+            on_settled=shared.bells.on_settled,
+        )
+        self._reconnect = Reconnect(
+            first_s=settings.link.backoff_first_s,
+            max_s=settings.link.backoff_max_s,
+            stable_s=settings.link.stable_s,
+        )
+
+    async def run(self) -> None:
+        """Live until cancelled or broken."""
+        await self.intake.load()
+        async with asyncio.TaskGroup() as tasks:
+            name = self._owner.name
+            tasks.create_task(self._watch(), name=f"{name}: journal")
+            tasks.create_task(self._questions.run(), name=f"{name}: questions")
+            tasks.create_task(self._drain.run_acks(), name=f"{name}: drain acks")
+            tasks.create_task(self._stay_connected(tasks), name=f"{name}: connection")
+
+    def close(self) -> None:
+        """Let go of what outlives the tasks."""
+        self.intake.close()
+        self._fatal.cancel()
+
+    # -- the connection ---------------------------------------------------------------------------------------------
+
+    async def _stay_connected(self, tasks: asyncio.TaskGroup) -> None:
+        sending = False
+        while True:
+            await asyncio.sleep(max(0.0, self._shared.throttle.reserve(self._loop.time()) - self._loop.time()))
+            self._owner.enter("connecting", f"attempt {self._reconnect.failures + 1}")
+            self._reconnect.dialling()
+            meaning, asked_s = CloseMeaning.AGAIN, None
+            try:
+                await self._key.refresh()
+                await self._identify()
+                if not sending:
+                    sending = True
+                    tasks.create_task(self.sender.run(), name=f"{self._owner.name}: sender")
+                meaning = await self._connection()
+            except CredentialsRefused as refused:
+                meaning, self._refused = CloseMeaning.REFUSED, refused
+            except AgentdError as failure:
+                asked_s = failure.retry_after_s if isinstance(failure, Unavailable) else None
+                self._owner.enter("connecting", str(failure))
+            decision = self._reconnect.ended(self._loop.time(), meaning, random.random(), asked_s)
+            while isinstance(decision, Park):
+                decision = await self._parked()
+            if asked_s and decision.after_s >= asked_s:
+                self._owner.enter("throttled", f"the server asked for {asked_s:g} s")
+            await asyncio.sleep(decision.after_s)
+
+    async def _identify(self) -> None:
+        """Learn once per life whose key this is: own words are told by the handle."""
+        if self._account_asked:
+            return
+        handle = self._platform.read_account(await self._rest.perform(self._platform.account_request()))
+        known = (await self._shared.journal.handles()).get(self._owner.name)
+        if known and known != handle:
+            raise CredentialsRefused(
+                0, "OTHER_ACCOUNT", f"the key is @{handle}'s, but the journal holds @{known}'s mail under this name"
+            )
+        self._platform.handle = handle
+        if known is None:
+            await self._shared.journal.commit(Account(self._owner.name, self._platform.name, handle))
+        self._account_asked = True
+
+    async def _connection(self) -> CloseMeaning:
+        """One connection from dial to close."""
+        settings = self._shared.settings.link
+        async with dial(self._platform, settings, on_frame=self.intake.frame, on_burst=self.intake.flush) as self._link:
+            self._reconnect.opened(self._loop.time())
+            self.intake.attach(self._link)
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    catching_up = tasks.create_task(self._catch_up(), name=f"{self._owner.name}: catching up")
+                    auditing = tasks.create_task(self._audit.run(), name=f"{self._owner.name}: tail audit")
+                    closed = await self._link.closed()
+                    catching_up.cancel()
+                    auditing.cancel()
+            finally:
+                self.intake.detach()
+                self._link = None
+        code = "cut" if closed.code is None else str(closed.code)
+        self._owner.reconnects += 1
+        metrics.RECONNECTS.inc(self._owner.name, code)
+        if self._refused is not None:
+            return CloseMeaning.REFUSED
+        meaning = self._platform.close_meaning(closed.code, closed.reason)
+        if meaning is CloseMeaning.REFUSED:
+            self._refused = CredentialsRefused(closed.code or 0, "CLOSED", closed.reason)
+        self._owner.enter("connecting", f"connection ended ({code}) {closed.reason}".strip())
+        return meaning
+
+    async def _catch_up(self) -> None:
+        """Drain at once, and again whenever something was left with the server."""
+        retry_s = _DRAIN_RETRY_FIRST_S
+        self._owner.enter("catching_up")
+        while True:
+            self._drain_wanted.clear()
+            try:
+                await self._drain.drain()
+            except CredentialsRefused as refused:
+                self._credentials_refused(refused)
+            except AgentdError as failure:
+                self._owner.enter("catching_up", f"the backlog cannot be read yet: {failure}")
+                await asyncio.sleep(retry_s * random.uniform(0.75, 1.25))
+                retry_s = min(retry_s * 2, _DRAIN_RETRY_MAX_S)
+                continue
+            retry_s = _DRAIN_RETRY_FIRST_S
+            if not self.intake.shedding:
+                self._owner.enter("deaf" if self._hears_nothing else "live")
+            await self._drain_wanted.wait()
+
+    async def _parked(self) -> Dial | Park:
+        """Wait until the key is another one. A refused key is never tried again by itself."""
+        assert self._refused is not None
+        self.sender.pause()
+        self._owner.enter("parked", f"the platform refused the key: {self._refused}")
+        while not await self._key_changed():
+            await asyncio.sleep(_KEY_POLL_S)
+        self._refused = None
+        self._account_asked = False
+        self.sender.resume()
+        return self._reconnect.key_changed() or Dial()
+
+    async def _key_changed(self) -> bool:
+        try:
+            return await self._key.refresh()
+        except AgentdError:
+            return False  # being replaced this very moment, perhaps
+
+    # -- bells ------------------------------------------------------------------------------------------------------
+
+    async def _perform(self, request: Request) -> Response:
+        return await self._rest.perform(request)
+
+    def _records(self, records: Sequence[Record]) -> None:
+        if self.sender.pacing.awaiting:
+            for record in records:
+                if isinstance(record.event, Message) and not record.event.own:
+                    self.sender.heard_from(self._platform.target(record.event))
+        self._shared.bells.on_records(records)
+
+    def _signal(self, signal: Signal) -> None:
+        if isinstance(signal, RateLimitWarning):
+            self.sender.pacing.slow_identity(self._loop.time() + _WARNED_PAUSE_S)
+        self._shared.bells.on_signal(signal)
+
+    def _question(self, question: Any) -> None:
+        self._questions.ask(question)
+
+    def _deaf(self, found: int) -> None:
+        self._hears_nothing = found > 0
+        if found:
+            self._owner.enter("deaf", f"{found} events were found that this connection had not pushed")
+            if self._link is not None:
+                self._link.close(1000, "deaf")
+        elif self._owner.state == "deaf":
+            self._owner.enter("live", "hears again")
+
+    def _credentials_refused(self, refused: CredentialsRefused) -> None:
+        self._refused = refused
+        if self._link is not None:
+            self._link.close(1000, "credentials refused")
+
+    def _fail(self, failure: BaseException) -> None:
+        if not self._fatal.done():
+            self._fatal.set_exception(failure)
+
+    async def _watch(self) -> None:
+        await self._fatal
+
+    def shed(self, why: str) -> None:
+        """See Supervisor."""
+        self.intake.shedding = bool(why)
+        if why:
+            self._owner.enter("throttled", f"{why}: new messages stay with the server")
+        elif self.intake.has_shed:
+            self.intake.has_shed = False
+            self._owner.enter("catching_up", "fetching what was left with the server")
+            self._drain_wanted.set()
+        elif self._owner.state == "throttled":
+            self._owner.enter("live")
+
+    # -- status -----------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The part of the identity's status that lives here."""
+        now, intake, counters = self._loop.time(), self.intake, self.intake.counters
+
+        def age(at: float | None) -> float | None:
+            return None if at is None else round(max(0.0, now - at), 3)
+
+        return {
+            "conversations": len(intake.sequencer.lines),
+            "journaled": intake.journaled,
+            "held": intake.sequencer.held,
+            "gaps_open": intake.gaps_open,
+            "gaps_found": counters.gaps_found,
+            "seqs_refetched": counters.refetched,
+            "absent": intake.absent,
+            "late": counters.late,
+            "repeats": counters.repeats,
+            "malformed": counters.malformed,
+            "resets": counters.resets,
+            "shed": counters.shed,
+            "acked": counters.acked,
+            "outbox_ready": self.sender.counts["ready"],
+            "outbox_unknown": self.sender.counts["unknown"],
+            "outbox_sent": self.sender.counts["sent"],
+            "outbox_refused": self.sender.counts["refused"],
+            "last_pong_age_s": age(self._link.last_pong if self._link is not None else None),
+            "last_inbound_age_s": age(intake.last_inbound),
+            "last_audit_age_s": age(self._audit.last_audit),
+        }
