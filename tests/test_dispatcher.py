@@ -56,6 +56,9 @@ class Journal(MemoryJournal):
             super().commit(*changes)
             future.set_result(None)
 
+    def waiting_effects(self) -> bool:
+        return any(isinstance(change, Queued) for _, changes in self._waiting for change in changes)
+
     def cursor(self, plugin: str, conversation: str) -> int | None:
         return self._cursors.get((plugin, self._numbers[("me", conversation)]))
 
@@ -71,7 +74,7 @@ class Rig:
         self.serves: dict[str, list[str]] = {"me": []}
         self.queued: list[Send] = []
         self.shedding: list[bool] = []
-        self.backlog = (1_000, 0)
+        self.backlog = (1_000, 100)
 
     def plugin(
         self, name: str, *handlers: Handle, filters: Any = None, event: Any = Message, **settings: Any
@@ -380,6 +383,25 @@ async def test_attempts_spent_make_a_dead_letter_with_its_traceback_and_the_lane
     assert rig.journal.failed == {}
 
 
+async def test_each_event_has_all_its_attempts() -> None:
+    rig, ledger = Rig(), Ledger()
+    tried: list[tuple[str | None, int]] = []
+
+    async def handle(message: Message, ctx: Context) -> None:
+        tried.append((message.text, ctx.attempt))
+        if [text for text, _ in tried].count(message.text) == 1:
+            raise ValueError
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle, attempts=2)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c") for _ in range(3)])
+        while dispatcher.pending["me"]:
+            await asyncio.sleep(0.001)
+    assert tried == [(text, attempt) for text in "123" for attempt in (1, 2)]
+    assert rig.journal.dead == []
+
+
 async def test_giving_up_needs_no_second_attempt() -> None:
     rig = Rig()
 
@@ -549,6 +571,48 @@ async def test_a_full_journal_makes_lanes_with_effects_wait_and_loses_nothing() 
         assert len(rig.queued) == 3
 
 
+async def test_a_cursor_never_falls_back_behind_a_turn_that_committed_it() -> None:
+    rig = Rig()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        ctx.reply("hello")
+
+    rig.plugin("p", handle, filters={"text": "wanted"})
+    async with rig.running() as dispatcher:
+        rig.journal.full = True
+        dispatcher.offer([rig.said("c")])
+        await asyncio.sleep(0)
+        dispatcher.offer([rig.said("c")])
+        dispatcher.offer([rig.said("c", "wanted"), rig.said("c")])
+        while not rig.journal.waiting_effects():
+            await asyncio.sleep(0)
+        rig.journal.has_room()
+        await dispatcher.quiet()
+    moves = [change for commit in rig.journal.commits for change in commit if isinstance(change, CursorMoved)]
+    # The turn's own cursor stands behind what was passed over after it.
+    assert [move.position for move in moves] == [1, 4]
+
+
+async def test_other_conversations_see_plugin_state_as_soon_as_its_turn_has_committed() -> None:
+    rig = Rig()
+    seen: list[int] = []
+
+    async def handle(message: Message, ctx: Context) -> None:
+        seen.append(await ctx.plugin_state.get("n", int, 0))
+        ctx.plugin_state.put("n", seen[-1] + 1)
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        rig.journal.full = True
+        for number in range(3):
+            dispatcher.offer([rig.said(f"c{number}")])
+            while len(seen) <= number:
+                await asyncio.sleep(0)
+        rig.journal.has_room()
+        await dispatcher.quiet()
+    assert seen == [0, 1, 2]
+
+
 async def test_a_journal_that_fails_ends_the_dispatcher_loudly() -> None:
     rig = Rig()
 
@@ -610,7 +674,7 @@ async def test_a_lane_beyond_its_memory_reads_on_from_the_journal_in_order() -> 
 
 
 async def test_a_record_that_is_on_disk_but_not_offered_yet_is_handled_once() -> None:
-    rig, ledger = Rig(lane_memory=1), Ledger()
+    rig, ledger = Rig(lane_memory=3), Ledger()
     rig.plugin("p", ledger)
     async with rig.running() as dispatcher:
         offered, later = [rig.said("c") for _ in range(4)], [rig.said("c")]
@@ -621,7 +685,7 @@ async def test_a_record_that_is_on_disk_but_not_offered_yet_is_handled_once() ->
     assert ledger.texts == {"c": ["1", "2", "3", "4", "5"]}
 
 
-async def test_the_backlog_bell_rings_once_above_the_high_mark_and_once_below_the_low() -> None:
+async def test_the_backlog_bell_rings_once_at_the_high_mark_and_once_at_the_low() -> None:
     rig = Rig()
     rig.backlog = (10, 3)
     release = asyncio.Event()
@@ -631,13 +695,47 @@ async def test_the_backlog_bell_rings_once_above_the_high_mark_and_once_below_th
 
     rig.plugin("p", handle)
     async with rig.running() as dispatcher:
-        dispatcher.offer([rig.said("c") for _ in range(10)])
+        dispatcher.offer([rig.said("c") for _ in range(9)])
         assert rig.shedding == []
         dispatcher.offer([rig.said("c"), rig.said("d")])
         assert rig.shedding == [True]
         release.set()
         await dispatcher.quiet()
         assert rig.shedding == [True, False]
+
+
+async def test_memory_holds_no_more_than_the_high_mark_even_if_nobody_sheds() -> None:
+    rig, ledger = Rig(), Ledger()
+    rig.backlog = (10, 5)
+    rig.plugin("p", ledger)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said(f"c{number}") for number in range(40) for _ in range(3)])
+        assert dispatcher.undispatched == 10
+        await dispatcher.quiet()
+        assert ledger.texts == {f"c{number}": ["1", "2", "3"] for number in range(40)}
+
+
+async def test_catching_up_after_a_restart_fills_memory_to_the_low_mark_only() -> None:
+    rig, ledger = Rig(concurrency=1), Ledger()
+    rig.backlog = (1_000, 20)
+    most = 0
+
+    async def handle(message: Message, ctx: Context) -> None:
+        nonlocal most
+        most = max(most, dispatcher.undispatched)
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle)
+    async with rig.running():
+        pass
+    for _ in range(10):
+        for number in range(10):
+            rig.said(f"c{number}")
+    async with rig.running() as dispatcher:
+        await dispatcher.quiet()
+        assert dispatcher.pending == {"me": 0}
+    assert ledger.texts == {f"c{number}": [str(seq) for seq in range(1, 11)] for number in range(10)}
+    assert most <= 20 + 10  # and one record of each lane that found no room
 
 
 # --- restart
@@ -728,14 +826,17 @@ async def test_a_plugin_that_is_added_later_does_not_answer_what_was_said_before
     rig, old, new = Rig(), Ledger(), Ledger()
     rig.plugin("old", old)
     async with rig.running() as dispatcher:
-        dispatcher.offer([rig.said("c")])
+        dispatcher.offer([rig.said("c"), rig.said("quiet since")])
         await dispatcher.quiet()
     rig.plugin("new", new)
     async with rig.running() as dispatcher:
         dispatcher.offer([rig.said("c"), rig.said("d")])
         await dispatcher.quiet()
-    assert old.texts == {"c": ["1", "2"], "d": ["1"]}
+    assert old.texts == {"c": ["1", "2"], "d": ["1"], "quiet since": ["1"]}
     assert new.texts == {"c": ["2"], "d": ["1"]}
+    async with rig.running() as dispatcher:
+        await dispatcher.quiet()
+    assert "quiet since" not in new.texts
 
 
 async def test_what_came_since_a_plugins_first_start_is_handled_after_a_crash_before_any_cursor() -> None:
@@ -763,7 +864,7 @@ async def test_a_stored_event_that_cannot_be_decoded_is_a_dead_letter_and_not_th
             raise ValueError("what is this")
         return revive(stored)
 
-    rig.journal.revive = broken  # type: ignore[method-assign]  # a payload that no version of ours can read
+    rig.journal.revive = broken  # a payload that no version of ours can read
     async with rig.running() as dispatcher:
         await dispatcher.quiet()
         assert dispatcher.pending == {"me": 0}
@@ -970,7 +1071,7 @@ async def on_disk(path: Path, handle: Handle, queued: list[Send]) -> AsyncIterat
             revive=revive,
             on_queued=queued.extend,
             on_backlog=lambda shed: None,
-            backlog=(1_000, 0),
+            backlog=(1_000, 100),
             clock=LoopClock(),
         )
         await dispatcher.start(tasks)

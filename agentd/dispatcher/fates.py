@@ -1,0 +1,82 @@
+"""What became of a turn, as changes for the journal and lines for the log.
+
+Always true: nothing that could hold a key or grow without bound leaves here: errors and tracebacks are redacted and
+cut.
+Not here: which fate it is (the actor, core/retry).
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from typing import Any
+
+from agentd import logs
+from agentd.core.events import Event
+from agentd.dispatcher.backlog import Lane
+from agentd.errors import GiveUp, RetryLater
+from agentd.host.context import TurnContext
+from agentd.host.turns import DeadlinePassed, Failure
+from agentd.journal.storage import Attempt, Change, Dead, Queued, StatePut
+
+log = logging.getLogger("agentd.dispatcher")
+
+_ERROR_MAX_CHARS = 500
+_TRACEBACK_MAX_CHARS = 8_000
+
+_EXPECTED = (RetryLater, GiveUp, DeadlinePassed)
+
+
+def effects(ctx: TurnContext[Any], now: float) -> list[Change]:
+    """What a turn staged. now: Unix seconds."""
+    changes: list[Change] = []
+    if ctx.puts:
+        changes += [StatePut(ctx.name, number, key, value) for (number, key), value in ctx.puts.items()]
+    if ctx.sends:
+        changes += [Queued(send, now) for send in ctx.sends]
+    return changes
+
+
+def attempt(lane: Lane, position: int, error: BaseException, not_before: float) -> Attempt:
+    """A failure that will be tried again. not_before: Unix seconds."""
+    return Attempt(
+        plugin=lane.served.plugin.name,
+        conversation=lane.line.number,
+        position=position,
+        count=lane.failures,
+        error=told(error),
+        not_before=not_before,
+    )
+
+
+def dead_letter(lane: Lane, position: int, error: BaseException, now: float) -> Dead:
+    """A failure that was the last. now: Unix seconds."""
+    return Dead(
+        plugin=lane.served.plugin.name,
+        conversation=lane.line.number,
+        position=position,
+        attempts=lane.failures,
+        error=told(error),
+        # The innermost frames come last, and say the most.
+        traceback=logs.redacted("".join(traceback.format_exception(error)))[-_TRACEBACK_MAX_CHARS:],
+        plugin_version=lane.served.plugin.version,
+        died_at=now,
+    )
+
+
+def told(error: BaseException) -> str:
+    """An error in one short line."""
+    text, name = str(error), type(error).__name__
+    return logs.redacted(f"{name}: {text}" if text else name)[:_ERROR_MAX_CHARS]
+
+
+def log_failure(what: str, ctx: TurnContext[Any], failure: Failure) -> None:
+    """Tell people, with the traceback unless the failure explains itself."""
+    error, handler = failure
+    event = ctx.event
+    fields = {"plugin": ctx.name, "identity": event.identity, "conversation": event.conversation}
+    if isinstance(event, Event):
+        fields["event_id"] = event.id
+    name = handler.name if handler is not None else "a filter or middleware"
+    trace = None if isinstance(error, _EXPECTED) else error
+    log.warning("%s: %s: %s", what, name, told(error), extra=fields, exc_info=trace)

@@ -1,0 +1,1 @@
+"""Plugins in this process: found, loaded, checked, called, watched."""

@@ -1,0 +1,236 @@
+"""The Context that handlers get: it stages what a turn does, and gives each send its key for good.
+
+Always true: nothing staged here has any effect until the dispatcher commits it. A send's client_msg_id depends on its
+cause and its place among the turn's sends alone, so a repeated turn repeats it. What was staged cannot be changed
+afterwards, and can be written to disk.
+Not here: running handlers (turns.py), the commit (the dispatcher).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from agentd.core.events import Content, Event, Message, Send, Signal
+from agentd.host.state import PLUGIN_WIDE, PluginState, Puts, Scope
+from agentd.plugin import C, Log, State
+
+T = TypeVar("T")
+
+
+class Home(Protocol):
+    """What a turn knows of the plugin it runs in."""
+
+    name: str
+    config: Any
+    state: PluginState
+    loop: asyncio.AbstractEventLoop
+
+
+class TurnContext(Generic[C]):
+    """One turn. `sends` and `puts`: what it staged, or None if nothing. The surface is `agentd.plugin.Context`.
+
+    conversation: the journal's number, or None for a signal. deadline_at: monotonic seconds, set before each call.
+    """
+
+    __slots__ = ("_cause", "_ended", "attempt", "conversation", "deadline_at", "event", "home", "puts", "sends")
+
+    def __init__(self, home: Home, event: Event | Signal, conversation: int | None, attempt: int) -> None:
+        self.home = home
+        self.event = event
+        self.conversation = conversation
+        self.attempt = attempt
+        self.deadline_at = 0.0
+        self.sends: list[Send] | None = None
+        self.puts: Puts | None = None
+        self._cause: str | None = None
+        self._ended = False
+
+    def end(self) -> None:
+        """From now on nothing can be staged: whoever still holds this context outlived its turn."""
+        self._ended = True
+
+    @property
+    def name(self) -> str:
+        """See agentd.plugin.PluginContext."""
+        return self.home.name
+
+    @property
+    def config(self) -> C:
+        """See agentd.plugin.PluginContext."""
+        config: C = self.home.config
+        return config
+
+    @property
+    def identity(self) -> str:
+        """See agentd.plugin.Context."""
+        return self.event.identity
+
+    @property
+    def log(self) -> Log:
+        """See agentd.plugin.PluginContext."""
+        return plugin_log(
+            self.name,
+            identity=self.event.identity,
+            conversation=self.event.conversation,
+            event_id=self.event.id if isinstance(self.event, Event) else None,
+        )
+
+    @property
+    def deadline(self) -> float:
+        """See agentd.plugin.Context."""
+        return time.time() + self.deadline_at - time.monotonic()
+
+    @property
+    def state(self) -> State:
+        """See agentd.plugin.Context."""
+        if self.conversation is None:
+            raise RuntimeError("a signal has no place in a conversation's order; use ctx.plugin_state")
+        return Scope(self.home.state, self.conversation, self._staged_puts)
+
+    @property
+    def plugin_state(self) -> State:
+        """See agentd.plugin.Context."""
+        return Scope(self.home.state, PLUGIN_WIDE, self._staged_puts)
+
+    def reply(
+        self,
+        text: str | None = None,
+        *,
+        data: Mapping[str, Any] | None = None,
+        attachment_id: str | None = None,
+        kind: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> str:
+        """See agentd.plugin.Context."""
+        message = self.event
+        if not isinstance(message, Message):
+            raise TypeError(f"a {type(message).__name__} cannot be replied to; use ctx.send(target, ...)")
+        if message.own and message.direct:
+            raise ValueError("this identity said it itself; use ctx.send with the handle of the other side")
+        parented = {"reply_to": message.id, **(metadata or {})}
+        return self.send(
+            _answer_to(message), text, data=data, attachment_id=attachment_id, kind=kind, metadata=parented
+        )
+
+    def send(
+        self,
+        target: str,
+        text: str | None = None,
+        *,
+        data: Mapping[str, Any] | None = None,
+        attachment_id: str | None = None,
+        kind: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> str:
+        """See agentd.plugin.Context."""
+        content = _content(text, data, attachment_id, kind, metadata)
+        return self._stage_send(_address(target), content)
+
+    def wait(self, awaitable: Awaitable[T]) -> T:
+        """See agentd.plugin.Context."""
+        if _on_a_loop():
+            raise RuntimeError("ctx.wait is for `def` handlers; in `async def` write await")
+        return asyncio.run_coroutine_threadsafe(_result_of(awaitable), self.home.loop).result()
+
+    def _stage_send(self, target: str, content: Content) -> str:
+        self._must_be_open()
+        if self.sends is None:
+            self.sends = []
+        if self._cause is None:
+            self._cause = cause_key(self.home.name, self.event)
+        ordinal = len(self.sends)
+        key = f"{self._cause}-{ordinal}"
+        self.sends.append(
+            Send(
+                identity=self.event.identity,
+                target=target,
+                content=content,
+                client_msg_id=key,
+                cause=f"{self.home.name} {_event_id(self.event)} {ordinal}",
+            )
+        )
+        return key
+
+    def _staged_puts(self) -> Puts:
+        self._must_be_open()
+        if self.puts is None:
+            self.puts = {}
+        return self.puts
+
+    def _must_be_open(self) -> None:
+        if self._ended:
+            raise RuntimeError("this turn has ended; whatever a handler does, it does before it returns")
+
+
+def cause_key(plugin: str, event: Event | Signal) -> str:
+    """What the keys of one turn's sends begin with: at most 100 characters of [a-z0-9-].
+
+    The same for the same event and plugin name, on any machine and in any version. A signal is never seen again, so
+    its key is drawn at random.
+    """
+    if isinstance(event, Signal):
+        return f"agentd-{uuid.uuid4().hex}"
+    # JSON keeps the parts apart: no two lists of names give the same text.
+    cause = msgspec.json.encode([event.identity, event.epoch, event.conversation, event.id, plugin])
+    return f"agentd-{hashlib.blake2b(cause, digest_size=16).hexdigest()}"
+
+
+def plugin_log(plugin: str, **fields: str | None) -> logging.LoggerAdapter[logging.Logger]:
+    """The log of a plugin; its lines carry these fields."""
+    known = {name: value for name, value in fields.items() if value is not None}
+    return logging.LoggerAdapter(logging.getLogger(f"agentd.plugins.{plugin}"), {"plugin": plugin, **known})
+
+
+def _event_id(event: Event | Signal) -> str:
+    return event.id if isinstance(event, Event) else type(event).__name__
+
+
+def _answer_to(message: Message) -> str:
+    # AgentChat refuses a direct conversation's id as a target and takes the handle; a group has only its id.
+    return f"@{message.sender.removeprefix('@')}" if message.direct else message.conversation
+
+
+def _address(target: str) -> str:
+    if not isinstance(target, str) or not target.isprintable() or not target.removeprefix("@") or " " in target:
+        raise ValueError(f'{target!r} is no target; give a handle such as "@bob" or a conversation id')
+    return target
+
+
+def _content(
+    text: str | None,
+    data: Mapping[str, Any] | None,
+    attachment_id: str | None,
+    kind: str | None,
+    metadata: Mapping[str, Any] | None,
+) -> Content:
+    if text is None and data is None and attachment_id is None:
+        raise ValueError("nothing to say; give text, data or attachment_id")
+    content = Content(
+        text=text,
+        data=None if data is None else dict(data),
+        attachment_id=attachment_id,
+        kind=kind,
+        metadata=dict(metadata or {}),
+    )
+    # There and back: what JSON cannot hold fails in the author's line, and nobody else holds the copy.
+    return msgspec.json.decode(msgspec.json.encode(content), type=Content)
+
+
+def _on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def _result_of(awaitable: Awaitable[T]) -> T:
+    return await awaitable

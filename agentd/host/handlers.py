@@ -1,0 +1,258 @@
+"""What a plugin declared, checked once and made ready to match events.
+
+Always true: whatever is wrong in a declaration raises PluginLoadError with file, line and remedy before any event is
+seen. Matching reads the event only.
+Not here: calling (turns.py), loading modules (lifecycle.py).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import re
+import typing
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from agentd.core.events import Event, Signal
+from agentd.errors import PluginLoadError
+from agentd.plugin import Declared, Plugin
+
+# Who a signal is about has another name in each.
+_SENDER_FIELDS = ("sender", "handle", "reader", "inviter", "deleted_by")
+_FIELD_OF = {
+    "identity": ("identity",),
+    "conversation": ("conversation",),
+    "sender": _SENDER_FIELDS,
+    "text": ("text",),
+    "mentioned": ("mentioned",),
+    "direct": ("direct",),
+    "kind": ("kind",),
+}
+_HANDLER_REMEDY = "write `async def {name}(event: {event}, ctx: Context) -> None`"
+
+
+class Filter(NamedTuple):
+    """One condition. `name`, `wanted`: as the author wrote it. `passes`: called with the event."""
+
+    name: str
+    wanted: object
+    passes: Callable[[Any], object]
+
+
+class Handler:
+    """One function of a plugin with the events it wants. `place`: its file and line. `timeout_s`, `attempts`: its own.
+
+    threaded: a `def`, which must not run on the event loop.
+    """
+
+    __slots__ = (
+        "attempts",
+        "event",
+        "filters",
+        "function",
+        "is_open",
+        "name",
+        "own",
+        "passes",
+        "place",
+        "threaded",
+        "timeout_s",
+    )
+
+    def __init__(self, plugin: str, declared: Declared) -> None:
+        self.function = declared.function
+        self.name = getattr(declared.function, "__qualname__", repr(declared.function))
+        self.place = place_of(declared.function)
+        self.event = declared.event
+        self.own = declared.own
+        self.timeout_s = declared.timeout_s
+        self.attempts = declared.attempts
+        self.threaded = not is_async(declared.function)
+        _check_event(plugin, self)
+        _check_signature(plugin, self)
+        _check_limits(plugin, self)
+        self.filters = tuple(_filter(plugin, self, name, wanted) for name, wanted in declared.filters.items())
+        self.passes = tuple(filter_.passes for filter_ in self.filters)
+        # The commonest handler of all is not asked about each event.
+        self.is_open = not self.passes
+
+    def matches(self, event: Event | Signal) -> bool:
+        """Whether it wants this event, which is of its type. Raises what a `where` raises."""
+        if not self.own and isinstance(event, Event) and event.own:
+            return False
+        return self.is_open or all(passes(event) for passes in self.passes)
+
+
+class Handlers:
+    """All handlers of a plugin, in the order of definition."""
+
+    def __init__(self, plugin: str, declared: Iterable[Declared]) -> None:
+        self.all = tuple(Handler(plugin, each) for each in declared)
+        self._by_type: dict[type[Any], tuple[Handler, ...]] = {}
+
+    def match(self, event: Event | Signal) -> tuple[Handler, ...]:
+        """Those that want this event, a function that was declared twice only once. Raises what a `where` raises."""
+        kind = type(event)
+        wanting = self._by_type.get(kind)
+        if wanting is None:
+            wanting = self._by_type[kind] = tuple(each for each in self.all if issubclass(kind, each.event))
+        if not wanting:
+            return ()
+        if len(wanting) == 1:
+            return wanting if wanting[0].matches(event) else ()
+        matched: dict[Callable[..., Any], Handler] = {}
+        for handler in wanting:
+            if handler.function not in matched and handler.matches(event):
+                matched[handler.function] = handler
+        return tuple(matched.values())
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine; a callable object is judged by its `__call__`."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def place_of(function: Callable[..., Any]) -> str:
+    """File and line of a function, for people to find it."""
+    code = code_of(function)
+    return f"{Path(code.co_filename)}:{code.co_firstlineno}" if code is not None else repr(function)
+
+
+def code_of(function: Callable[..., Any]) -> Any | None:
+    """The code object that shows on the stack while this function runs, or None for what is not Python."""
+    plain = inspect.unwrap(function)
+    plain = getattr(plain, "func", plain)  # a functools.partial
+    return getattr(plain, "__code__", None) or getattr(type(plain).__call__, "__code__", None)
+
+
+def check_hooks(name: str, plugin: Plugin[Any]) -> None:
+    """Refuse setups, teardowns and middlewares that could not be called. Raises PluginLoadError."""
+    for hook in (*plugin.setups, *plugin.teardowns):
+        if not _takes(hook, 1):
+            _refuse(name, place_of(hook), "must take one argument; write `async def setup(ctx: PluginContext) -> None`")
+    for function in plugin.middlewares:
+        if not inspect.isasyncgenfunction(function) or not _takes(function, 2):
+            _refuse(
+                name,
+                place_of(function),
+                "a middleware is an async generator of two arguments with one yield; "
+                "write `async def around(event, ctx): ...; yield; ...`",
+            )
+
+
+def _refuse(plugin: str, place: str, problem: str) -> NoReturn:
+    raise PluginLoadError(f"{place}: plugin {plugin}: {problem}")
+
+
+def _check_event(plugin: str, handler: Handler) -> None:
+    if not (isinstance(handler.event, type) and issubclass(handler.event, (Event, Signal))):
+        _refuse(
+            plugin,
+            handler.place,
+            f"{handler.name} is registered for {handler.event!r}, which is no event; "
+            "name one of those in agentd.plugin, such as Message",
+        )
+
+
+def _check_signature(plugin: str, handler: Handler) -> None:
+    remedy = _HANDLER_REMEDY.format(name=handler.name.rsplit(".", 1)[-1], event=handler.event.__name__)
+    if inspect.isgeneratorfunction(handler.function) or inspect.isasyncgenfunction(handler.function):
+        _refuse(plugin, handler.place, f"{handler.name} is a generator, which cannot be a handler; {remedy}")
+    if not _takes(handler.function, 2):
+        _refuse(plugin, handler.place, f"{handler.name} must take two arguments, the event and the context; {remedy}")
+    wanted = _hint_of_first(handler.function)
+    if isinstance(wanted, type) and not issubclass(handler.event, wanted):
+        _refuse(
+            plugin,
+            handler.place,
+            f"{handler.name} takes {wanted.__name__}, but is registered for {handler.event.__name__}; {remedy}",
+        )
+
+
+def _check_limits(plugin: str, handler: Handler) -> None:
+    timeout_s, attempts = handler.timeout_s, handler.attempts
+    if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
+        _refuse(plugin, handler.place, f"timeout_s={timeout_s!r} of {handler.name}: give seconds above 0")
+    if attempts is not None and not (isinstance(attempts, int) and attempts >= 1):
+        _refuse(plugin, handler.place, f"attempts={attempts!r} of {handler.name}: give a number from 1 on")
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _hint_of_first(function: Callable[..., Any]) -> object:
+    plain = inspect.unwrap(function)
+    try:
+        hints = typing.get_type_hints(plain)
+        first = next(iter(inspect.signature(plain).parameters))
+    except Exception:  # names that only a type checker imports, or no names at all: the author's own business
+        return None
+    return hints.get(first)
+
+
+def _filter(plugin: str, handler: Handler, name: str, wanted: object) -> Filter:
+    if name == "where":
+        if not callable(wanted) or not _takes(wanted, 1):
+            _refuse(plugin, handler.place, f"where={wanted!r} of {handler.name}: give a function of one argument")
+        return Filter(name, wanted, wanted)
+    fields = getattr(handler.event, "__struct_fields__", ())
+    field = next((field for field in _FIELD_OF[name] if field in fields), None)
+    if field is None:
+        _refuse(
+            plugin, handler.place, f"{name}= of {handler.name}: {handler.event.__name__} has no {name}; leave it out"
+        )
+    try:
+        return Filter(name, wanted, _MAKERS[name](field, wanted))
+    except (TypeError, re.error) as error:
+        _refuse(plugin, handler.place, f"{name}={wanted!r} of {handler.name}: {error}")
+
+
+def _by_name(field: str, wanted: object) -> Callable[[Any], object]:
+    if isinstance(wanted, str):
+        wanted = (wanted,)
+    if not isinstance(wanted, Collection) or not all(isinstance(each, str) for each in wanted):
+        raise TypeError("give a name, a glob, or a set of them")
+    bare = [each.removeprefix("@") for each in wanted]
+    exact = frozenset(each for each in bare if not _is_glob(each))
+    globs = [re.compile(fnmatch.translate(each)).match for each in bare if _is_glob(each)]
+
+    def passes(event: Any) -> bool:
+        value = (getattr(event, field) or "").removeprefix("@")
+        return value in exact or any(match(value) for match in globs)
+
+    return passes
+
+
+def _is_glob(name: str) -> bool:
+    return any(character in name for character in "*?[")
+
+
+def _by_text(field: str, wanted: object) -> Callable[[Any], object]:
+    if not isinstance(wanted, (str, re.Pattern)) or isinstance(getattr(wanted, "pattern", ""), bytes):
+        raise TypeError("give a regular expression as text")
+    search = re.compile(wanted).search
+    return lambda event: search(getattr(event, field) or "")
+
+
+def _by_flag(field: str, wanted: object) -> Callable[[Any], object]:
+    if not isinstance(wanted, bool):
+        raise TypeError("give True or False")
+    return lambda event: getattr(event, field) is wanted
+
+
+_MAKERS: dict[str, Callable[[str, object], Callable[[Any], object]]] = {
+    "identity": _by_name,
+    "conversation": _by_name,
+    "sender": _by_name,
+    "kind": _by_name,
+    "text": _by_text,
+    "mentioned": _by_flag,
+    "direct": _by_flag,
+}

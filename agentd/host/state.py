@@ -1,0 +1,87 @@
+"""A plugin's durable values as its turns see them: staged over committed-but-not-yet-readable over the journal.
+
+Always true: a turn sees its own puts, and every put of a turn that has committed, whether or not the disk has it yet.
+A value is encoded when it is put, so nothing changes it on its way to disk.
+Not here: the commit (the dispatcher), tables (journal/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+PLUGIN_WIDE = 0
+"""The conversation number under which a plugin keeps what belongs to no conversation."""
+
+Place = tuple[int, str]
+"""(conversation number, key)"""
+
+Puts = dict[Place, "bytes | None"]
+"""JSON by place; None removes."""
+
+Read = Callable[[str, int, str], Awaitable["bytes | None"]]
+"""The journal's `state_get`: plugin, conversation number, key."""
+
+
+class PluginState:
+    """What one plugin has stored, the puts of commits under way included."""
+
+    def __init__(self, plugin: str, read: Read) -> None:
+        self._plugin = plugin
+        self._read = read
+        self._under_way: dict[Place, Puts] = {}
+
+    async def read(self, place: Place) -> bytes | None:
+        """The newest committed value, or None."""
+        puts = self._under_way.get(place)
+        if puts is not None:
+            return puts[place]
+        return await self._read(self._plugin, *place)
+
+    def committing(self, puts: Puts) -> None:
+        """These were handed to the journal."""
+        for place in puts:
+            self._under_way[place] = puts
+
+    def committed(self, puts: Puts) -> None:
+        """These are on disk, where the next read finds them."""
+        for place in puts:
+            if self._under_way.get(place) is puts:
+                del self._under_way[place]
+
+
+class Scope:
+    """The `State` that a turn hands to its handlers: one conversation's values, or the plugin's own.
+
+    stage: gives the turn's puts, or raises if the turn has ended.
+    """
+
+    def __init__(self, state: PluginState, conversation: int, stage: Callable[[], Puts]) -> None:
+        self._state = state
+        self._conversation = conversation
+        self._stage = stage
+
+    async def get(self, key: str, shape: type[Any], default: Any = None) -> Any:
+        """See agentd.plugin.State."""
+        place = (self._conversation, key)
+        staged = self._stage()
+        value = staged[place] if place in staged else await self._state.read(place)
+        return default if value is None else msgspec.json.decode(value, type=shape)
+
+    def put(self, key: str, value: object) -> None:
+        """See agentd.plugin.State."""
+        self._stage()[(self._conversation, _key(key))] = msgspec.json.encode(value)
+
+    def delete(self, key: str) -> None:
+        """See agentd.plugin.State."""
+        self._stage()[(self._conversation, _key(key))] = None
+
+
+def _key(key: str) -> str:
+    # A key that the disk cannot hold must fail here, where the author sees it, not in a commit shared with others.
+    if not isinstance(key, str):
+        raise TypeError(f"a state key is text, not {type(key).__name__}")
+    key.encode()
+    return key

@@ -1,0 +1,314 @@
+"""All that a plugin may import.
+
+A plugin is a `Plugin` with handlers; a handler gets an event and a `Context`. What a handler reads is awaited; what it
+does is a plain call that is staged, and committed with "this event is handled" when the handler returns. A handler
+that raises leaves nothing behind.
+
+    return                  handled
+    raise RetryLater(s)     the same event again, not before s seconds from now
+    raise GiveUp(reason)    a dead letter
+    anything else raised    again after a growing delay; a dead letter when the attempts are spent
+
+Always true: declaring costs nothing and starts nothing. What is declared wrongly is refused when the plugin is loaded,
+with file and line.
+Not here: checking, matching and calling handlers (host/), what becomes of their effects (the dispatcher).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+
+import msgspec
+
+from agentd.core.events import (
+    Event,
+    GapReport,
+    GroupDeleted,
+    GroupInvite,
+    Message,
+    Presence,
+    RateLimitWarning,
+    ReadReceipt,
+    Signal,
+    StreamReset,
+    Typing,
+)
+from agentd.errors import GiveUp, PluginLoadError, RetryLater
+
+if TYPE_CHECKING:
+    # Only a type checker needs the default, which the standard library knows from Python 3.13 on.
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    C = TypeVarWithDefault("C", default=Any)
+    C_co = TypeVarWithDefault("C_co", covariant=True, default=Any)
+else:
+    C = TypeVar("C")
+    C_co = TypeVar("C_co", covariant=True)
+
+__all__ = [
+    "Context",
+    "Event",
+    "Gap",
+    "GiveUp",
+    "GroupDeleted",
+    "GroupInvite",
+    "Log",
+    "Message",
+    "Plugin",
+    "PluginContext",
+    "PluginLoadError",
+    "Presence",
+    "RateLimitWarning",
+    "ReadReceipt",
+    "RetryLater",
+    "Signal",
+    "State",
+    "StreamReset",
+    "Typing",
+]
+
+Gap = GapReport
+
+E = TypeVar("E", bound="Event | Signal")
+T = TypeVar("T")
+D = TypeVar("D")
+R = TypeVar("R")
+H = TypeVar("H", bound="Callable[[PluginContext[Any]], object]")
+M = TypeVar("M", bound="Callable[[Any, Context[Any]], AsyncIterator[None]]")
+
+Names = str | Collection[str]
+"""One name, a glob ("build-*"), or several of either."""
+
+
+class Log(Protocol):
+    """The plugin's log. Lines carry plugin, identity, conversation and event by themselves; `%s` as in `logging`."""
+
+    def debug(self, message: object, /, *args: object) -> None:
+        """For whoever is hunting something."""
+        ...
+
+    def info(self, message: object, /, *args: object) -> None:
+        """Ordinary news."""
+        ...
+
+    def warning(self, message: object, /, *args: object) -> None:
+        """Something is off; it goes on."""
+        ...
+
+    def error(self, message: object, /, *args: object) -> None:
+        """Something failed."""
+        ...
+
+    def exception(self, message: object, /, *args: object) -> None:
+        """Something failed, with the traceback of the exception being handled."""
+        ...
+
+
+class State(Protocol):
+    """Durable values by key. Values are what JSON can hold, msgspec Structs and dataclasses included."""
+
+    @overload
+    async def get(self, key: str, shape: type[T]) -> T | None: ...
+    @overload
+    async def get(self, key: str, shape: type[T], default: D) -> T | D: ...
+    async def get(self, key: str, shape: type[Any], default: Any = None) -> Any:
+        """The value under a key, this turn's own puts included, or `default`.
+
+        shape: its type. Raises msgspec.ValidationError if the stored value is of another one.
+        """
+        ...
+
+    def put(self, key: str, value: object) -> None:
+        """Stage a copy of a value. Raises TypeError if JSON cannot hold it."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Stage the removal of a key, whether or not it is there."""
+        ...
+
+
+class PluginContext(Protocol[C_co]):
+    """What setup and teardown get."""
+
+    @property
+    def name(self) -> str:
+        """The plugin's name in the configuration."""
+        ...
+
+    @property
+    def config(self) -> C_co:
+        """The plugin's settings as the Struct that it named, or None."""
+        ...
+
+    @property
+    def log(self) -> Log:
+        """The plugin's log."""
+        ...
+
+
+class Context(PluginContext[C_co], Protocol[C_co]):
+    """One turn: one event, given to the handlers that asked for it. It ends when they have returned.
+
+    Everything staged here is committed in one transaction with "handled", or not at all. Staging after the turn has
+    ended raises RuntimeError.
+    """
+
+    @property
+    def identity(self) -> str:
+        """Name of the identity that got the event."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """1 on the first try of this event, and so on."""
+        ...
+
+    @property
+    def deadline(self) -> float:
+        """Unix seconds at which the running handler will be cancelled."""
+        ...
+
+    @property
+    def state(self) -> State:
+        """This plugin's values in this conversation. One turn at a time: reading, changing and putting back is safe.
+
+        Signals have no place in a conversation's order, so their handlers have `plugin_state` only.
+        """
+        ...
+
+    @property
+    def plugin_state(self) -> State:
+        """This plugin's values over all conversations. Turns of several conversations overlap; the last put wins."""
+        ...
+
+    def reply(
+        self,
+        text: str | None = None,
+        *,
+        data: Mapping[str, Any] | None = None,
+        attachment_id: str | None = None,
+        kind: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Stage an answer to the message: to its sender, or to the group it was said in.
+
+        `metadata.reply_to` becomes the message's id unless given. Returns the client_msg_id. Raises TypeError or
+        ValueError for what cannot be said, and where there is nobody to answer.
+        """
+        ...
+
+    def send(
+        self,
+        target: str,
+        text: str | None = None,
+        *,
+        data: Mapping[str, Any] | None = None,
+        attachment_id: str | None = None,
+        kind: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Stage a message to a handle ("@bob") or a conversation id. Returns the client_msg_id."""
+        ...
+
+    def wait(self, awaitable: Awaitable[T]) -> T:
+        """For `def` handlers, which run in threads: the result of what others await, as `ctx.wait(ctx.state.get(...))`.
+
+        Raises RuntimeError on the event loop, where waiting would stop everything.
+        """
+        ...
+
+
+class Declared(msgspec.Struct, frozen=True, kw_only=True):
+    """One use of `@plugin.on`, as written. `filters`: by the name of the argument, only those given."""
+
+    event: type[Any]
+    function: Callable[..., Any]
+    filters: Mapping[str, Any]
+    own: bool
+    timeout_s: float | None
+    attempts: int | None
+
+
+class Plugin(Generic[C]):
+    """A named set of handlers. `config`: a msgspec Struct for its settings. `version`: kept with what failed."""
+
+    @overload
+    def __init__(self: Plugin[None], name: str, *, version: str = "") -> None: ...
+    @overload
+    def __init__(self, name: str, *, config: type[C], version: str = "") -> None: ...
+    def __init__(self, name: str, *, config: type[Any] | None = None, version: str = "") -> None:
+        self.name = name
+        self.version = version
+        self.config = config
+        self.declared: list[Declared] = []
+        self.middlewares: list[Callable[[Any, Context[Any]], AsyncIterator[None]]] = []
+        self.setups: list[Callable[[PluginContext[Any]], object]] = []
+        self.teardowns: list[Callable[[PluginContext[Any]], object]] = []
+
+    def on(
+        self,
+        event: type[E],
+        *,
+        identity: Names | None = None,
+        conversation: Names | None = None,
+        sender: Names | None = None,
+        text: str | re.Pattern[str] | None = None,
+        mentioned: bool | None = None,
+        direct: bool | None = None,
+        kind: Names | None = None,
+        where: Callable[[E], object] | None = None,
+        own: bool = False,
+        timeout_s: float | None = None,
+        attempts: int | None = None,
+    ) -> Callable[[Callable[[E, Context[C]], R]], Callable[[E, Context[C]], R]]:
+        """Run the function for every such event that passes all filters; several of them in the order of definition.
+
+        identity, conversation, sender, kind: a name, a glob, or several. text: a regular expression found anywhere in
+        the text. where: called with the event, must be quick. own: this identity's own words too. timeout_s, attempts:
+        instead of the plugin's settings. The function: `async def`, or `def`, which runs in a thread.
+        """
+        given = {
+            "identity": identity,
+            "conversation": conversation,
+            "sender": sender,
+            "text": text,
+            "mentioned": mentioned,
+            "direct": direct,
+            "kind": kind,
+            "where": where,
+        }
+
+        def declare(function: Callable[[E, Context[C]], R]) -> Callable[[E, Context[C]], R]:
+            self.declared.append(
+                Declared(
+                    event=event,
+                    function=function,
+                    filters={name: value for name, value in given.items() if value is not None},
+                    own=own,
+                    timeout_s=timeout_s,
+                    attempts=attempts,
+                )
+            )
+            return function
+
+        return declare
+
+    def middleware(self, function: M) -> M:
+        """Wrap every turn: an async generator of (event, ctx) that yields once, where the handlers run.
+
+        Their exception is raised at the yield; swallowing it makes the event handled. The first declared is outermost.
+        """
+        self.middlewares.append(function)
+        return function
+
+    def setup(self, function: H) -> H:
+        """Run once before the first event. What it raises keeps the plugin from starting."""
+        self.setups.append(function)
+        return function
+
+    def teardown(self, function: H) -> H:
+        """Run once after the last event."""
+        self.teardowns.append(function)
+        return function

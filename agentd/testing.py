@@ -1,0 +1,393 @@
+"""Runs a plugin's handlers with no network and no disk, and shows what they did.
+
+    async with Harness(plugin, config={"greeting": "Hi"}) as h:
+        await h.message("hello", sender="@bob")
+        assert h.texts == ["Hi @bob"]
+
+The dispatcher, the filters, the turns and the context are the daemon's own; only the journal lies in memory, and time
+stands still until `advance` moves it.
+
+Always true: what a turn staged shows only after its commit. A crash loses what was not committed, and nothing else.
+Not here: platforms, sending. What is in `sent` would be in the outbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import msgspec
+
+from agentd.config import Dispatch, PluginSettings
+from agentd.core.events import FIRST_SEQ, Event, Message, Record, Send, Signal
+from agentd.dispatcher import Dispatcher
+from agentd.host.lifecycle import Loaded
+from agentd.host.state import PLUGIN_WIDE
+from agentd.journal.storage import (
+    Attempt,
+    Change,
+    Conversation,
+    CursorMoved,
+    Dead,
+    Queued,
+    StatePut,
+    StoredRecord,
+    Totals,
+)
+from agentd.plugin import Plugin
+
+__all__ = ["Harness"]
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+_NEVER_SHED = 1_000_000
+_UNIX_START = 1_767_225_600.0  # a fixed date: what a test shows today it shows tomorrow
+
+
+class HandClock:
+    """Time that moves when it is told to. See dispatcher.Clock."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._cancelled: set[int] = set()
+        self._numbers = itertools.count()
+
+    def monotonic(self) -> float:
+        """Seconds moved so far."""
+        return self._now
+
+    def unix(self) -> float:
+        """A date that moves along."""
+        return _UNIX_START + self._now
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Callable[[], None]:
+        """See Clock."""
+        number = next(self._numbers)
+        heapq.heappush(self._timers, (when, number, callback))
+        return lambda: self._cancelled.add(number)
+
+    def next_timer(self, until: float) -> Callable[[], None] | None:
+        """Move to the first timer that is due by `until` and take it out, or to `until` if there is none."""
+        while self._timers and self._timers[0][0] <= until:
+            when, number, callback = heapq.heappop(self._timers)
+            if number not in self._cancelled:
+                self._now = max(self._now, when)
+                return callback
+            self._cancelled.discard(number)
+        self._now = until
+        return None
+
+
+class MemoryJournal:
+    """The dispatcher.Log, in memory. losing: the process dies: commits are lost."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.sent: dict[str, Send] = {}
+        self.lost: list[Send] = []
+        self.dead: list[Dead] = []
+        self.failed: dict[tuple[str, int], Attempt] = {}
+        self.values: dict[tuple[str, int, str], bytes] = {}
+        self.losing = False
+        self.dies_at_next_fate = False
+        self._cursors: dict[tuple[str, int], int] = {}
+        self._numbers: dict[tuple[str, str], int] = {}
+
+    def append(self, event: Event, received_at: float) -> Record:
+        """Put an event on disk as intake would."""
+        place = (event.identity, event.conversation)
+        number = self._numbers.setdefault(place, len(self._numbers) + 1)
+        record = Record(len(self.records) + 1, number, event, received_at)
+        self.records.append(record)
+        return record
+
+    def number_of(self, identity: str, conversation: str) -> int | None:
+        """The number of a conversation, or None if nothing was said in it."""
+        return self._numbers.get((identity, conversation))
+
+    def next_seq(self, identity: str, conversation: str) -> int:
+        """The seq that the next event of a conversation takes."""
+        number = self.number_of(identity, conversation)
+        return FIRST_SEQ + sum(record.conversation == number for record in self.records)
+
+    def revive(self, stored: StoredRecord) -> Event:
+        """The event of a stored record."""
+        return self.records[stored.position - 1].event
+
+    def commit(self, *changes: Change) -> asyncio.Future[None]:
+        """Put these down, or lose them. A lost commit's future is cancelled, as by the end of the process."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.dies_at_next_fate and any(isinstance(change, CursorMoved) for change in changes):
+            self.losing, self.dies_at_next_fate = True, False
+        if self.losing:
+            self.lost += [change.send for change in changes if isinstance(change, Queued)]
+            future.cancel()
+        else:
+            for change in changes:
+                self._apply(change)
+            future.set_result(None)
+        return future
+
+    def _apply(self, change: Change) -> None:
+        match change:
+            case CursorMoved(plugin=plugin, conversation=number, position=position):
+                self._cursors[plugin, number] = position
+                failed = self.failed.get((plugin, number))
+                if failed is not None and failed.position <= position:
+                    del self.failed[plugin, number]
+            case Attempt():
+                self.failed[change.plugin, change.conversation] = change
+            case Dead():
+                self.dead.append(change)
+            case Queued(send=send):
+                self.sent.setdefault(send.client_msg_id, send)
+            case StatePut(value=None):
+                self.values.pop((change.plugin, change.conversation, change.key), None)
+            case StatePut(value=bytes() as value):
+                self.values[change.plugin, change.conversation, change.key] = value
+            case _:
+                raise AssertionError(f"the dispatcher never commits {change!r}")
+
+    async def conversations(self, identity: str) -> list[Conversation]:
+        """See storage.Journal."""
+        found = []
+        for (owner, conversation), number in self._numbers.items():
+            if owner == identity:
+                last = max(record.position for record in self.records if record.conversation == number)
+                found.append(Conversation(number, identity, conversation, 1, FIRST_SEQ, 0, "", 0, last))
+        return found
+
+    async def totals(self, identity: str) -> Totals:
+        """See storage.Journal."""
+        return Totals(sum(record.event.identity == identity for record in self.records), 0, len(self.dead), {})
+
+    async def cursors(self, plugin: str) -> dict[int, int]:
+        """See storage.Journal."""
+        return {number: position for (name, number), position in self._cursors.items() if name == plugin}
+
+    async def attempts(self, plugin: str) -> list[Attempt]:
+        """See storage.Journal."""
+        return [failed for (name, _), failed in self.failed.items() if name == plugin]
+
+    async def count_behind(self, conversation: int, after: int) -> int:
+        """See storage.Journal."""
+        return len(self._behind(conversation, after))
+
+    async def read_lane(self, conversation: int, after: int, limit: int) -> list[StoredRecord]:
+        """See storage.Journal."""
+        return [_stored(record) for record in self._behind(conversation, after)[:limit]]
+
+    async def last_position(self) -> int:
+        """See storage.Journal."""
+        return len(self.records)
+
+    async def state_get(self, plugin: str, conversation: int, key: str) -> bytes | None:
+        """See storage.Journal."""
+        return self.values.get((plugin, conversation, key))
+
+    def _behind(self, conversation: int, after: int) -> Sequence[Record]:
+        return [record for record in self.records[after:] if record.conversation == conversation]
+
+
+def _stored(record: Record) -> StoredRecord:
+    event = record.event
+    return StoredRecord(
+        position=record.position,
+        conversation=record.conversation,
+        identity=event.identity,
+        conversation_id=event.conversation,
+        epoch=event.epoch,
+        late=event.late,
+        source=event.source,
+        payload=event.payload,
+        received_at=record.received_at,
+    )
+
+
+class Harness:
+    """One plugin serving one identity. Use as an async context manager.
+
+    config: what stands in `[plugin.NAME.config]`. The rest: as in `[plugin.NAME]`.
+    Raises ConfigError or PluginLoadError as the daemon would.
+    """
+
+    def __init__(
+        self,
+        plugin: Plugin[Any],
+        config: Mapping[str, Any] | None = None,
+        *,
+        identity: str = "me",
+        timeout_s: float = 60.0,
+        attempts: int = 5,
+        concurrency: int = 16,
+    ) -> None:
+        self.identity = identity
+        self.clock = HandClock()
+        self.journal = MemoryJournal()
+        self._plugin = plugin
+        self._settings = PluginSettings(
+            use=plugin.name,
+            config=dict(config or {}),
+            timeout_s=timeout_s,
+            attempts=attempts,
+            concurrency=concurrency,
+        )
+        self._ids = itertools.count(1)
+        self._conversation = ""
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Harness:
+        await self._load()
+        await self._group.__aenter__()
+        await self._start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._dispatcher.stop(0.0)
+        await self._loaded.teardown()
+        # A failed test keeps its own exception; being cancelled is how the group says that the dispatcher failed.
+        if kind is asyncio.CancelledError:
+            await self._group.__aexit__(kind, error, trace)
+        else:
+            await self._group.__aexit__(None, None, None)
+
+    @property
+    def sent(self) -> list[Send]:
+        """Every send that was committed, in order: `target`, `content`, `client_msg_id`."""
+        return list(self.journal.sent.values())
+
+    @property
+    def texts(self) -> list[str | None]:
+        """The texts of `sent`."""
+        return [send.content.text for send in self.sent]
+
+    @property
+    def lost(self) -> list[Send]:
+        """Sends that were staged by turns whose commit a crash took."""
+        return self.journal.lost
+
+    @property
+    def failed(self) -> list[Attempt]:
+        """Events that failed and will be tried again: `count`, `error`, `not_before`."""
+        return list(self.journal.failed.values())
+
+    @property
+    def dead(self) -> list[Dead]:
+        """Events that were given up: `attempts`, `error`, `traceback`."""
+        return self.journal.dead
+
+    @property
+    def pending(self) -> int:
+        """Events that the plugin is not through with."""
+        return self._dispatcher.pending[self.identity]
+
+    def state(self, key: str, shape: type[T], default: D | None = None, *, conversation: str = "") -> T | D | None:
+        """A committed value of `ctx.state`; of the conversation of the last message unless another is named."""
+        number = self.journal.number_of(self.identity, conversation or self._conversation)
+        return default if number is None else self._value(number, key, shape, default)
+
+    def plugin_state(self, key: str, shape: type[T], default: D | None = None) -> T | D | None:
+        """A committed value of `ctx.plugin_state`."""
+        return self._value(PLUGIN_WIDE, key, shape, default)
+
+    async def message(
+        self,
+        text: str | None = None,
+        *,
+        sender: str = "@peer",
+        conversation: str = "",
+        direct: bool = True,
+        mentioned: bool = False,
+        kind: str = "text",
+        data: dict[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        own: bool = False,
+        settle: bool = True,
+    ) -> Message:
+        """Somebody says something; returns when the plugin is through with it, or waits for time or something outside.
+
+        conversation: "conv_" and the sender, or "grp_group" if it is not direct, unless named. own: this identity says
+        it. settle: False returns at once; call `settle` later.
+        """
+        handle = self.identity if own else sender.removeprefix("@")
+        self._conversation = conversation or (f"conv_{sender.removeprefix('@')}" if direct else "grp_group")
+        message = Message(
+            identity=self.identity,
+            conversation=self._conversation,
+            seq=self.journal.next_seq(self.identity, self._conversation),
+            id=f"msg_{next(self._ids)}",
+            sender=handle,
+            own=own,
+            kind=kind,
+            text=text,
+            data=data,
+            metadata=dict(metadata or {}),
+            direct=direct,
+            mentioned=mentioned,
+        )
+        self._dispatcher.offer([self.journal.append(message, self.clock.unix())])
+        if settle:
+            await self.settle()
+        return message
+
+    async def signal(self, signal: Signal) -> None:
+        """A signal arrives; returns when the plugin is through with it."""
+        self._dispatcher.signal(signal)
+        await self.settle()
+
+    async def advance(self, seconds: float) -> None:
+        """Let time pass, with all that was waiting for it."""
+        until = self.clock.monotonic() + seconds
+        while (callback := self.clock.next_timer(until)) is not None:
+            callback()
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Return when nothing runs and nothing could run now. If a crash was due, the restart is part of it."""
+        await self._dispatcher.quiet()
+        if self.journal.losing:
+            await self.crash()
+
+    def crash_after_handler(self) -> None:
+        """The process dies when the next handler has returned and nothing of it is on disk; then it starts again."""
+        self.journal.dies_at_next_fate = True
+
+    async def crash(self) -> None:
+        """The process dies now and starts again: what was not committed is lost, what was not handled is repeated."""
+        self.journal.losing = True
+        await self._dispatcher.stop(0.0)
+        self.journal.losing = False
+        await self._load()
+        await self._start()
+        await self.settle()
+
+    async def _load(self) -> None:
+        self._loaded = Loaded(self._plugin.name, self._plugin, self._settings, "", self.journal.state_get)
+        await self._loaded.setup()
+
+    async def _start(self) -> None:
+        self._dispatcher = Dispatcher(
+            self.journal,
+            {self._loaded.name: self._loaded},
+            {self.identity: [self._loaded.name]},
+            Dispatch(),
+            revive=self.journal.revive,
+            on_queued=lambda sends: None,
+            on_backlog=lambda shed: None,
+            backlog=(_NEVER_SHED, _NEVER_SHED // 2),
+            clock=self.clock,
+            chance=lambda: 0.0,
+        )
+        await self._dispatcher.start(self._group)
+
+    def _value(self, number: int, key: str, shape: type[T], default: D | None) -> T | D | None:
+        value = self.journal.values.get((self._plugin.name, number, key))
+        return default if value is None else msgspec.json.decode(value, type=shape)

@@ -1,0 +1,160 @@
+"""What a turn stages: keys that a repeat repeats, contents that nothing changes, and nothing after its end."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentd.core.events import Message, Presence
+from agentd.host.context import TurnContext, cause_key
+from agentd.host.state import PluginState
+
+
+class Home:
+    """A plugin as far as a turn knows it, with nothing stored."""
+
+    name = "greeter"
+    config = None
+
+    def __init__(self) -> None:
+        self.state = PluginState(self.name, self.read)
+        self.loop = asyncio.new_event_loop()
+        self.loop.close()
+
+    async def read(self, plugin: str, conversation: int, key: str) -> bytes | None:
+        return None
+
+
+def message(**changes: Any) -> Message:
+    plain = {"identity": "me", "conversation": "conv_1", "seq": 1, "id": "msg_1", "sender": "bob", "text": "hello"}
+    return Message(**{**plain, **changes})
+
+
+def turn(event: Any = None, attempt: int = 1) -> TurnContext[Any]:
+    return TurnContext(Home(), event or message(), 7, attempt)
+
+
+def test_a_repeated_turn_gives_each_send_the_key_it_had() -> None:
+    first, again = turn(), turn(attempt=2)
+    keys = [first.reply("one"), first.send("@ann", "two")]
+    assert [again.reply("other words"), again.send("@ann", "2")] == keys
+    assert len(set(keys)) == 2
+
+
+@given(st.lists(st.tuples(*[st.text(max_size=5)] * 4, st.integers(1, 3)), min_size=2, max_size=2, unique=True))
+def test_different_causes_never_share_a_key(causes: list[tuple[str, str, str, str, int]]) -> None:
+    keys = set()
+    for identity, conversation, event_id, plugin, epoch in causes:
+        event = message(identity=identity, conversation=conversation, id=event_id, epoch=epoch)
+        keys.add(cause_key(plugin, event))
+    assert len(keys) == 2
+
+
+@given(st.text(max_size=300), st.text(max_size=300))
+def test_a_key_fits_the_platform_whatever_the_names_are(identity: str, plugin: str) -> None:
+    key = cause_key(plugin, message(identity=identity))
+    assert 8 <= len(key) <= 100
+    assert key.isascii()
+    assert key.replace("-", "").isalnum()
+
+
+def test_a_key_is_the_same_in_every_version_of_agentd() -> None:
+    assert cause_key("greeter", message()) == "agentd-7a56aead8c7ee9bd626e302ca093e720"
+
+
+def test_a_signal_has_a_key_of_its_own_each_time() -> None:
+    signal = Presence(identity="me", handle="bob", status="online")
+    assert cause_key("p", signal) != cause_key("p", signal)
+
+
+def test_a_direct_message_is_answered_to_its_sender_and_a_group_to_the_group() -> None:
+    direct, group = turn(), turn(message(conversation="grp_1", direct=False))
+    direct.reply("hi")
+    group.reply("hi")
+    assert direct.sends is not None
+    assert group.sends is not None
+    assert direct.sends[0].target == "@bob"
+    assert group.sends[0].target == "grp_1"
+
+
+def test_a_reply_names_its_message_unless_told_otherwise() -> None:
+    ctx = turn()
+    ctx.reply("a", metadata={"mood": "fine"})
+    ctx.reply("b", metadata={"reply_to": "msg_0"})
+    assert ctx.sends is not None
+    assert [send.content.metadata for send in ctx.sends] == [
+        {"reply_to": "msg_1", "mood": "fine"},
+        {"reply_to": "msg_0"},
+    ]
+
+
+def test_what_was_staged_does_not_change_with_what_the_author_holds() -> None:
+    ctx = turn()
+    data = {"list": [1]}
+    ctx.reply(data=data)
+    data["list"].append(2)
+    assert ctx.sends is not None
+    assert ctx.sends[0].content.data == {"list": [1]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({}, ValueError),
+        ({"text": "\ud800"}, ValueError),
+        ({"data": {"x": object()}}, TypeError),
+        ({"data": [1]}, (TypeError, ValueError)),
+    ],
+)
+def test_what_cannot_be_said_fails_in_the_authors_line(arguments: dict[str, Any], error: Any) -> None:
+    ctx = turn()
+    with pytest.raises(error):
+        ctx.reply(**arguments)
+    assert not ctx.sends
+
+
+@pytest.mark.parametrize("target", ["", "@", "two words", "line\nbreak", None])
+def test_a_target_that_nobody_can_have_is_refused(target: Any) -> None:
+    with pytest.raises(ValueError, match="is no target"):
+        turn().send(target, "hello")
+
+
+def test_nobody_answers_a_signal_or_its_own_direct_words() -> None:
+    with pytest.raises(TypeError, match=r"use ctx\.send"):
+        turn(Presence(identity="me", handle="bob", status="online")).reply("hi")
+    with pytest.raises(ValueError, match="said it itself"):
+        turn(message(own=True)).reply("hi")
+
+
+def test_a_turn_that_has_ended_stages_nothing() -> None:
+    ctx = turn()
+    state = ctx.state
+    ctx.end()
+    with pytest.raises(RuntimeError, match="has ended"):
+        ctx.reply("late")
+    with pytest.raises(RuntimeError, match="has ended"):
+        state.put("late", 1)
+    assert not ctx.sends
+    assert not ctx.puts
+
+
+def test_a_signal_has_no_state_of_a_conversation() -> None:
+    ctx = TurnContext(Home(), Presence(identity="me", handle="bob", status="online"), None, 1)
+    with pytest.raises(RuntimeError, match="plugin_state"):
+        _ = ctx.state
+    ctx.plugin_state.put("seen", 1)
+    assert ctx.puts == {(0, "seen"): b"1"}
+
+
+async def test_waiting_on_the_loop_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="write await"):
+        turn().wait(Never())
+
+
+class Never:
+    """Awaited by nobody."""
+
+    def __await__(self) -> Any:
+        raise AssertionError("was awaited")

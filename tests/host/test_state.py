@@ -1,0 +1,87 @@
+"""Staged over committed over stored; a value is what it was when it was put."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from agentd.host.state import PluginState, Puts, Scope
+
+
+class Stored:
+    """What the disk holds; `gate` lets a test decide when a read ends."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, int, str], bytes] = {}
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def read(self, plugin: str, conversation: int, key: str) -> bytes | None:
+        await self.gate.wait()
+        return self.values.get((plugin, conversation, key))
+
+
+def scope(state: PluginState, conversation: int = 1) -> tuple[Scope, Puts]:
+    puts: Puts = {}
+    return Scope(state, conversation, lambda: puts), puts
+
+
+async def test_a_turn_sees_what_it_has_put_and_removed() -> None:
+    stored = Stored()
+    stored.values["p", 1, "a"] = b"1"
+    values, puts = scope(PluginState("p", stored.read))
+    assert await values.get("a", int) == 1
+    values.put("a", 2)
+    assert await values.get("a", int) == 2
+    values.delete("a")
+    assert await values.get("a", int, 0) == 0
+    assert puts == {(1, "a"): None}
+
+
+async def test_another_turn_sees_puts_that_are_committed_but_not_on_disk() -> None:
+    stored = Stored()
+    state = PluginState("p", stored.read)
+    first, puts = scope(state, 0)
+    first.put("a", 1)
+    second, _ = scope(state, 0)
+    assert await second.get("a", int) is None
+    state.committing(puts)
+    assert await second.get("a", int) == 1
+    state.committed(puts)
+    assert await second.get("a", int) is None
+
+
+async def test_the_end_of_an_older_commit_does_not_hide_a_newer_put() -> None:
+    state = PluginState("p", Stored().read)
+    (older, old), (newer, new) = scope(state, 0), scope(state, 0)
+    older.put("a", 1)
+    newer.put("a", 2)
+    state.committing(old)
+    state.committing(new)
+    state.committed(old)
+    assert await newer.get("a", int) == 2
+
+
+async def test_changing_a_value_after_putting_it_changes_nothing() -> None:
+    values, _ = scope(PluginState("p", Stored().read))
+    words = ["a"]
+    values.put("words", words)
+    words.append("b")
+    assert await values.get("words", list[str]) == ["a"]
+
+
+async def test_a_value_of_another_type_is_an_error_and_not_a_default() -> None:
+    values, _ = scope(PluginState("p", Stored().read))
+    values.put("n", "many")
+    with pytest.raises(msgspec.ValidationError):
+        await values.get("n", int, 0)
+
+
+@pytest.mark.parametrize(("key", "value"), [(7, 1), ("\ud800", 1), ("a", object())])
+def test_what_the_disk_cannot_hold_fails_where_it_is_put(key: Any, value: object) -> None:
+    puts: Puts = {}
+    values = Scope(PluginState("p", lambda *_: pytest.fail("was read")), 1, lambda: puts)
+    with pytest.raises((TypeError, ValueError)):
+        values.put(key, value)
+    assert puts == {}

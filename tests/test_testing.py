@@ -1,0 +1,205 @@
+"""The test kit shows what the daemon would do: the same filters, turns, retries and restarts."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from agentd.errors import ConfigError, GiveUp, PluginLoadError
+from agentd.plugin import Context, Gap, Message, Plugin, PluginContext, Typing
+from agentd.testing import Harness
+
+
+class Config(msgspec.Struct, frozen=True):
+    """What the counter may be told."""
+
+    word: str = "number"
+
+
+counter = Plugin("counter", config=Config)
+
+
+@counter.on(Message)
+async def count(message: Message, ctx: Context[Config]) -> None:
+    total = await ctx.state.get("count", int, 0) + 1
+    ctx.state.put("count", total)
+    ctx.plugin_state.put("last", message.text)
+    ctx.reply(f"{ctx.config.word} {total}")
+
+
+async def test_effects_show_after_the_message_was_handled() -> None:
+    async with Harness(counter, {"word": "no."}) as h:
+        await h.message("a", sender="@bob")
+        await h.message("b", sender="@bob")
+        await h.message("c", sender="@ann")
+        assert h.texts == ["no. 1", "no. 2", "no. 1"]
+        assert [send.target for send in h.sent] == ["@bob", "@bob", "@ann"]
+        assert h.state("count", int) == 1
+        assert h.state("count", int, conversation="conv_bob") == 2
+        assert h.state("count", int, 0, conversation="conv_nobody") == 0
+        assert h.plugin_state("last", str) == "c"
+        assert h.plugin_state("first", str) is None
+
+
+async def test_a_crash_between_handler_and_commit_repeats_with_the_same_keys_and_counts_once() -> None:
+    async with Harness(counter) as h:
+        await h.message("before")
+        h.crash_after_handler()
+        await h.message("cut off")
+        assert h.texts == ["number 1", "number 2"]
+        assert [send.client_msg_id for send in h.lost] == [h.sent[1].client_msg_id]
+        assert h.state("count", int) == 2
+        await h.message("after")
+        assert h.texts[-1] == "number 3"
+
+
+async def test_a_crash_now_loses_nothing_that_was_committed() -> None:
+    async with Harness(counter) as h:
+        await h.message("a")
+        await h.crash()
+        await h.message("b")
+        assert h.texts == ["number 1", "number 2"]
+
+
+async def test_a_crash_in_the_middle_of_a_handler_runs_it_again() -> None:
+    plugin = Plugin("p")
+    gate = asyncio.Event()
+    runs = 0
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        nonlocal runs
+        runs += 1
+        ctx.reply("done")
+        await gate.wait()
+
+    async with Harness(plugin) as h:
+        await h.message("a", settle=False)
+        while not runs:
+            await asyncio.sleep(0)
+        gate.set()
+        await h.crash()
+        assert runs == 2
+        assert h.texts == ["done"]
+        assert h.failed == []
+
+
+async def test_retries_wait_for_the_clock_that_the_test_moves() -> None:
+    plugin = Plugin("p")
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        if ctx.attempt < 3:
+            raise ConnectionError("not yet")
+        ctx.reply(f"attempt {ctx.attempt}")
+
+    async with Harness(plugin) as h:
+        await h.message("a")
+        assert h.pending == 1
+        assert [(each.count, each.error) for each in h.failed] == [(1, "ConnectionError: not yet")]
+        await h.advance(0.4)
+        assert h.failed[0].count == 1
+        await h.advance(0.2)
+        assert h.failed[0].count == 2
+        await h.advance(60)
+        assert h.texts == ["attempt 3"]
+        assert h.failed == []
+
+
+async def test_what_was_given_up_shows_with_its_reason() -> None:
+    plugin = Plugin("p")
+
+    @plugin.on(Message, kind="text")
+    async def handle(message: Message, ctx: Context) -> None:
+        raise GiveUp("spam")
+
+    async with Harness(plugin) as h:
+        await h.message("a")
+        assert [dead.error for dead in h.dead] == ["GiveUp: spam"]
+        assert h.pending == 0
+
+
+async def test_own_words_and_groups_reach_whoever_asked_for_them() -> None:
+    plugin = Plugin("p")
+    seen = []
+
+    @plugin.on(Message, own=True, direct=False)
+    async def handle(message: Message, ctx: Context) -> None:
+        seen.append((message.sender, message.conversation, message.own))
+
+    async with Harness(plugin, identity="alice") as h:
+        await h.message("mine", own=True, direct=False)
+        await h.message("theirs", sender="@bob", conversation="grp_x", direct=False)
+        await h.message("direct")
+    assert seen == [("alice", "grp_group", True), ("bob", "grp_x", False)]
+
+
+async def test_signals_reach_their_handlers() -> None:
+    plugin = Plugin("p")
+    seen = []
+
+    @plugin.on(Typing)
+    async def typing(signal: Typing, ctx: Context) -> None:
+        seen.append(signal.sender)
+
+    @plugin.on(Gap)
+    def lost(gap: Gap, ctx: Context) -> None:
+        ctx.send("@owner", f"lost {gap.absent}")
+
+    async with Harness(plugin) as h:
+        await h.signal(Typing(identity="me", sender="bob", active=True))
+        await h.signal(Gap(identity="me", conversation="c", epoch=1, start=3, stop=5, absent=2))
+        assert seen == ["bob"]
+        assert h.texts == ["lost 2"]
+
+
+async def test_setup_and_teardown_run_around_the_test() -> None:
+    plugin = Plugin("p")
+    calls = []
+
+    @plugin.setup
+    async def up(ctx: PluginContext) -> None:
+        calls.append("up")
+
+    @plugin.teardown
+    async def down(ctx: PluginContext) -> None:
+        calls.append("down")
+
+    async with Harness(plugin):
+        assert calls == ["up"]
+    assert calls == ["up", "down"]
+
+
+async def test_wrong_settings_and_wrong_handlers_are_refused_as_by_the_daemon() -> None:
+    with pytest.raises(ConfigError, match=r"plugin\.counter\.config\.wrod: no such setting; did you mean word\?"):
+        async with Harness(counter, {"wrod": "no."}):
+            pass
+
+    plugin = Plugin("p")
+
+    @plugin.on(Message)
+    async def handle(message: Message) -> None: ...
+
+    with pytest.raises(PluginLoadError, match="must take two arguments"):
+        async with Harness(plugin):
+            pass
+
+
+async def test_middlewares_run_in_the_kit_too() -> None:
+    plugin = Plugin("p")
+    calls = []
+
+    @plugin.middleware
+    async def around(event: Message, ctx: Context) -> AsyncIterator[None]:
+        calls.append("in")
+        yield
+        calls.append("out")
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        calls.append("handle")
+
+    async with Harness(plugin) as h:
+        await h.message("a")
+    assert calls == ["in", "handle", "out"]
