@@ -32,6 +32,7 @@ from agentd.control.api import ControlServer
 from agentd.control.refusal import ControlError
 from agentd.core.events import Content, Event, Message, Record, Send, Signal, Source
 from agentd.core.reconnect import Throttle
+from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, first_of
 from agentd.host.lifecycle import Loaded, load
@@ -206,6 +207,7 @@ class Daemon:
             self._journal,
             Throttle(settings.link.dials_per_s),
             Bells(self._records, self._signal, self._settled),
+            accounts={},
         )
         handles = await self._journal.handles()
         for name, identity in self._settings.identity.items():
@@ -216,16 +218,17 @@ class Daemon:
             self._supervisors[name] = Supervisor(name, platform, rest, key, shared)
 
     def _make_dispatcher(self, plugins: Mapping[str, Loaded]) -> Dispatcher:
-        intake = self._settings.agentd.intake
+        intake, dispatch = self._settings.agentd.intake, self._settings.agentd.dispatch
         return Dispatcher(
             self._journal,
             plugins,
             {name: identity.plugins for name, identity in self._settings.identity.items()},
-            self._settings.agentd.dispatch,
+            dispatch,
             revive=self._revive,
             on_queued=self._queued,
             on_backlog=self._shed,
             backlog=(intake.undispatched_high, intake.undispatched_low),
+            backoff=Backoff(first_s=dispatch.retry_first_s, max_s=dispatch.retry_max_s),
         )
 
     @contextlib.contextmanager

@@ -1,18 +1,18 @@
 """What can go wrong, told by what the caller should do about it.
 
-    AgentdError
-    ├── ConfigError          the operator must mend the configuration; carries every problem found
-    ├── Unavailable          try again after `retry_after_s`; nothing is known to have happened
-    ├── OutcomeUnknown       the request may have been carried out; repeat it only under the same key
-    ├── Refused              repeating cannot help; carries the platform's status, code and request id
-    │   └── CredentialsRefused   this identity's key is not valid; wait until it changes
-    ├── WireViolation        the far end broke its contract; carries no content of the message
-    ├── JournalError         the disk does not hold what was asked of it
-    │   ├── JournalFull          no room; ends by itself when there is room again
-    │   └── JournalUnusable      locked, corrupt or from a newer version; carries the remedy
-    └── PluginLoadError      a plugin cannot run as written; names the file and line
+AgentdError
+├── ConfigError          the operator must mend the configuration; carries every problem found
+├── Unavailable          try again after `retry_after_s`; nothing is known to have happened
+├── OutcomeUnknown       the request may have been carried out; repeat it only under the same key
+├── Refused              repeating cannot help; carries the platform's status, code and request id
+│   └── CredentialsRefused   this identity's key is not valid; wait until it changes
+├── WireViolation        the far end broke its contract; carries no content of the message
+├── JournalError         the disk does not hold what was asked of it
+│   ├── JournalFull          no room; ends by itself when there is room again
+│   └── JournalUnusable      locked, corrupt or from a newer version; carries the remedy
+└── PluginLoadError      a plugin cannot run as written; names the file and line
 
-    RetryLater, GiveUp       raised by plugins: the fate of one event
+RetryLater, GiveUp       raised by plugins: the fate of one event
 """
 
 from __future__ import annotations

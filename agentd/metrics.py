@@ -20,7 +20,7 @@ ALL: dict[str, Metric] = {}
 
 
 class Metric:
-    """What counters, gauges and histograms share: a name, a sentence on its meaning, the names of the labels."""
+    """What counters and histograms share: a name, a sentence on its meaning, the names of the labels."""
 
     kind = ""
 
@@ -48,24 +48,6 @@ class Counter(Metric):
     def value(self, *labels: str) -> int:
         """The count under exactly these labels."""
         return self.values.get(labels, 0)
-
-
-class Gauge(Metric):
-    """A number that rises and falls. `values`: labels to number."""
-
-    kind = "gauge"
-
-    def __init__(self, name: str, meaning: str, labels: Sequence[str] = ()) -> None:
-        super().__init__(name, meaning, labels)
-        self.values: dict[Labels, float] = {}
-
-    def set(self, value: float, *labels: str) -> None:
-        """This is the number now."""
-        self.values[labels] = value
-
-    def forget(self, *labels: str) -> None:
-        """What these labels name is gone."""
-        self.values.pop(labels, None)
 
 
 class Histogram(Metric):
@@ -128,4 +110,3 @@ SEND_RETRIES = Counter("agentd_send_retries_total", "Attempts to send that will 
 COMMIT_SECONDS = Histogram("agentd_commit_seconds", "Journal commits, fsync included.", bounds=_COMMIT_BOUNDS_S)
 COMMIT_CHANGES = Histogram("agentd_commit_changes", "Changes per journal commit.", bounds=_BATCH_BOUNDS)
 LOOP_STALLS = Counter("agentd_loop_stalls_total", "Times the event loop was blocked past its limit.")
-UNDISPATCHED = Gauge("agentd_undispatched_events", "Events on disk that wait for handlers.", ["identity"])

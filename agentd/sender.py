@@ -22,7 +22,7 @@ from typing import Protocol
 
 import msgspec
 
-from agentd import config
+from agentd import config, metrics
 from agentd.core.events import Event, Send
 from agentd.core.pacing import Pace, Pacing
 from agentd.errors import AgentdError, CredentialsRefused, OutcomeUnknown, Unavailable, WireViolation
@@ -269,6 +269,7 @@ class Sender:
         carried = self._carried(send, state, error=error, not_before=time.time() + wait_s)
         self._journal.commit(carried)
         self._count(send, state)
+        metrics.SEND_RETRIES.inc(self._identity)
         self._lanes[target][0] = msgspec.structs.replace(
             send, attempts=carried.attempts, not_before=carried.not_before, state=state
         )
@@ -288,6 +289,8 @@ class Sender:
     def _count(self, send: Send, state: str) -> None:
         self.counts["unknown" if send.state in ("unknown", "sending") else "ready"] -= 1
         self.counts[state] += 1
+        if state != "ready":
+            metrics.SENDS.inc(self._identity, state)
 
     def _carried(
         self,

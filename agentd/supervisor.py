@@ -81,12 +81,13 @@ class Bells(msgspec.Struct, frozen=True):
 
 
 class Shared(msgspec.Struct, frozen=True):
-    """What all identities share."""
+    """What all identities share. accounts: (address, handle) to the identity that has it; two would answer twice."""
 
     settings: config.Agentd
     journal: Journal
     throttle: Throttle
     bells: Bells
+    accounts: dict[tuple[str, str], str]
 
 
 class Supervisor:
@@ -280,6 +281,9 @@ class _Life:
             raise CredentialsRefused(
                 0, "OTHER_ACCOUNT", f"the key is @{handle}'s, but the journal holds @{known}'s mail under this name"
             )
+        holder = self._shared.accounts.setdefault((self._platform.link_url(), handle), self._owner.name)
+        if holder != self._owner.name:
+            raise CredentialsRefused(0, "SAME_ACCOUNT", f"the key is @{handle}'s, for whom identity {holder} runs here")
         self._platform.handle = handle
         if known is None:
             await self._shared.journal.commit(Account(self._owner.name, self._platform.name, handle))

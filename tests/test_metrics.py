@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd import metrics
-from agentd.metrics import ALL, Counter, Gauge, Histogram
+from agentd.metrics import ALL, Counter, Histogram
 
 
 @pytest.fixture(autouse=True)
@@ -27,16 +27,6 @@ def test_a_counter_counts_each_combination_of_labels_apart() -> None:
     counter.inc("a", by=2)
     counter.inc("b")
     assert (counter.value("a"), counter.value("b"), counter.value("c")) == (3, 1, 0)
-
-
-def test_a_gauge_says_the_last_number_until_it_is_forgotten() -> None:
-    gauge = Gauge("test_depth", "Depth.", ["lane"])
-    gauge.set(3, "a")
-    gauge.set(1, "a")
-    assert gauge.values == {("a",): 1}
-    gauge.forget("a")
-    gauge.forget("a")
-    assert gauge.values == {}
 
 
 @given(st.lists(st.integers(0, 100)))

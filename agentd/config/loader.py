@@ -262,7 +262,7 @@ def _check_plugins(settings: Settings, reading: _Reading) -> None:
     for name, plugin in settings.plugin.items():
         if not plugin.use.strip():
             reading.problem(("plugin", name, "use"), 'is empty; name "./file.py", "module:attribute" or an entry point')
-        elif _is_file(plugin) and not Path(plugin.use).is_file():
+        elif _is_file(plugin) and not Path(plugin.use).exists():
             reading.problem(("plugin", name, "use"), f"there is no file {plugin.use}; mend the path")
 
 

@@ -36,7 +36,7 @@ class Intake(_Section, frozen=True, kw_only=True):
     backfill: Count = 0  # seqs to fetch from before the first one offered; history is asked for, never assumed
     refetch_concurrency: Limit = 4  # ranges fetched at once per identity: gaps are rare, the API is shared
     refetch_retry_max_s: Interval = 30.0  # an open gap is asked for again at least this often
-    audit_interval_s: Interval = 60.0  # a lost last message is found within this (P8 asks for a minute)
+    audit_interval_s: Interval = 30.0  # with its jitter, a lost last message is found and told within a minute
     audit_conversations: Limit = 20  # tops compared per audit, the longest unaudited first
     on_reset: Literal["replay", "adopt"] = "replay"  # the new numbering from its start, so that nothing is lost
     undispatched_high: Limit = 50_000  # events waiting for handlers at which intake sheds (about 100 MB of memory)
@@ -73,6 +73,8 @@ class Dispatch(_Section, frozen=True, kw_only=True):
     concurrency: Limit = 64  # handler calls at once over all plugins
     lane_memory: Limit = 256  # records kept in memory per lane; the rest is read back from the journal
     stall_s: Interval = 0.25  # the loop blocked for this long is logged with its stack
+    retry_first_s: Interval = 1.0  # after a handler's first failure: long enough to make a dropped connection again
+    retry_max_s: Interval = 300.0  # the delay doubles up to here; a mended dependency is noticed within five minutes
     drain_timeout_s: Seconds = 20.0  # how long a stop waits for running handlers
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Protocol
 
-from agentd import config
+from agentd import config, metrics
 from agentd.core.acks import DrainCursor
 from agentd.core.events import Event, GapReport, Message, RateLimitWarning, Record, Signal, Source, StreamReset
 from agentd.core.sequencer import (
@@ -196,6 +196,7 @@ class Intake:
         if isinstance(frame, Event):
             if self.shedding and self._link is not None and self._link.acks:
                 self.counters.shed += 1
+                metrics.SHED.inc(self.identity)
                 self.has_shed = True
                 return
             if frame.created_at > self.pushed_until:
@@ -215,6 +216,7 @@ class Intake:
     def malformed(self, what: Malformed, where: str) -> None:
         """Count and report what could not be read, by its shape."""
         self.counters.malformed += 1
+        metrics.MALFORMED.inc(self.identity)
         log.warning("malformed %s: %s", where, what.what, extra={"identity": self.identity})
 
     def own(self, event: Event, target: str) -> None:
@@ -259,6 +261,7 @@ class Intake:
                 self._deliver(decision.event)
             elif isinstance(decision, Repeat):
                 self.counters.repeats += 1
+                metrics.DUPLICATES.inc(self.identity)
                 self._burst.repeats.append(decision.event)
             elif isinstance(decision, Check):
                 self._burst.checks.append(decision)
@@ -289,8 +292,10 @@ class Intake:
         self._burst.records.append(Record(position, number, event, time.time()))
         counters = self.counters
         counters.by_source[event.source] += 1
+        metrics.EVENTS.inc(self.identity, event.source)
         if event.source is Source.REFETCH:
             counters.refetched += 1
+            metrics.REFETCHED_ROWS.inc(self.identity)
         elif self.watching and event.source is Source.DRAIN:
             self.unpushed[(conversation, event.seq)] = event.created_at
         if event.late:
@@ -364,16 +369,19 @@ class Intake:
     def reset(self, decisions: Iterable[Decision], reset: StreamReset) -> None:
         """A conversation has started over; tell the plugins behind everything that came before."""
         self.counters.resets += 1
+        metrics.RESETS.inc(self.identity)
         self.apply(decisions)
         self._on_signal(reset)
 
     def _gap_opened(self, opened: GapOpened) -> None:
         self.counters.gaps_found += 1
+        metrics.GAPS_FOUND.inc(self.identity)
         number, found_at = self._gaps[opened.conversation] = (self.journal.next_gap(), time.time())
         self._burst.changes.append(self._noted(opened.conversation, opened.epoch, opened.gap, number, found_at))
 
     def _gap_closed(self, closed: GapClosed) -> None:
         gap = closed.gap
+        metrics.GAPS.inc(self.identity, gap.outcome)
         number, found_at = self._gaps.pop(closed.conversation)
         noted = self._noted(closed.conversation, closed.epoch, gap, number, found_at, time.time(), gap.outcome)
         self._burst.changes.append(noted)

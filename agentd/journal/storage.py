@@ -144,9 +144,7 @@ class Account(msgspec.Struct, frozen=True):
     handle: str
 
 
-Change = (
-    Conversation | Appended | GapNoted | CursorMoved | Attempt | Dead | Queued | Carried | StatePut | Account
-)
+Change = Conversation | Appended | GapNoted | CursorMoved | Attempt | Dead | Queued | Carried | StatePut | Account
 
 
 class OutboxRow(msgspec.Struct, frozen=True):

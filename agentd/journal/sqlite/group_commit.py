@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from agentd import metrics
 from agentd.errors import JournalError, JournalFull, JournalUnusable
 from agentd.journal.sqlite.faults import MustWait
 from agentd.journal.storage import Change
@@ -166,7 +167,10 @@ class GroupCommit:
         self.last_commit_at = time.monotonic()
         self.last_commit_s = self.last_commit_at - started
         self.commits += 1
-        self.changes += sum(map(len, calls))
+        changes = sum(map(len, calls))
+        self.changes += changes
+        metrics.COMMIT_SECONDS.observe(self.last_commit_s)
+        metrics.COMMIT_CHANGES.observe(changes)
         self._linger.written(self.last_commit_at)
 
     def _note_hold_up(self, wait: MustWait | None) -> None:
