@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -30,6 +31,7 @@ from agentd import __version__, config, logs
 from agentd.control.address import listening_paths
 from agentd.control.api import ControlServer
 from agentd.control.refusal import ControlError
+from agentd.control.systemd import ServiceManager
 from agentd.core.events import Content, Event, Message, Record, Send, Signal, Source
 from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
@@ -146,6 +148,8 @@ class Daemon:
         self._tails: set[asyncio.Queue[Record]] = set()
         self._awaited: dict[str, asyncio.Future[Carried]] = {}
         self._pressure: set[str] = set()
+        self._manager = ServiceManager()
+        self._fed_at = self._loop.time()
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -170,9 +174,11 @@ class Daemon:
                     await control.start()
                     self._greet()
                     self.started.set()
+                    self._manager.ready()
                     with self._signals():
                         await self._stopping.wait()
                     log.info("stopping")
+                    self._manager.stopping()
                     pressure.cancel()
                     for identity in identities:
                         identity.cancel()
@@ -287,6 +293,7 @@ class Daemon:
         behind = False
         while True:
             await asyncio.sleep(_JOURNAL_LOOK_S)
+            self._feed_watchdog()
             if behind != (self._journal.full or self._journal.waiting > _JOURNAL_WAITING_MAX):
                 behind = not behind
                 self._press("the disk takes no commits", behind)
@@ -423,6 +430,21 @@ class Daemon:
                     await bell.get()
                     while not bell.empty():
                         bell.get_nowait()
+
+    def _feed_watchdog(self) -> None:
+        """Alive means that the loop breathes (we are here) and that commits are carried out, or the disk is known full.
+
+        A platform that does not answer is no reason to restart us, nor is a disk that a restart cannot empty.
+        """
+        watchdog_s = self._manager.watchdog_s
+        if watchdog_s is None or self._loop.time() - self._fed_at < watchdog_s / 4:
+            return
+        waiting = self._journal.waiting_since
+        if waiting is None or self._journal.full or self._loop.time() - waiting < watchdog_s:
+            self._fed_at = self._loop.time()
+            self._manager.alive()
+            states = Counter(supervisor.state for supervisor in self._supervisors.values())
+            self._manager.status(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
 
     @contextlib.contextmanager
     def _tailing(self) -> Iterator[asyncio.Queue[Record]]:

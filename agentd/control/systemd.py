@@ -1,0 +1,55 @@
+"""Tells the service manager what it asks to be told: ready, status, stopping, alive.
+
+A unit with Type=notify sets $NOTIFY_SOCKET, and WatchdogSec sets $WATCHDOG_USEC; without them every call does nothing.
+
+Always true: telling never raises and never blocks: a service manager that does not listen is no reason to stop.
+Not here: what "alive" means (the daemon).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+
+
+class ServiceManager:
+    """The manager that started this process, if there is one. environ: of the process."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        # A leading @ stands for the null byte of the abstract namespace.
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self.watchdog_s = _watchdog_s(environ)
+
+    def ready(self) -> None:
+        """Everything runs."""
+        self._tell("READY=1")
+
+    def stopping(self) -> None:
+        """An orderly stop has begun."""
+        self._tell("STOPPING=1")
+
+    def alive(self) -> None:
+        """The watchdog may wait for another `watchdog_s`."""
+        self._tell("WATCHDOG=1")
+
+    def status(self, line: str) -> None:
+        """One line for `systemctl status`."""
+        self._tell(f"STATUS={line}")
+
+    def _tell(self, state: str) -> None:
+        if not self._address:
+            return
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.setblocking(False)
+            manager.sendto(state.encode(), self._address)
+
+
+def _watchdog_s(environ: Mapping[str, str]) -> float | None:
+    """Seconds within which `alive` must be told, None if nobody waits for it."""
+    asked_us, meant_for = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
+    if not asked_us.isdigit() or (meant_for and meant_for != str(os.getpid())):
+        return None
+    return int(asked_us) / 1_000_000
