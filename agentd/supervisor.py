@@ -109,6 +109,7 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._state: State = "off"
         self._life: _Life | None = None
+        self._shedding = ""
         self.history: deque[Change] = deque(maxlen=_HISTORY)
         self.reconnects = 0
         self.restarts = 0
@@ -126,11 +127,13 @@ class Supervisor:
         if self.history and state == self._state and reason == self.history[-1].reason:
             return
         self._state = state
+        if self.history:
+            log.info("%s%s", state, f": {reason}" if reason else "", extra={"identity": self.name})
         self.history.append(Change(state, time.time(), reason))
-        log.info("%s%s", state, f": {reason}" if reason else "", extra={"identity": self.name})
 
     def shed(self, why: str) -> None:
         """Leave messages with the server, or, where there is no reason to any more, fetch what was left."""
+        self._shedding = why
         if self._life is not None:
             self._life.shed(why)
 
@@ -146,6 +149,7 @@ class Supervisor:
         while True:
             began = self._loop.time()
             self._life = _Life(self, self._rest, self._key, self._shared)
+            self._life.intake.shedding = bool(self._shedding)
             try:
                 await self._life.run()
             except ExceptionGroup as broken:
@@ -167,7 +171,7 @@ class Supervisor:
         return {
             "name": self.name,
             "platform": self.platform.name,
-            "handle": self.platform.handle or None,
+            "handle": f"@{self.platform.handle}" if self.platform.handle else None,
             "state": self._state,
             "state_since": last.at,
             "state_reason": last.reason,

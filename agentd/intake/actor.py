@@ -130,6 +130,7 @@ class Intake:
         self._burst = _Burst()
         self._committing: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
         self._numbers: dict[str, int] = {}
         self._positions: dict[str, int] = {}
         self._gaps: dict[str, tuple[int, float]] = {}
@@ -148,6 +149,7 @@ class Intake:
 
     async def load(self) -> None:
         """Take up every conversation where the disk says it stands."""
+        await self.journal.commit()  # what an earlier life of this identity handed in is on disk before we look
         now = self._loop.time()
         lines: dict[str, Line] = {}
         for row in await self.journal.conversations(self.identity):
@@ -434,12 +436,12 @@ class Intake:
     def _arm(self) -> None:
         due = self.sequencer.deadline()
         if self._timer is not None:
-            if due is not None and self._timer.when() == due:
+            if due == self._timer_due:  # uvloop's handle has no `when` once its time has come
                 return
             self._timer.cancel()
             self._timer = None
         if due is not None and self._link is not None:
-            self._timer = self._loop.call_at(due, self._on_time)
+            self._timer, self._timer_due = self._loop.call_at(due, self._on_time), due
 
     def _on_time(self) -> None:
         self._timer = None

@@ -1,0 +1,80 @@
+"""One identity's trouble stays its own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agentd.wire.agentchat import AgentChat
+
+if TYPE_CHECKING:
+    from tests.whole.conftest import Rig
+
+
+async def begin(rig: Rig, *names: str) -> None:
+    for name in names:
+        rig.identity(name)
+    rig.hub.create_agent("peer")
+    await rig.start()
+
+
+def status(rig: Rig, name: str) -> dict[str, object]:
+    return next(each for each in rig.status() if each["name"] == name)
+
+
+async def test_a_broken_invariant_ends_one_identity_which_starts_anew_from_the_disk(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await begin(rig, "unlucky", "lucky")
+    decode = AgentChat.decode
+
+    def breaks_once(self: AgentChat, frame: bytes) -> object:
+        if self.identity == "unlucky" and b"trip over this" in frame:
+            monkeypatch.setattr(AgentChat, "decode", decode)
+            raise AssertionError("an invariant broke")
+        return decode(self, frame)
+
+    rig.hub.post("peer", "unlucky", "before")
+    await rig.until_handled(1)
+    monkeypatch.setattr(AgentChat, "decode", breaks_once)
+    rig.hub.post("peer", "unlucky", "trip over this", "after")
+    rig.hub.post("peer", "lucky", "not concerned")
+    await rig.until_handled(4)
+    await rig.until(lambda: rig.states() == ["live", "live"])
+    await rig.assert_accounted()
+    assert status(rig, "unlucky")["restarts"] == 1
+    assert (status(rig, "lucky")["restarts"], status(rig, "lucky")["reconnects"]) == (0, 0)
+
+
+async def test_two_identities_with_one_account_do_not_both_answer(rig: Rig) -> None:
+    rig.identity("first")
+    rig.keys["second"] = rig.keys["first"]
+    rig.hub.create_agent("peer")
+    await rig.start(live=False)
+    await rig.until(lambda: sorted(rig.states()) == ["live", "parked"])
+    parked = next(each for each in rig.status() if each["state"] == "parked")
+    assert "SAME_ACCOUNT" in str(parked["state_reason"])
+    rig.hub.post("peer", "first", "who answers?")
+    await rig.until(lambda: len([row for row in rig.hub.ledger() if row.sender == "first"]) == 1)
+
+
+async def test_a_key_of_another_account_does_not_mix_its_mail_into_this_identitys(rig: Rig) -> None:
+    await begin(rig, "agent")
+    await rig.stop()
+    rig.keys["agent"] = rig.hub.create_agent("somebody-else")
+    await rig.start(live=False)
+    await rig.until(lambda: rig.states() == ["parked"])
+    assert "OTHER_ACCOUNT" in str(rig.status()[0]["state_reason"])
+
+
+async def test_many_identities_dial_no_faster_than_the_throttle_allows(rig: Rig) -> None:
+    names = [f"agent-{number}" for number in range(30)]
+    for name in names:
+        rig.identity(name)
+    began = asyncio.get_running_loop().time()
+    await rig.start()
+    spread = 29 / rig.settings.link.dials_per_s
+    assert asyncio.get_running_loop().time() - began >= spread, "the last of thirty dials waits for its turn"
+    assert rig.hub.connections() == 30
