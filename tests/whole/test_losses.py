@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import aiohttp
+
 from agentd.core.reconnect import CloseMeaning
 from agentd.hub.faults import Action, FaultPlan, Point, Rule
 
@@ -247,3 +249,33 @@ async def test_words_that_the_identity_says_through_another_client_are_accounted
     rig.hub.post("peer", "agent", "an answer to that")
     await rig.until_handled(2)
     await rig.assert_accounted()
+
+
+async def test_a_message_that_its_reader_has_hidden_is_absent_and_said_to_be(rig: Rig) -> None:
+    await begin(rig)
+    lose(rig, 3, 4)
+    (hidden,) = rig.hub.post("peer", "agent", "hidden before it was seen")
+    as_owner = {"Authorization": f"Bearer {rig.keys['agent']}"}
+    async with aiohttp.ClientSession(headers=as_owner) as other_client:
+        answer = await other_client.delete(f"{rig.hub.url}/v1/messages/{hidden.id}")
+        assert answer.status == 200
+    rig.hub.post("peer", "agent", "after it")
+    await rig.until_handled(2)
+    await rig.until(lambda: rig.status()[0]["absent"] == 1)
+    assert rig.daemon is not None
+    (gap,) = await rig.daemon.gaps("agent", open_only=False, limit=10)
+    assert (gap["start"], gap["stop"], gap["outcome"], gap["reason"]) == (3, 4, "absent", "not in history")
+
+
+async def test_a_row_that_nobody_can_read_does_not_hold_its_conversation_for_ever(rig: Rig) -> None:
+    await begin(rig)
+    lose(rig, 3, 4)
+    # Row 0 is the one at the mark, which is asked for to see whether the numbering still is the one we know.
+    rig.hub.faults.add(Rule(point=Point.REST, action=Action.MALFORMED_ROW, route="history", row=1, times=None))
+    rig.hub.post("peer", "agent", "unreadable", "behind it")
+    await rig.until_handled(2)
+    await rig.until(lambda: rig.status()[0]["absent"] == 1)
+    assert rig.daemon is not None
+    (gap,) = await rig.daemon.gaps("agent", open_only=False, limit=10)
+    assert gap["reason"] == "unreadable"
+    assert rig.status()[0]["malformed"] == 3
