@@ -50,7 +50,7 @@ plugins = ["ledger"]
 """
 
 IMPATIENT: Mapping[str, Mapping[str, float]] = {
-    "intake": {"gap_grace_s": 0.2, "audit_interval_s": 1.0, "refetch_retry_max_s": 2.0},
+    "intake": {"gap_grace_s": 0.2, "audit_interval_s": 4.0, "refetch_retry_max_s": 2.0},
     "link": {"backoff_first_s": 0.1, "backoff_max_s": 1.0},
     "rest": {"timeout_s": 3.0, "backoff_first_s": 0.05, "backoff_max_s": 0.5},
     "sending": {"rate_per_s": 500.0, "retry_first_s": 0.1, "retry_max_s": 1.0},
