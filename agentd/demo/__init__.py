@@ -73,6 +73,7 @@ async def _prove(folder: Path, messages: int, identities: int, conversations: in
         talks = [(peer, proof.identities[number % identities]) for number, peer in enumerate(peers)]
         proof.hub.faults.replace(_plan(seed, messages))
         proof.start()
+        await proof.until_live()
         progress = _Progress(messages)
         moments = sorted(
             chance.randrange(messages // 10, max(messages // 10 + 1, messages * 9 // 10)) for _ in range(kills)
