@@ -112,7 +112,8 @@ class Sender:
         open_sends = await self._journal.outbox_open(self._identity)
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            self._take_up(open_sends)
+            # At once, whatever they waited for: a reply that a target owed may have come while nobody was here.
+            self._take_up(msgspec.structs.replace(send, not_before=0.0) for send in open_sends)
             self._take_up(self._early)
             self._early.clear()
             try:
@@ -142,6 +143,8 @@ class Sender:
     def heard_from(self, target: str) -> None:
         """A message of this target came in: sends that waited for its reply may leave."""
         if self.pacing.replied(target):
+            if lane := self._lanes.get(target):
+                lane[0] = msgspec.structs.replace(lane[0], not_before=0.0)
             self._offer(target)
 
     @property
@@ -157,7 +160,10 @@ class Sender:
                 continue  # read from the outbox and rung by its commit: the same row
             self._open.add(send.client_msg_id)
             self._lanes.setdefault(send.target, deque()).append(send)
-            self.counts["unknown" if send.state in ("unknown", "sending") else "ready"] += 1
+            unknown = send.state in ("unknown", "sending")
+            self.counts["unknown" if unknown else "ready"] += 1
+            if unknown and not self._platform.deduplicates_sends:
+                self._stopped.add(send.target)
             self._offer(send.target)
 
     def _offer(self, target: str) -> None:
@@ -185,7 +191,8 @@ class Sender:
             while self._eligible and not self._paused:
                 target = self._eligible.popleft()
                 try:
-                    await self._carry(target, self._lanes[target][0])
+                    if await self._its_turn(target):
+                        await self._carry(target, self._lanes[target][0])
                 finally:
                     self._running.discard(target)
                 self._offer(target)
@@ -194,6 +201,15 @@ class Sender:
             if self._paused:
                 self._running.difference_update(self._eligible)
                 self._eligible.clear()
+
+    async def _its_turn(self, target: str) -> bool:
+        """Wait for the identity's rate: one token may have made many targets eligible. False if paused meanwhile."""
+        while not self._paused:
+            now = self._loop.time()
+            if (at := self.pacing.may_leave_at(target, now)) <= now:
+                return True
+            await asyncio.sleep(at - now)
+        return False
 
     # -- one send ---------------------------------------------------------------------------------------------------
 
@@ -253,7 +269,9 @@ class Sender:
         now = self._loop.time()
         backlog = answer.backlog[1] if answer.backlog is not None else None
         until = self.pacing.refused_for_now(target, answer.scope, now, answer.retry_after_s, backlog)
-        self._again(target, send, "ready", until - now, answer.code)
+        # Not stored this time; what became of an earlier attempt is still unknown.
+        state = "unknown" if send.state in ("unknown", "sending") else "ready"
+        self._again(target, send, state, until - now, answer.code)
 
     def _unknown(self, target: str, send: Send, why: Exception) -> None:
         """The answer never came. Where the platform keeps the key, asking again under it tells what happened."""
