@@ -139,6 +139,11 @@ class Proof:
         """The daemon's process lives."""
         return self._daemon is not None and self._daemon.poll() is None
 
+    @property
+    def daemon_pid(self) -> int | None:
+        """The daemon's process, None before the first start."""
+        return None if self._daemon is None else self._daemon.pid
+
     def start(self) -> None:
         """Start the daemon; its log goes to a file in the folder."""
         assert not self.running
