@@ -322,6 +322,17 @@ def test_backfill_asks_for_what_came_before_the_first_offer() -> None:
     assert of(Refetch, sequencer.wake(2 * GRACE)) == [Refetch("c", 1, 6, 9)]
 
 
+def test_of_two_events_that_claim_one_place_neither_is_believed_and_the_history_decides() -> None:
+    sequencer = at_mark(1)
+    sequencer.offer(event(3), 0.0)
+    sequencer.offer(event(3, msg_id="msg_other"), 0.0)
+    ask = sequencer.wake(GRACE)[-1]
+    assert ask == Refetch("c", 1, 2, 4)
+    assert isinstance(ask, Refetch)
+    out = sequencer.refetched(ask, [event(2), event(3, msg_id="msg_other")], 4, GRACE)
+    assert [decision.event.id for decision in out if isinstance(decision, Deliver)] == ["msg_2", "msg_other"]
+
+
 def test_the_servers_top_shows_a_lost_last_message() -> None:
     sequencer = at_mark(3)
     assert sequencer.stands_at("c", 3, 0.0) is False

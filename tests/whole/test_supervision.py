@@ -69,6 +69,15 @@ async def test_a_key_of_another_account_does_not_mix_its_mail_into_this_identity
     assert "OTHER_ACCOUNT" in str(rig.status()[0]["state_reason"])
 
 
+async def test_a_parked_identity_that_is_given_the_key_of_another_account_stays_parked(rig: Rig) -> None:
+    await begin(rig, "agent")
+    rig.hub.rotate_key("agent")
+    await rig.until(lambda: rig.states() == ["parked"])
+    rig.keys["agent"] = rig.hub.create_agent("somebody-else")
+    await rig.until(lambda: "OTHER_ACCOUNT" in str(rig.status()[0]["state_reason"]))
+    assert rig.states() == ["parked"]
+
+
 async def test_many_identities_dial_no_faster_than_the_throttle_allows(rig: Rig) -> None:
     names = [f"agent-{number}" for number in range(30)]
     for name in names:

@@ -1,0 +1,164 @@
+"""The tail audit against a scripted platform: what it reads, what it makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from agentd.core.sequencer import Refetch
+from agentd.errors import Unavailable
+from agentd.intake import Audit, Drain, Questions
+from agentd.wire.platform import Request, Response
+from tests.intake.rig import Bench, frame
+
+
+class Server:
+    """Answers by the end of the path."""
+
+    def __init__(self) -> None:
+        self.sync: list[Any] = []
+        self.conversations: list[Any] = []
+        self.history: list[Any] = []
+        self.asked: list[str] = []
+
+    async def __call__(self, request: Request) -> Response:
+        self.asked.append(request.path)
+        if request.path.endswith("/sync"):
+            return _answer(self.sync if "after" not in request.query else [])
+        if request.path == "/v1/conversations":
+            return _answer(self.conversations)
+        after = int(request.query.get("after_seq", -1))
+        return _answer([row for row in self.history if row["seq"] > after][: int(request.query["limit"])])
+
+
+def _answer(rows: list[Any]) -> Response:
+    return Response(status=200, headers={}, body=msgspec.json.encode(rows))
+
+
+def row(seq: int, *, created_at: str = "", **fields: Any) -> dict[str, Any]:
+    payload = msgspec.json.decode(frame(seq))["payload"]
+    return {**payload, "created_at": created_at, "delivery_id": None, **fields}
+
+
+class Audited(Bench):
+    """An intake with an audit over a scripted server."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        monkeypatch.setattr("agentd.intake.audit._PUSH_GRACE_S", 0.01)
+        self.server = Server()
+        self.deaf: list[int] = []
+        questions = Questions(self.intake, self.server, on_credentials=lambda _: None)
+        drain = Drain(self.intake, self.server, on_credentials=lambda _: None)
+        self.audit = Audit(
+            self.intake, drain, questions, self.server, on_deaf=self.deaf.append, on_credentials=lambda _: None
+        )
+
+    async def once(self) -> int:
+        auditing = asyncio.create_task(self.audit.once())
+        while not auditing.done():
+            await self.journal.sync()
+        return await auditing
+
+
+@pytest.fixture
+async def audited(monkeypatch: pytest.MonkeyPatch) -> Audited:
+    made = Audited(monkeypatch)
+    await made.intake.load()
+    return made
+
+
+async def test_an_audit_that_finds_nothing_says_that_the_connection_hears(audited: Audited) -> None:
+    audited.push(1, 2)
+    audited.server.history = [row(1), row(2)]
+    assert await audited.once() == 0
+    assert audited.deaf == [0]
+
+
+async def test_an_unknown_conversation_with_unread_seqs_is_met_at_the_oldest_of_them(audited: Audited) -> None:
+    audited.server.conversations = [{"id": "conv_9", "oldest_unread_seq": 3, "newest_unread_seq": 5}]
+    assert await audited.once() == 2
+    await asyncio.sleep(0.05)
+    assert audited.questions == [Refetch("conv_9", 1, 3, 6)]
+
+
+async def test_a_known_conversation_with_a_higher_unread_seq_has_lost_its_last_messages(audited: Audited) -> None:
+    audited.push(1, 2)
+    audited.server.history = [row(1), row(2), row(3), row(4)]
+    audited.server.conversations = [{"id": "conv_1", "oldest_unread_seq": 3, "newest_unread_seq": 4}]
+    assert await audited.once() == 1
+    await asyncio.sleep(0.05)
+    assert audited.questions == [Refetch("conv_1", 1, 3, 5)]
+
+
+async def test_mail_that_nothing_newer_was_pushed_after_means_deaf(audited: Audited) -> None:
+    audited.push(1)
+    audited.server.history = [row(1)]
+    audited.server.sync = [row(2, created_at="2026-01-01T00:00:01Z", delivery_id="del_2")]
+    assert await audited.once() == 1
+    assert audited.deaf == [1]
+
+
+async def test_one_lost_push_on_a_connection_that_goes_on_pushing_is_not_deafness(audited: Audited) -> None:
+    audited.push(1)
+    audited.server.history = [row(1)]
+    audited.server.sync = [row(2, created_at="2026-01-01T00:00:01Z", delivery_id="del_2")]
+    newer = {"type": "message.new", "payload": row(1, created_at="2026-01-01T00:00:05Z", conversation_id="conv_2")}
+    audited.intake.frame(msgspec.json.encode(newer))
+    assert await audited.once() == 1
+    assert audited.deaf == [0]
+
+
+async def test_mail_whose_push_comes_a_moment_later_was_not_found_by_the_audit(audited: Audited) -> None:
+    audited.push(1)
+    audited.server.history = [row(1)]
+    audited.server.sync = [row(2, created_at="2026-01-01T00:00:01Z", delivery_id="del_2")]
+    auditing = asyncio.create_task(audited.audit.once())
+    while not audited.intake.unpushed:
+        await audited.journal.sync()
+    audited.push(2)
+    while not auditing.done():
+        await audited.journal.sync()
+    assert await auditing == 0
+    assert audited.deaf == [0]
+
+
+async def test_a_row_at_the_mark_with_another_id_starts_a_new_epoch(audited: Audited) -> None:
+    audited.push(1, 2)
+    audited.journal.recorded = {(1, 1): "msg_1", (1, 2): "msg_2"}
+    audited.server.history = [row(1, id="new_1"), row(2, id="new_2")]
+    await audited.once()
+    assert audited.intake.sequencer.lines["conv_1"].epoch == 2
+    assert audited.intake.counters.resets == 1
+
+
+async def test_a_numbering_that_has_not_come_as_far_as_the_mark_is_told_by_its_newest_row(audited: Audited) -> None:
+    audited.push(1, 2, 3)
+    audited.journal.recorded = {(1, 1): "msg_1", (1, 2): "msg_2", (1, 3): "msg_3"}
+    audited.server.history = [row(1, id="new_1")]
+    await audited.once()
+    assert audited.intake.sequencer.lines["conv_1"].epoch == 2
+
+
+async def test_a_hidden_last_message_is_not_taken_for_a_reset(audited: Audited) -> None:
+    audited.push(1, 2, 3)
+    audited.journal.recorded = {(1, 1): "msg_1", (1, 2): "msg_2", (1, 3): "msg_3"}
+    audited.server.history = [row(1), row(2)]
+    await audited.once()
+    assert audited.intake.sequencer.lines["conv_1"].epoch == 1
+
+
+async def test_an_audit_that_cannot_read_changes_nothing(audited: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
+    audited.push(1)
+
+    async def fails(request: Request) -> Response:
+        raise Unavailable("not now")
+
+    monkeypatch.setattr(audited.audit, "_perform", fails)
+    with pytest.raises(Unavailable):
+        await audited.once()
+    assert audited.deaf == []
+    assert audited.audit.last_audit is None
