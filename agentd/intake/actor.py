@@ -43,6 +43,9 @@ log = logging.getLogger("agentd.intake")
 
 Question = Refetch | Check | Renumbered
 
+_MALFORMED_LOGGED = 10
+"""After so many, a broken server fills the log with every thousandth only; the counter goes on."""
+
 
 class AckLink(Protocol):
     """The part of a connection that acks travel on."""
@@ -219,7 +222,14 @@ class Intake:
         """Count and report what could not be read, by its shape."""
         self.counters.malformed += 1
         metrics.MALFORMED.inc(self.identity)
-        log.warning("malformed %s: %s", where, what.what, extra={"identity": self.identity})
+        if self.counters.malformed <= _MALFORMED_LOGGED or not self.counters.malformed % 1_000:
+            log.warning(
+                "malformed %s (number %d): %s",
+                where,
+                self.counters.malformed,
+                what.what,
+                extra={"identity": self.identity},
+            )
 
     def own(self, event: Event, target: str) -> None:
         """A send of ours to `target` was accepted at this place."""

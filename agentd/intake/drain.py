@@ -103,7 +103,9 @@ class Drain:
             if owed is None:
                 continue
             try:
-                await self._perform(platform.drain_ack_request(owed))
+                answer = await self._perform(platform.drain_ack_request(owed))
+                if answer.status >= 400:
+                    log.warning("drained rows will come again: %d", answer.status, extra={"identity": intake.identity})
                 owed = None
             except CredentialsRefused as refused:
                 self._on_credentials(refused)
