@@ -136,10 +136,12 @@ class Line:
         "due",
         "epoch",
         "failures",
+        "furthest",
         "gap",
         "held",
         "hole",
         "known_ids",
+        "lowest",
         "mark",
         "mark_id",
         "page",
@@ -157,6 +159,8 @@ class Line:
         self.top = 0
         self.absent = Ranges()
         self.held: dict[int, Event] = {}
+        self.furthest = 0
+        self.lowest = 0
         self.gap: Gap | None = None
         self.asking = False
         self.asked_top = 0
@@ -346,6 +350,7 @@ class Sequencer:
             out.append(GapClosed(conversation, line.epoch, line.gap))
         self._held -= len(line.held)
         line.held.clear()
+        line.furthest = 0
         line.epoch += 1
         line.gap, line.asking, line.failures, line.due, line.checks = None, False, 0, None, 0
         line.mark_id, line.known_ids = "", known_ids
@@ -435,6 +440,7 @@ class Sequencer:
     def _offer_unanchored(self, line: Line, event: Event, now: float) -> list[Decision]:
         out: list[Decision] = []
         self._hold(line, event)
+        line.lowest = min(line.lowest or event.seq, event.seq)
         if event.source is Source.DRAIN and line.page is None:
             line.page = self._page
         if event.seq <= FIRST_SEQ or len(line.held) >= self._limits.held_max:
@@ -454,8 +460,7 @@ class Sequencer:
             self._alarm(line, now + self._limits.survey_s)
 
     def _anchor(self, line: Line, now: float, out: list[Decision]) -> None:
-        lowest = min(line.held, default=line.top)
-        self._anchor_at(line, lowest)
+        self._anchor_at(line, line.lowest)
         self._release(line, out)
         self._rearm(line, now, out)
 
@@ -477,12 +482,18 @@ class Sequencer:
             if known.id != event.id:  # two messages claim one place: believe neither, the history decides
                 del line.held[event.seq]
                 self._held -= 1
+                line.furthest = max(line.held, default=0)
             return
+        full = len(line.held) >= self._limits.held_max or self._held >= self._limits.held_total_max
+        if full and event.seq > line.furthest:
+            return  # what overflows first; a flood behind a hole must not cost a search per event
         line.held[event.seq] = event
+        line.furthest = max(line.furthest, event.seq)
         self._held += 1
         if len(line.held) > self._limits.held_max or self._held > self._limits.held_total_max:
-            del line.held[max(line.held)]
+            del line.held[line.furthest]
             self._held -= 1
+            line.furthest = max(line.held, default=0)
 
     def _offer_below(self, line: Line, event: Event, out: list[Decision]) -> None:
         if event.seq in line.absent:
@@ -518,6 +529,8 @@ class Sequencer:
         while not line.checks and (event := line.held.pop(line.mark + 1, None)) is not None:
             self._held -= 1
             self._deliver(line, event, out)
+        if not line.held:
+            line.furthest = 0
 
     def _give_up_below(self, line: Line, proven: int, reason: str, out: list[Decision]) -> None:
         if line.checks:

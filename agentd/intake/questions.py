@@ -68,10 +68,14 @@ class Questions:
 
     async def run(self) -> None:
         """Answer questions until cancelled."""
-        async with asyncio.TaskGroup() as self._tasks:
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
             for _ in range(min(len(self._asked), self._intake.settings.refetch_concurrency)):
                 self._add_worker()
-            await self._loop.create_future()
+            try:
+                await self._loop.create_future()
+            finally:
+                self._tasks = None  # a commit that lands now has nobody to ask
 
     def _add_worker(self) -> None:
         if self._tasks is not None and self._workers < self._intake.settings.refetch_concurrency:
