@@ -23,8 +23,9 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import uvloop
 
 from agentd import __version__, config, logs
@@ -32,21 +33,24 @@ from agentd.control.address import listening_paths
 from agentd.control.api import ControlServer
 from agentd.control.refusal import ControlError
 from agentd.control.systemd import ServiceManager
-from agentd.core.events import Content, Event, Message, Record, Send, Signal, Source
+from agentd.core.events import SETTLED_STATES, Content, Event, Message, Record, Send, Sent, Signal, Source
 from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher
-from agentd.errors import AgentdError, ConfigError, PluginLoadError, first_of
+from agentd.errors import AgentdError, ConfigError, NotSent, PluginLoadError, Unavailable, first_of
 from agentd.host.lifecycle import Loaded, load
 from agentd.host.stalls import StallWatch
-from agentd.hub.server import Hub
-from agentd.hub.settings import HubSettings
+from agentd.journal.running import open_running
 from agentd.journal.sqlite import SqliteJournal, open_journal
-from agentd.journal.storage import Carried, Queued, StoredRecord
+from agentd.journal.storage import Carried, DeadDropped, DeadRow, OutboxRow, Queued, StoredRecord
+from agentd.sender import Sender
 from agentd.supervisor import Bells, Key, Shared, Supervisor
 from agentd.transport.rest import Pool, Rest
 from agentd.wire.agentchat import AgentChat
 from agentd.wire.platform import Platform
+
+if TYPE_CHECKING:
+    from agentd.hub.server import Hub
 
 log = logging.getLogger("agentd")
 
@@ -55,7 +59,6 @@ EXIT_CONFIG = 78
 
 _JOURNAL_LOOK_S = 0.25
 _JOURNAL_WAITING_MAX = 20_000
-_SETTLED = ("sent", "refused", "expired")
 _TAIL_QUEUE_MAX = 1_000
 _TAIL_PAGE = 200
 _EMBEDDED_USER = "me"
@@ -96,6 +99,10 @@ async def _main(settings: config.Settings, config_path: Path | None) -> None:
         hub: Hub | None = None
         keys: dict[str, Callable[[], str]] = {name: _key_of(identity) for name, identity in settings.identity.items()}
         if settings.embedded:
+            # Only here: a daemon with identities of its own starts a sixth sooner without it.
+            from agentd.hub.server import Hub
+            from agentd.hub.settings import HubSettings
+
             hub = await stack.enter_async_context(Hub(HubSettings(database=str(state / "hub.db"))))
             settings, keys = _embedded(settings, hub)
         base = config_path.parent if config_path is not None else Path.cwd()
@@ -202,6 +209,7 @@ class Daemon:
         if problems:
             raise ConfigError(problems)
         for plugin in plugins.values():
+            plugin.backlog_of = self._backlog_of
             stack.push_async_callback(plugin.teardown)
             await plugin.setup()
         return plugins
@@ -225,6 +233,8 @@ class Daemon:
 
     def _make_dispatcher(self, plugins: Mapping[str, Loaded]) -> Dispatcher:
         intake, dispatch = self._settings.agentd.intake, self._settings.agentd.dispatch
+        file = Path(self._settings.agentd.state) / "running"
+        running, unfinished = open_running(file, list(plugins), dispatch.concurrency)
         return Dispatcher(
             self._journal,
             plugins,
@@ -233,8 +243,12 @@ class Daemon:
             revive=self._revive,
             on_queued=self._queued,
             on_backlog=self._shed,
+            outbox_room=self._outbox_room,
             backlog=(intake.undispatched_high, intake.undispatched_low),
             backoff=Backoff(first_s=dispatch.retry_first_s, max_s=dispatch.retry_max_s),
+            send_now=self._send_now,
+            running=running,
+            unfinished=unfinished,
         )
 
     @contextlib.contextmanager
@@ -275,7 +289,16 @@ class Daemon:
         for send in sends:
             self._supervisors[send.identity].queued((send,))
 
+    def _backlog_of(self, identity: str, target: str) -> int | None:
+        sender = self._supervisors[identity].sender
+        return None if sender is None else sender.peer_backlog(target)
+
+    def _outbox_room(self, identity: str) -> int:
+        sender = self._supervisors[identity].sender
+        return self._settings.agentd.sending.outbox_max if sender is None else sender.room
+
     def _settled(self, carried: Carried) -> None:
+        self._dispatcher.room_again()
         if (waiting := self._awaited.get(carried.client_msg_id)) is not None and not waiting.done():
             waiting.set_result(carried)
 
@@ -294,6 +317,8 @@ class Daemon:
         while True:
             await asyncio.sleep(_JOURNAL_LOOK_S)
             self._feed_watchdog()
+            # An outbox may have got room while its sender was not running, which rings nobody.
+            self._dispatcher.room_again()
             if behind != (self._journal.full or self._journal.waiting > _JOURNAL_WAITING_MAX):
                 behind = not behind
                 self._press("the disk takes no commits", behind)
@@ -314,7 +339,12 @@ class Daemon:
             "hub_url": self._hub.url if self._hub is not None else None,
             "identities": [self._identity_status(name) for name in self._supervisors],
             "plugins": [
-                {"name": name, "use": plugin.use, "identities": self._served_by(name)}
+                {
+                    "name": name,
+                    "use": plugin.use,
+                    "identities": self._served_by(name),
+                    **self._dispatcher.standing(name),
+                }
                 for name, plugin in self._settings.plugin.items()
             ],
             "journal": self._journal_status(),
@@ -358,18 +388,7 @@ class Daemon:
         send = Send(identity=name, target=target, content=content, client_msg_id=key, cause="control socket")
         deadline = self._loop.time() + wait_s
         with self._tailing() as tail:
-            settled = self._awaited.setdefault(key, self._loop.create_future())
-            try:
-                known = await self._journal.outbox_find(key, name)
-                if known is None:
-                    await self._journal.commit(Queued(send, time.time()))
-                    self._queued((send,))
-                if known is None or known.send.state not in _SETTLED:
-                    await asyncio.wait((settled,), timeout=wait_s)
-            finally:
-                self._awaited.pop(key, None)
-            row = await self._journal.outbox_find(key, name)
-            assert row is not None
+            row = await self._until_settled(send, wait_s, self._refuse_if_full)
             answer: dict[str, Any] = {
                 "client_msg_id": key,
                 "state": row.send.state,
@@ -381,6 +400,43 @@ class Daemon:
             if row.send.state == "sent" and wait_s:
                 answer["reply"] = await self._reply(tail, name, row.conversation, row.result_seq or 0, deadline)
             return answer
+
+    def _refuse_if_full(self, identity: str) -> None:
+        if self._outbox_room(identity) <= 0:
+            raise ControlError(
+                503, "OUTBOX_FULL", f"the outbox of {identity} is full", "see what it holds: agentd outbox ls"
+            )
+
+    async def _send_now(self, send: Send) -> Sent:
+        """A handler waits for what becomes of a send. Raises NotSent."""
+        # As with the sends of a turn, the outbox may be exceeded by this one.
+        row = await self._until_settled(send, None, lambda identity: None)
+        if row.result_id is None or row.result_seq is None or row.conversation is None:
+            raise NotSent(row.send.state, row.error)
+        return Sent(
+            client_msg_id=send.client_msg_id, id=row.result_id, conversation=row.conversation, seq=row.result_seq
+        )
+
+    async def _until_settled(self, send: Send, wait_s: float | None, admit: Callable[[str], None]) -> OutboxRow:
+        """Put a send into the outbox unless its key is there, and wait for its end for so long. Returns its row.
+
+        admit: called with the identity before anything is put there; what it raises is raised.
+        """
+        key, name = send.client_msg_id, send.identity
+        settled = self._awaited.setdefault(key, self._loop.create_future())
+        try:
+            known = await self._journal.outbox_find(key, name)
+            if known is None:
+                admit(name)
+                await self._journal.commit(Queued(send, time.time()))
+                self._queued((send,))
+            if known is None or known.send.state not in SETTLED_STATES:
+                await asyncio.wait((settled,), timeout=wait_s)
+        finally:
+            self._awaited.pop(key, None)
+        row = await self._journal.outbox_find(key, name)
+        assert row is not None
+        return row
 
     async def _reply(
         self, tail: asyncio.Queue[Record], identity: str, conversation: str | None, after_seq: int, deadline: float
@@ -406,6 +462,11 @@ class Daemon:
             f"name one with --as: {', '.join(self._supervisors)}" if self._supervisors else "configure one",
         )
 
+    def release(self, plugin: str, identity: str | None, conversation: str) -> int:
+        """See control.api.Daemon."""
+        names = [identity] if identity is not None else self._served_by(plugin)
+        return sum(self._dispatcher.release(plugin, name, conversation) for name in names)
+
     async def gaps(self, identity: str | None, open_only: bool, limit: int) -> list[dict[str, Any]]:
         """See control.api.Daemon."""
         names = [identity] if identity is not None else list(self._supervisors)
@@ -416,6 +477,97 @@ class Daemon:
         ]
         found.sort(key=lambda each: each[0], reverse=True)
         return [row for _, row in found[:limit]]
+
+    async def outbox(self, identity: str | None, states: Sequence[str], limit: int) -> list[dict[str, Any]]:
+        """See control.api.Daemon."""
+        names = [identity] if identity is not None else list(self._supervisors)
+        rows = [row for name in names for row in await self._journal.outbox_list(name, states, limit)]
+        rows.sort(key=lambda row: row.queued_at, reverse=True)
+        return [self._outbox_row(row) for row in rows[:limit]]
+
+    async def outbox_show(self, identity: str | None, client_msg_id: str) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        return self._outbox_row(await self._outbox_find(identity, client_msg_id))
+
+    async def outbox_retry(self, identity: str | None, client_msg_id: str) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        row = await self._outbox_find(identity, client_msg_id)
+        commit = self._sender(row.send.identity).retry(row)
+        if commit is None:
+            remedy = "nothing is left to do" if row.send.state == "sent" else "it goes on by itself"
+            raise ControlError(409, "NOTHING_TO_RETRY", f"{client_msg_id} is {row.send.state}", remedy)
+        await commit
+        return await self.outbox_show(row.send.identity, client_msg_id)
+
+    async def outbox_drop(self, identity: str | None, client_msg_id: str) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        row = await self._outbox_find(identity, client_msg_id)
+        commit = self._sender(row.send.identity).drop(row)
+        if commit is None:
+            settled = row.send.state in SETTLED_STATES
+            told = row.send.state if settled else "on its way at this moment"
+            remedy = "nothing is left to drop" if settled else "look again in a moment"
+            raise ControlError(409, "NOTHING_TO_DROP", f"{client_msg_id} is {told}", remedy)
+        await commit
+        return await self.outbox_show(row.send.identity, client_msg_id)
+
+    async def _outbox_find(self, identity: str | None, client_msg_id: str) -> OutboxRow:
+        await self._journal.commit()  # what is known in memory is on disk then
+        names = [identity] if identity is not None else list(self._supervisors)
+        found = [row for name in names if (row := await self._journal.outbox_find(client_msg_id, name)) is not None]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise ControlError(404, "UNKNOWN_SEND", f"no send has the key {client_msg_id!r}", "see: agentd outbox ls")
+        holders = ", ".join(row.send.identity for row in found)
+        raise ControlError(
+            400, "WHICH_IDENTITY", f"several identities have a send {client_msg_id!r}", f"name: {holders}"
+        )
+
+    def _sender(self, identity: str) -> Sender:
+        sender = self._supervisors[identity].sender
+        if sender is None:
+            raise Unavailable(f"identity {identity} is only starting")
+        return sender
+
+    def _outbox_row(self, row: OutboxRow) -> dict[str, Any]:
+        sender = self._supervisors[row.send.identity].sender
+        return {
+            **_outbox_row(row),
+            "needs_decision": sender is not None and sender.needs_decision(row.send),
+            "peer_backlog": None if sender is None else sender.peer_backlog(row.send.target),
+        }
+
+    async def dead(self, identity: str | None, dropped_too: bool, limit: int) -> list[dict[str, Any]]:
+        """See control.api.Daemon."""
+        return [_dead_row(row) for row in await self._journal.dead(identity, limit, dropped_too=dropped_too)]
+
+    async def dead_show(self, number: int) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        row = await self._dead_find(number)
+        stored = await self._journal.read_lane(row.conversation, row.position - 1, 1)
+        event = self._event_of(stored[0]) if stored and stored[0].position == row.position else None
+        return {**_dead_row(row), "traceback": row.traceback, "event": event}
+
+    async def dead_drop(self, number: int) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        row = await self._dead_find(number)
+        if row.dropped_at is None:
+            await self._journal.commit(DeadDropped(number, time.time()))
+            if row.identity in self._dispatcher.dead:
+                self._dispatcher.dead[row.identity] -= 1
+        return await self.dead_show(number)
+
+    async def _dead_find(self, number: int) -> DeadRow:
+        if (row := await self._journal.dead_find(number)) is None:
+            raise ControlError(404, "UNKNOWN_LETTER", f"there is no dead letter {number}", "see: agentd dead ls --all")
+        return row
+
+    def _event_of(self, stored: StoredRecord) -> dict[str, Any] | None:
+        try:
+            return _tail_row(stored.record(self._revive(stored)))
+        except (KeyError, msgspec.DecodeError):
+            return None  # of an identity that is gone, or the very reason why it is dead
 
     async def tail(self, identity: str | None, since: int | None) -> AsyncGenerator[dict[str, Any], None]:
         """See control.api.Daemon."""
@@ -486,6 +638,44 @@ def _gap_row(identity: str, conversation: str, gap: Any) -> dict[str, Any]:
         "outcome": gap.outcome,
         "absent": gap.absent,
         "reason": gap.reason,
+    }
+
+
+def _outbox_row(row: OutboxRow) -> dict[str, Any]:
+    send = row.send
+    return {
+        "client_msg_id": send.client_msg_id,
+        "identity": send.identity,
+        "target": send.target,
+        "state": send.state,
+        "attempts": send.attempts,
+        "error": row.error or None,
+        "code": row.code or None,
+        "request_id": row.request_id,
+        "queued_at": _iso(row.queued_at),
+        "changed_at": _iso(row.changed_at),
+        "not_before": _iso(send.not_before) if send.not_before else None,
+        "expires_at": None if send.expires_at is None else _iso(send.expires_at),
+        "cause": send.cause,
+        "content": msgspec.to_builtins(send.content),
+        "result_id": row.result_id,
+        "seq": row.result_seq,
+        "conversation": row.conversation,
+    }
+
+
+def _dead_row(row: DeadRow) -> dict[str, Any]:
+    return {
+        "number": row.number,
+        "identity": row.identity,
+        "conversation": row.conversation_id,
+        "position": row.position,
+        "plugin": row.plugin,
+        "plugin_version": row.plugin_version,
+        "attempts": row.attempts,
+        "error": row.error,
+        "died_at": _iso(row.died_at),
+        "dropped_at": None if row.dropped_at is None else _iso(row.dropped_at),
     }
 
 

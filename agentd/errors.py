@@ -10,6 +10,7 @@ AgentdError
 ├── JournalError         the disk does not hold what was asked of it
 │   ├── JournalFull          no room; ends by itself when there is room again
 │   └── JournalUnusable      locked, corrupt or from a newer version; carries the remedy
+├── NotSent              a message that a handler waited for will never arrive
 └── PluginLoadError      a plugin cannot run as written; names the file and line
 
 RetryLater, GiveUp       raised by plugins: the fate of one event
@@ -89,12 +90,25 @@ class PluginLoadError(AgentdError):
     """A plugin cannot be loaded or is written wrongly; the text names file, line and remedy."""
 
 
-class RetryLater(Exception):
-    """Raised by a handler: run me again with the same event, not before `after_s` seconds from now."""
+class NotSent(AgentdError):
+    """A send that was waited for will never arrive. state: "refused", "expired" or "dropped"; the text says why."""
 
-    def __init__(self, after_s: float = 1.0, reason: str = "") -> None:
+    def __init__(self, state: str, why: str) -> None:
+        self.state = state
+        super().__init__(f"{state}: {why}" if why else state)
+
+
+class RetryLater(Exception):
+    """Raised by a handler: run me again with the same event, not before `after_s` seconds from now.
+
+    whole_plugin: what failed would fail for every event, such as a service that is down. All lanes of the plugin wait,
+    and it costs no attempt.
+    """
+
+    def __init__(self, after_s: float = 1.0, reason: str = "", *, whole_plugin: bool = False) -> None:
         self.after_s = after_s
         self.reason = reason
+        self.whole_plugin = whole_plugin
         super().__init__(reason or f"retry in {after_s} s")
 
 

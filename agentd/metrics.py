@@ -99,12 +99,13 @@ RESETS = Counter("agentd_stream_resets_total", "Conversations whose numbering be
 RECONNECTS = Counter("agentd_reconnects_total", "Connections that ended, by close code.", ["identity", "code"])
 HANDLER_SECONDS = Histogram(
     "agentd_handler_seconds",
-    "Handler calls, by outcome: handled, retried, dead.",
+    "Handler calls, by outcome: handled, retried, postponed, dead.",
     ["plugin", "outcome"],
     bounds=_HANDLER_BOUNDS_S,
 )
+BREAKER_OPENED = Counter("agentd_breaker_opened_total", "Times a plugin as a whole was paused.", ["plugin"])
 SENDS = Counter(
-    "agentd_sends_total", "Sends that reached a state: sent, unknown, refused, expired.", ["identity", "state"]
+    "agentd_sends_total", "Sends that reached a state: sent, unknown, refused, expired, dropped.", ["identity", "state"]
 )
 SEND_RETRIES = Counter("agentd_send_retries_total", "Attempts to send that will be repeated.", ["identity"])
 COMMIT_SECONDS = Histogram("agentd_commit_seconds", "Journal commits, fsync included.", bounds=_COMMIT_BOUNDS_S)

@@ -5,7 +5,8 @@ does is a plain call that is staged, and committed with "this event is handled" 
 that raises leaves nothing behind.
 
     return                  handled
-    raise RetryLater(s)     the same event again, not before s seconds from now
+    raise RetryLater(s)     the same event again, not before s seconds from now; with whole_plugin=True every event
+                            waits for so long, and it costs no attempt
     raise GiveUp(reason)    a dead letter
     anything else raised    again after a growing delay; a dead letter when the attempts are spent
 
@@ -18,7 +19,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
 
 import msgspec
 
@@ -31,11 +33,14 @@ from agentd.core.events import (
     Presence,
     RateLimitWarning,
     ReadReceipt,
+    Sent,
     Signal,
     StreamReset,
+    Timer,
     Typing,
+    portable,
 )
-from agentd.errors import GiveUp, PluginLoadError, RetryLater
+from agentd.errors import GiveUp, NotSent, PluginLoadError, RetryLater
 
 if TYPE_CHECKING:
     # Only a type checker needs the default, which the standard library knows from Python 3.13 on.
@@ -56,6 +61,7 @@ __all__ = [
     "GroupInvite",
     "Log",
     "Message",
+    "NotSent",
     "Plugin",
     "PluginContext",
     "PluginLoadError",
@@ -63,10 +69,13 @@ __all__ = [
     "RateLimitWarning",
     "ReadReceipt",
     "RetryLater",
+    "Sent",
     "Signal",
     "State",
     "StreamReset",
+    "Timer",
     "Typing",
+    "portable",
 ]
 
 Gap = GapReport
@@ -121,7 +130,7 @@ class State(Protocol):
         ...
 
     def put(self, key: str, value: object) -> None:
-        """Stage a copy of a value. Raises TypeError if JSON cannot hold it."""
+        """Stage a copy of a value. Raises TypeError if JSON cannot hold it, ValueError if it is too large."""
         ...
 
     def delete(self, key: str) -> None:
@@ -191,11 +200,12 @@ class Context(PluginContext[C_co], Protocol[C_co]):
         attachment_id: str | None = None,
         kind: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        expires_s: float | None = None,
     ) -> str:
         """Stage an answer to the message: to its sender, or to the group it was said in.
 
-        `metadata.reply_to` becomes the message's id unless given. Returns the client_msg_id. Raises TypeError or
-        ValueError for what cannot be said, and where there is nobody to answer.
+        `metadata.reply_to` becomes the message's id unless given. expires_s: as for `send`. Returns the client_msg_id.
+        Raises TypeError or ValueError for what cannot be said, and where there is nobody to answer.
         """
         ...
 
@@ -208,8 +218,49 @@ class Context(PluginContext[C_co], Protocol[C_co]):
         attachment_id: str | None = None,
         kind: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        identity: str | None = None,
+        expires_s: float | None = None,
     ) -> str:
-        """Stage a message to a handle ("@bob") or a conversation id. Returns the client_msg_id."""
+        """Stage a message to a handle ("@bob") or a conversation id. Returns the client_msg_id.
+
+        identity: who says it, if not the one that got the event; it must have this plugin among its plugins, else
+        ValueError. expires_s: seconds from now after which it is not worth sending any more: if it still waits then,
+        it never leaves, and `agentd outbox ls` shows it.
+        """
+        ...
+
+    async def send_now(
+        self,
+        target: str,
+        text: str | None = None,
+        *,
+        data: Mapping[str, Any] | None = None,
+        attachment_id: str | None = None,
+        kind: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        identity: str | None = None,
+        expires_s: float | None = None,
+    ) -> Sent:
+        """Send a message in the middle of the turn, and wait until the platform has taken it.
+
+        The exception to "nothing leaves before the turn commits": it stays said if the turn fails afterwards, and it
+        overtakes what the turn has staged. A repeat of the turn sends nothing again: it gets what the first one got,
+        as long as it sends in the same order. Arguments as for `send`. Raises NotSent if it will never arrive.
+        """
+        ...
+
+    @property
+    def peer_backlog(self) -> int | None:
+        """How many messages whoever `reply` answers had not taken yet when the platform last warned of it, or None."""
+        ...
+
+    def remind(self, after_s: float | None = None, *, at: datetime | None = None, data: object = None) -> str:
+        """Stage a wake-up: `on(Timer)` runs then, in this turn's conversation, with what JSON makes of `data`.
+
+        after_s: seconds from the commit of this turn; or at: a time with a time zone. It survives restarts; what was
+        due meanwhile comes at once. Returns its id. Raises ValueError for no time or two, RuntimeError if the plugin
+        has no handler for it, or `timers_max` of them.
+        """
         ...
 
     def wait(self, awaitable: Awaitable[T]) -> T:
@@ -218,6 +269,17 @@ class Context(PluginContext[C_co], Protocol[C_co]):
         Raises RuntimeError on the event loop, where waiting would stop everything.
         """
         ...
+
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+
+
+def _seconds(interval: str | float) -> float:
+    """An interval as a number; what is none becomes 0, which is refused with file and line at the plugin's load."""
+    if not isinstance(interval, str):
+        return interval
+    number, unit = interval[:-1], interval[-1:]
+    return float(number) * _UNITS_S[unit] if unit in _UNITS_S and number.replace(".", "", 1).isdecimal() else 0.0
 
 
 class Declared(msgspec.Struct, frozen=True, kw_only=True):
@@ -229,6 +291,8 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     own: bool
     timeout_s: float | None
     attempts: int | None
+    on_dead: str | None
+    every_s: float | None = None
 
 
 class Plugin(Generic[C]):
@@ -262,12 +326,13 @@ class Plugin(Generic[C]):
         own: bool = False,
         timeout_s: float | None = None,
         attempts: int | None = None,
+        on_dead: Literal["skip", "hold"] | None = None,
     ) -> Callable[[Callable[[E, Context[C]], R]], Callable[[E, Context[C]], R]]:
         """Run the function for every such event that passes all filters; several of them in the order of definition.
 
         identity, conversation, sender, kind: a name, a glob, or several. text: a regular expression found anywhere in
-        the text. where: called with the event, must be quick. own: this identity's own words too. timeout_s, attempts:
-        instead of the plugin's settings. The function: `async def`, or `def`, which runs in a thread.
+        the text. where: called with the event, must be quick. own: this identity's own words too. timeout_s, attempts,
+        on_dead: instead of the plugin's settings. The function: `async def`, or `def`, which runs in a thread.
         """
         given = {
             "identity": identity,
@@ -289,6 +354,32 @@ class Plugin(Generic[C]):
                     own=own,
                     timeout_s=timeout_s,
                     attempts=attempts,
+                    on_dead=on_dead,
+                )
+            )
+            return function
+
+        return declare
+
+    def every(
+        self, interval: str | float, *, timeout_s: float | None = None, attempts: int | None = None
+    ) -> Callable[[Callable[[Timer, Context[C]], R]], Callable[[Timer, Context[C]], R]]:
+        """Run the function again and again, once per identity: every "30s", "5m", "2h", "1d", or number of seconds.
+
+        The beat outlives restarts. What was missed meanwhile is made up for by one run. There is no conversation.
+        """
+
+        def declare(function: Callable[[Timer, Context[C]], R]) -> Callable[[Timer, Context[C]], R]:
+            self.declared.append(
+                Declared(
+                    event=Timer,
+                    function=function,
+                    filters={},
+                    own=False,
+                    timeout_s=timeout_s,
+                    attempts=attempts,
+                    on_dead=None,
+                    every_s=_seconds(interval),
                 )
             )
             return function

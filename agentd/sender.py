@@ -3,9 +3,23 @@
 A target is a handle or a conversation; its sends leave one at a time. What a send becomes is told to the journal; its
 place in the conversation is told to intake, which counts the seq as ours.
 
+                 ┌─── later ────────┐
+                 v                  │
+    queued ──> ready ─ leaves ─> sending ─ accepted ───────────> sent
+                 │                 │ └──── refused for good ───> refused
+                 │                 └─ no answer ─> unknown ─ asked under the same key ─> sent, refused, unknown
+                 └─ its time is over ──────────────────────────> expired
+
+    drop: ready, unknown, refused, expired ──> dropped           retry: refused, expired, dropped ──> ready
+                                                                 and unknown, where nobody else can tell
+
+"sending" is on disk only where it matters after a crash: the platform does not deduplicate, or the send can expire.
+Elsewhere a row that is under way still reads "ready" or "unknown", since sending it again does no harm.
+
 Always true: nothing leaves that is not in the outbox on disk. A send keeps its client_msg_id through every attempt and
 every restart. A send whose answer never came is "unknown" until the platform has answered for it: it is repeated under
-the same key where the platform deduplicates, and stops its target where it does not.
+the same key where the platform deduplicates, and stops its target until somebody decides (`retry`, `drop`) where it
+does not. "expired" is said only of what the platform surely does not have. No row is ever deleted.
 Not here: the pace (core/pacing), what an answer means (wire), where rows come from (handlers, the control socket).
 """
 
@@ -13,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections import deque
@@ -23,15 +38,13 @@ from typing import Protocol
 import msgspec
 
 from agentd import config, metrics
-from agentd.core.events import Event, Send
+from agentd.core.events import OPEN_STATES, SETTLED_STATES, Event, Send
 from agentd.core.pacing import Pace, Pacing
 from agentd.errors import AgentdError, CredentialsRefused, OutcomeUnknown, Unavailable, WireViolation
-from agentd.journal.storage import Carried, Journal
+from agentd.journal.storage import Carried, Journal, OutboxRow, Retried
 from agentd.wire.platform import Accepted, Later, Platform, Rejection, Request, Response, SendAnswer
 
 log = logging.getLogger("agentd.sender")
-
-_STATES = ("ready", "unknown", "sent", "refused", "expired")
 
 
 class PerformOnce(Protocol):
@@ -90,25 +103,33 @@ class Sender:
                 rate_per_s=settings.rate_per_s,
                 retry_first_s=settings.retry_first_s,
                 retry_max_s=settings.retry_max_s,
+                group_rate_per_s=settings.group_rate_per_s,
+                targets_max=settings.paced_targets_max,
             )
         )
         self._lanes: dict[str, deque[Send]] = {}
         self._open: set[str] = set()
         self._early: list[Send] = []
         self._running: set[str] = set()
+        self._under_way: set[str] = set()
+        self._withdrawn: set[str] = set()
+        self._spoke: set[str] = set()
         self._stopped: set[str] = set()
         self._wakes: dict[str, asyncio.TimerHandle] = {}
         self._eligible: deque[str] = deque()
         self._tasks: asyncio.TaskGroup | None = None
         self._workers = 0
         self._paused = False
-        self.counts = dict.fromkeys(_STATES, 0)
+        self.counts = dict.fromkeys(("ready", "unknown", *SETTLED_STATES), 0)
         self.replays = 0
 
     # -- life -------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Take up what the outbox holds and carry it until cancelled."""
+        settled = (await self._journal.totals(self._identity)).outbox
+        for state in SETTLED_STATES:
+            self.counts[state] += settled.get(state, 0)
         open_sends = await self._journal.outbox_open(self._identity)
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
@@ -116,6 +137,7 @@ class Sender:
             self._take_up(msgspec.structs.replace(send, not_before=0.0) for send in open_sends)
             self._take_up(self._early)
             self._early.clear()
+            self._withdrawn.clear()
             try:
                 await asyncio.get_running_loop().create_future()
             finally:
@@ -140,29 +162,117 @@ class Sender:
         for target in list(self._lanes):
             self._offer(target)
 
+    @property
+    def listening(self) -> bool:
+        """Whether `heard_from` would change anything."""
+        return bool(self.pacing.awaiting or self._under_way)
+
     def heard_from(self, target: str) -> None:
         """A message of this target came in: sends that waited for its reply may leave."""
+        if target in self._running:
+            self._spoke.add(target)
         if self.pacing.replied(target):
             if lane := self._lanes.get(target):
                 lane[0] = msgspec.structs.replace(lane[0], not_before=0.0)
             self._offer(target)
 
     @property
+    def room(self) -> int:
+        """How many more sends the outbox takes; 0 or less when it is full."""
+        return self._settings.outbox_max - self.counts["ready"] - self.counts["unknown"]
+
+    def peer_backlog(self, target: str) -> int | None:
+        """How many messages this recipient had not taken yet when the platform last warned, None if it does not."""
+        return self.pacing.backlog_of(target)
+
+    def needs_decision(self, send: Send) -> bool:
+        """Nobody can tell whether this send arrived, and its target stands still until somebody decides.
+
+        send: as it is on disk.
+        """
+        return send.target in self._stopped and send.client_msg_id in self._open and _may_be_there(send)
+
+    @property
     def waiting(self) -> int:
         """Sends that have not reached an end."""
         return sum(map(len, self._lanes.values()))
+
+    # -- decisions of people ----------------------------------------------------------------------------------------
+
+    def retry(self, row: OutboxRow) -> asyncio.Future[None] | None:
+        """Let a send leave (again) under its key, whenever it would have expired. row: as it is on disk.
+
+        Returns the commit; None where there is nothing to decide: it is sent, or goes on by itself.
+        """
+        send = msgspec.structs.replace(row.send, state="ready", not_before=0.0, expires_at=None)
+        key, target = send.client_msg_id, send.target
+        if key in self._open:
+            if not self.needs_decision(row.send):
+                return None
+            lane = self._lanes[target]
+            place = next(place for place, each in enumerate(lane) if each.client_msg_id == key)
+            self._count(lane[place], "ready")
+            lane[place] = send
+            commit = self._journal.commit(Retried(key, self._identity, time.time()))
+            # It is marked as leaving before it leaves, in a later commit than this one.
+            self._decided(target)
+        elif row.send.state not in ("refused", "expired", "dropped"):
+            return None
+        else:
+            self._withdrawn.discard(key)
+            commit = self._journal.commit(Retried(key, self._identity, time.time()))
+            commit.add_done_callback(partial(self._retried, send, row.send.state))
+        return commit
+
+    def _retried(self, send: Send, was: str, commit: asyncio.Future[None]) -> None:
+        if commit.cancelled() or commit.exception() is not None or send.client_msg_id in self._open:
+            return
+        if self._tasks is not None:
+            self.counts[was] -= 1
+        self.queued([send])
+
+    def drop(self, row: OutboxRow) -> asyncio.Future[None] | None:
+        """Let a send never leave (again). Its row stays, and says so. row: as it is on disk.
+
+        Returns the commit; None if it is sent, dropped already, or under way at this moment.
+        """
+        send = row.send
+        key, target = send.client_msg_id, send.target
+        dropped = msgspec.structs.replace(
+            self._carried(send, "dropped", error=row.error, tried=False), code=row.code, request_id=row.request_id
+        )
+        if key in self._under_way or send.state in ("sent", "dropped"):
+            return None
+        if key in self._open:
+            commit = self._settle(target, dropped)
+            self._decided(target)
+            return commit
+        if self._tasks is None:
+            self._withdrawn.add(key)
+        elif send.state in OPEN_STATES:
+            return None  # it was settled since the row was read
+        else:
+            self.counts[send.state] -= 1
+            self.counts["dropped"] += 1
+            metrics.SENDS.inc(self._identity, "dropped")
+        return self._journal.commit(dropped)
+
+    def _decided(self, target: str) -> None:
+        """Let the target go on, unless it has another send that needs a decision."""
+        if not any(_may_be_there(each) for each in self._lanes.get(target, ())):
+            self._stopped.discard(target)
+        self._offer(target)
 
     # -- which target may go ----------------------------------------------------------------------------------------
 
     def _take_up(self, sends: Iterable[Send]) -> None:
         for send in sends:
-            if send.client_msg_id in self._open:
+            if send.client_msg_id in self._open or send.client_msg_id in self._withdrawn:
                 continue  # read from the outbox and rung by its commit: the same row
             self._open.add(send.client_msg_id)
             self._lanes.setdefault(send.target, deque()).append(send)
-            unknown = send.state in ("unknown", "sending")
-            self.counts["unknown" if unknown else "ready"] += 1
-            if unknown and not self._platform.deduplicates_sends:
+            self.counts[_counted_as(send)] += 1
+            if _may_be_there(send) and not self._platform.deduplicates_sends:
                 self._stopped.add(send.target)
             self._offer(send.target)
 
@@ -170,15 +280,16 @@ class Sender:
         """Let the target go now, or arm the clock for when it may."""
         if (wake := self._wakes.pop(target, None)) is not None:
             wake.cancel()
-        if self._tasks is None or self._paused or not self._lanes.get(target):
+        if self._tasks is None or target in self._running:
             return
-        if target in self._running or target in self._stopped:
+        if (lane := self._unexpired(target)) is None:
             return
         now = self._loop.time()
-        head_due = now + max(0.0, self._lanes[target][0].not_before - time.time())
-        at = max(self.pacing.may_leave_at(target, now), head_due)
+        at = self._may_leave_at(target, lane[0], now)
         if at > now:
-            self._wakes[target] = self._loop.call_at(at, self._offer, target)
+            at = min(at, now + _expires_at(lane[0]) - time.time())
+            if at < math.inf:
+                self._wakes[target] = self._loop.call_at(at, self._offer, target)
             return
         self._running.add(target)
         self._eligible.append(target)
@@ -186,21 +297,36 @@ class Sender:
             self._workers += 1
             self._tasks.create_task(self._work(), name=f"{self._identity}: sender")
 
+    def _may_leave_at(self, target: str, head: Send, now: float) -> float:
+        if self._paused or target in self._stopped:
+            return math.inf
+        return max(self.pacing.may_leave_at(target, now), now + head.not_before - time.time())
+
+    def _unexpired(self, target: str) -> deque[Send] | None:
+        """The target's lane without what stands at its head and is not worth sending any more; None if that is all."""
+        while (lane := self._lanes.get(target)) is not None and _expires_at(lane[0]) <= time.time():
+            log.warning("a send expired before it could leave", extra={"identity": self._identity})
+            self._settle(target, self._carried(lane[0], "expired", error="its time was over", tried=False))
+        return lane
+
     async def _work(self) -> None:
         try:
             while self._eligible and not self._paused:
                 target = self._eligible.popleft()
                 try:
-                    if await self._its_turn(target):
-                        await self._carry(target, self._lanes[target][0])
+                    if await self._its_turn(target) and (lane := self._unexpired(target)) is not None:
+                        await self._carry(target, lane[0])
                 finally:
                     self._running.discard(target)
+                    self._spoke.discard(target)
                 self._offer(target)
         finally:
             self._workers -= 1
             if self._paused:
-                self._running.difference_update(self._eligible)
-                self._eligible.clear()
+                held_up, self._eligible = self._eligible, deque()
+                self._running.difference_update(held_up)
+                for target in held_up:
+                    self._offer(target)
 
     async def _its_turn(self, target: str) -> bool:
         """Wait for the identity's rate: one token may have made many targets eligible. False if paused meanwhile."""
@@ -214,8 +340,16 @@ class Sender:
     # -- one send ---------------------------------------------------------------------------------------------------
 
     async def _carry(self, target: str, send: Send) -> None:
+        self._under_way.add(send.client_msg_id)
+        try:
+            await self._let_go(target, send)
+        finally:
+            self._under_way.discard(send.client_msg_id)
+
+    async def _let_go(self, target: str, send: Send) -> None:
         self.pacing.leaves(target, self._loop.time())
-        if not self._platform.deduplicates_sends:
+        marked = not self._platform.deduplicates_sends or send.expires_at is not None
+        if marked:
             await self._journal.commit(self._carried(send, "sending"))
         self._own_seqs.sending(target)
         try:
@@ -227,11 +361,12 @@ class Sender:
             return
         except CredentialsRefused as refused:
             self._paused = True
+            if marked:
+                self._journal.commit(self._carried(send, send.state, error=str(refused), tried=False))
             self._on_credentials(refused)
             return
         except AgentdError as failure:
-            retry_after_s = failure.retry_after_s if isinstance(failure, Unavailable) else None
-            answer = Later(code="UNAVAILABLE", scope="target", retry_after_s=retry_after_s)
+            answer = _no_answer(failure)
         finally:
             self._own_seqs.sending_over(target)
         if isinstance(answer, Accepted):
@@ -251,8 +386,7 @@ class Sender:
         self.pacing.accepted(target, self._loop.time(), backlog)
         if backlog is not None:
             log.info("recipient has %d undelivered messages: slower", backlog, extra={"identity": self._identity})
-        event = answer.event
-        self._settle(target, self._carried(send, "sent", event.id, event.seq, event.conversation))
+        self._settle(target, self._carried(send, "sent", answer.event))
 
     def _refused(self, target: str, send: Send, answer: Rejection) -> None:
         log.warning(
@@ -262,50 +396,57 @@ class Sender:
             answer.request_id,
             extra={"identity": self._identity},
         )
+        self.pacing.rejected(target)
         error = f"{answer.status} {answer.code} {answer.message} (request {answer.request_id})"
-        self._settle(target, self._carried(send, "refused", error=error))
+        self._settle(target, self._carried(send, "refused", error=error, answer=answer))
 
     def _later(self, target: str, send: Send, answer: Later) -> None:
         now = self._loop.time()
         backlog = answer.backlog[1] if answer.backlog is not None else None
-        until = self.pacing.refused_for_now(target, answer.scope, now, answer.retry_after_s, backlog)
+        # The reply that it asks for may have come while the answer was on its way, and will not come twice.
+        scope = "target" if answer.scope == "reply" and target in self._spoke else answer.scope
+        until = self.pacing.refused_for_now(target, scope, now, answer.retry_after_s, backlog, chance=random.random())
         # Not stored this time; what became of an earlier attempt is still unknown.
-        state = "unknown" if send.state in ("unknown", "sending") else "ready"
-        self._again(target, send, state, until - now, answer.code)
+        state = _counted_as(send)
+        self._again(target, send, until - now, self._carried(send, state, error=answer.code, answer=answer))
 
     def _unknown(self, target: str, send: Send, why: Exception) -> None:
         """The answer never came. Where the platform keeps the key, asking again under it tells what happened."""
         if not self._platform.deduplicates_sends:
             self._stopped.add(target)
-        until = self.pacing.refused_for_now(target, "target", self._loop.time(), None)
-        self._again(target, send, "unknown", until - self._loop.time(), str(why))
+        now = self._loop.time()
+        until = self.pacing.refused_for_now(target, "target", now, None, chance=random.random())
+        self._again(target, send, until - now, self._carried(send, "unknown", error=str(why)))
 
     # -- what became of it ------------------------------------------------------------------------------------------
 
-    def _again(self, target: str, send: Send, state: str, wait_s: float, error: str) -> None:
-        wait_s *= random.uniform(1.0, 1.25)
-        carried = self._carried(send, state, error=error, not_before=time.time() + wait_s)
+    def _again(self, target: str, send: Send, wait_s: float, carried: Carried) -> None:
+        carried = msgspec.structs.replace(carried, not_before=time.time() + wait_s)
         self._journal.commit(carried)
-        self._count(send, state)
+        self._count(send, carried.state)
         metrics.SEND_RETRIES.inc(self._identity)
         self._lanes[target][0] = msgspec.structs.replace(
-            send, attempts=carried.attempts, not_before=carried.not_before, state=state
+            send, attempts=carried.attempts, not_before=carried.not_before, state=carried.state
         )
 
-    def _settle(self, target: str, carried: Carried) -> None:
-        self._journal.commit(carried).add_done_callback(partial(self._on_disk, carried))
+    def _settle(self, target: str, carried: Carried) -> asyncio.Future[None]:
+        commit = self._journal.commit(carried)
+        commit.add_done_callback(partial(self._on_disk, carried))
         lane = self._lanes[target]
-        self._open.discard(carried.client_msg_id)
-        self._count(lane.popleft(), carried.state)
+        send = next(each for each in lane if each.client_msg_id == carried.client_msg_id)
+        lane.remove(send)
         if not lane:
             del self._lanes[target]
+        self._open.discard(send.client_msg_id)
+        self._count(send, carried.state)
+        return commit
 
     def _on_disk(self, carried: Carried, commit: asyncio.Future[None]) -> None:
         if not commit.cancelled() and commit.exception() is None:
             self._on_settled(carried)
 
     def _count(self, send: Send, state: str) -> None:
-        self.counts["unknown" if send.state in ("unknown", "sending") else "ready"] -= 1
+        self.counts[_counted_as(send)] -= 1
         self.counts[state] += 1
         if state != "ready":
             metrics.SENDS.inc(self._identity, state)
@@ -314,22 +455,48 @@ class Sender:
         self,
         send: Send,
         state: str,
-        result_id: str | None = None,
-        result_seq: int | None = None,
-        conversation: str | None = None,
+        place: Event | None = None,
         *,
         error: str = "",
-        not_before: float = 0.0,
+        answer: Later | Rejection | None = None,
+        tried: bool = True,
     ) -> Carried:
         return Carried(
             client_msg_id=send.client_msg_id,
             identity=self._identity,
             state=state,
-            attempts=send.attempts + 1,
-            not_before=not_before,
-            result_id=result_id,
-            result_seq=result_seq,
-            conversation=conversation,
+            attempts=send.attempts + tried,
+            result_id=None if place is None else place.id,
+            result_seq=None if place is None else place.seq,
+            conversation=None if place is None else place.conversation,
             error=error,
             at=time.time(),
+            code="" if answer is None else answer.code,
+            request_id=None if answer is None else answer.request_id,
         )
+
+
+def _may_be_there(send: Send) -> bool:
+    """It left, and no answer has come."""
+    return send.state in ("unknown", "sending")
+
+
+def _counted_as(send: Send) -> str:
+    """The state of an open send that is not under way."""
+    return "unknown" if _may_be_there(send) else "ready"
+
+
+def _expires_at(send: Send) -> float:
+    """Unix seconds. What may have reached the platform does not expire: the platform has to say."""
+    return math.inf if send.expires_at is None or _may_be_there(send) else send.expires_at
+
+
+def _no_answer(failure: AgentdError) -> Later:
+    """The request never reached the platform, or the platform could not take it."""
+    unavailable = failure if isinstance(failure, Unavailable) else Unavailable(str(failure))
+    return Later(
+        code="UNAVAILABLE",
+        scope="target",
+        retry_after_s=unavailable.retry_after_s,
+        request_id=unavailable.request_id,
+    )

@@ -43,7 +43,6 @@ _RESTART_FIRST_S = 1.0
 _RESTART_MAX_S = 60.0
 _DRAIN_RETRY_FIRST_S = 0.5
 _DRAIN_RETRY_MAX_S = 30.0
-_WARNED_PAUSE_S = 2.0
 
 
 class Key:
@@ -142,6 +141,11 @@ class Supervisor:
         if self._life is not None:
             self._life.sender.queued(sends)
 
+    @property
+    def sender(self) -> Sender | None:
+        """The way out; another one after a restart, None before the start."""
+        return self._life.sender if self._life is not None else None
+
     # -- life -------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -235,12 +239,14 @@ class _Life:
     async def run(self) -> None:
         """Live until cancelled or broken."""
         await self.intake.load()
+        self.sender.pause()  # it reads and counts the outbox; nothing leaves before the key is known to be good
         async with asyncio.TaskGroup() as tasks:
             name = self._owner.name
             tasks.create_task(self._watch(), name=f"{name}: journal")
             tasks.create_task(self._questions.run(), name=f"{name}: questions")
             tasks.create_task(self._drain.run_acks(), name=f"{name}: drain acks")
-            tasks.create_task(self._stay_connected(tasks), name=f"{name}: connection")
+            tasks.create_task(self.sender.run(), name=f"{name}: sender")
+            tasks.create_task(self._stay_connected(), name=f"{name}: connection")
 
     def close(self) -> None:
         """Let go of what outlives the tasks."""
@@ -249,19 +255,18 @@ class _Life:
 
     # -- the connection ---------------------------------------------------------------------------------------------
 
-    async def _stay_connected(self, tasks: asyncio.TaskGroup) -> None:
-        sending = False
+    async def _stay_connected(self) -> None:
         while True:
             await asyncio.sleep(max(0.0, self._shared.throttle.reserve(self._loop.time()) - self._loop.time()))
-            self._owner.enter("connecting", f"attempt {self._reconnect.failures + 1}")
+            if self._owner.state != "connecting":  # else the reason of the last failure stands, logged once
+                self._owner.enter("connecting")
             self._reconnect.dialling()
             meaning, asked_s = CloseMeaning.AGAIN, None
             try:
                 await self._key.refresh()
                 await self._identify()
-                if not sending:
-                    sending = True
-                    tasks.create_task(self.sender.run(), name=f"{self._owner.name}: sender")
+                if self._refused is None:
+                    self.sender.resume()
                 meaning = await self._connection()
             except CredentialsRefused as refused:
                 meaning, self._refused = CloseMeaning.REFUSED, refused
@@ -364,7 +369,7 @@ class _Life:
         return await self._rest.perform(request)
 
     def _records(self, records: Sequence[Record]) -> None:
-        if self.sender.pacing.awaiting:
+        if self.sender.listening:
             for record in records:
                 if isinstance(record.event, Message) and not record.event.own:
                     self.sender.heard_from(self._platform.target(record.event))
@@ -372,7 +377,7 @@ class _Life:
 
     def _signal(self, signal: Signal) -> None:
         if isinstance(signal, RateLimitWarning):
-            self.sender.pacing.slow_identity(self._loop.time() + _WARNED_PAUSE_S)
+            self.sender.pacing.warned(self._loop.time())
         self._shared.bells.on_signal(signal)
 
     def _question(self, question: Any) -> None:
@@ -438,6 +443,8 @@ class _Life:
             "outbox_unknown": self.sender.counts["unknown"],
             "outbox_sent": self.sender.counts["sent"],
             "outbox_refused": self.sender.counts["refused"],
+            "outbox_expired": self.sender.counts["expired"],
+            "outbox_full": self.sender.room <= 0,
             "last_pong_age_s": age(self._link.last_pong if self._link is not None else None),
             "last_inbound_age_s": age(intake.last_inbound),
             "last_audit_age_s": age(self._audit.last_audit),

@@ -18,15 +18,17 @@ import heapq
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from agentd.config import Dispatch, PluginSettings
-from agentd.core.events import FIRST_SEQ, Event, Message, Record, Send, Signal
+from agentd.core.events import FIRST_SEQ, Event, Message, Record, Send, Sent, Signal
 from agentd.dispatcher import Dispatcher
+from agentd.errors import ConfigError, PluginLoadError
 from agentd.host.lifecycle import Loaded
 from agentd.host.state import PLUGIN_WIDE
+from agentd.journal.running import Running, Unfinished
 from agentd.journal.storage import (
     Attempt,
     Change,
@@ -36,15 +38,18 @@ from agentd.journal.storage import (
     Queued,
     StatePut,
     StoredRecord,
+    TimerGone,
+    TimerSet,
     Totals,
 )
 from agentd.plugin import Plugin
 
-__all__ = ["Harness"]
+__all__ = ["ConfigError", "Harness", "PluginLoadError"]
 
 T = TypeVar("T")
 D = TypeVar("D")
 
+_CALLS_MAX = Dispatch().concurrency
 _NEVER_SHED = 1_000_000
 _UNIX_START = 1_767_225_600.0  # a fixed date: what a test shows today it shows tomorrow
 
@@ -72,6 +77,10 @@ class HandClock:
         heapq.heappush(self._timers, (when, number, callback))
         return lambda: self._cancelled.add(number)
 
+    def pass_by(self, seconds: float) -> None:
+        """Let time pass while nobody is there: nothing that waits for it is called."""
+        self._now += seconds
+
     def next_timer(self, until: float) -> Callable[[], None] | None:
         """Move to the first timer that is due by `until` and take it out, or to `until` if there is none."""
         while self._timers and self._timers[0][0] <= until:
@@ -94,6 +103,7 @@ class MemoryJournal:
         self.dead: list[Dead] = []
         self.failed: dict[tuple[str, int], Attempt] = {}
         self.values: dict[tuple[str, int, str], bytes] = {}
+        self.timer_rows: dict[str, TimerSet] = {}
         self.losing = False
         self.dies_at_next_fate = False
         self._cursors: dict[tuple[str, int], int] = {}
@@ -123,7 +133,7 @@ class MemoryJournal:
     def commit(self, *changes: Change) -> asyncio.Future[None]:
         """Put these down, or lose them. A lost commit's future is cancelled, as by the end of the process."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self.dies_at_next_fate and any(isinstance(change, CursorMoved) for change in changes):
+        if self.dies_at_next_fate and any(isinstance(change, (CursorMoved, TimerGone)) for change in changes):
             self.losing, self.dies_at_next_fate = True, False
         if self.losing:
             self.lost += [change.send for change in changes if isinstance(change, Queued)]
@@ -147,6 +157,10 @@ class MemoryJournal:
                 self.dead.append(change)
             case Queued(send=send):
                 self.sent.setdefault(send.client_msg_id, send)
+            case TimerSet():
+                self.timer_rows[change.id] = change
+            case TimerGone():
+                self.timer_rows.pop(change.id, None)
             case StatePut(value=None):
                 self.values.pop((change.plugin, change.conversation, change.key), None)
             case StatePut(value=bytes() as value):
@@ -183,9 +197,18 @@ class MemoryJournal:
         """See storage.Journal."""
         return [_stored(record) for record in self._behind(conversation, after)[:limit]]
 
+    async def read_log(self, identity: str | None, after: int, limit: int) -> list[StoredRecord]:
+        """See storage.Journal."""
+        found = [each for each in self.records[after:] if identity in (None, each.event.identity)]
+        return [_stored(record) for record in found[:limit]]
+
     async def last_position(self) -> int:
         """See storage.Journal."""
         return len(self.records)
+
+    async def timers(self, plugin: str) -> list[TimerSet]:
+        """See storage.Journal."""
+        return [timer for timer in self.timer_rows.values() if timer.plugin == plugin]
 
     async def state_get(self, plugin: str, conversation: int, key: str) -> bytes | None:
         """See storage.Journal."""
@@ -211,7 +234,7 @@ def _stored(record: Record) -> StoredRecord:
 
 
 class Harness:
-    """One plugin serving one identity. Use as an async context manager.
+    """One plugin serving one identity, and `others` beside it. Use as an async context manager.
 
     config: what stands in `[plugin.NAME.config]`. The rest: as in `[plugin.NAME]`.
     Raises ConfigError or PluginLoadError as the daemon would.
@@ -223,11 +246,15 @@ class Harness:
         config: Mapping[str, Any] | None = None,
         *,
         identity: str = "me",
+        others: Sequence[str] = (),
         timeout_s: float = 60.0,
         attempts: int = 5,
+        on_dead: Literal["skip", "hold"] = "skip",
+        timers_max: int = 10_000,
         concurrency: int = 16,
     ) -> None:
         self.identity = identity
+        self.identities = (identity, *others)
         self.clock = HandClock()
         self.journal = MemoryJournal()
         self._plugin = plugin
@@ -236,11 +263,15 @@ class Harness:
             config=dict(config or {}),
             timeout_s=timeout_s,
             attempts=attempts,
+            on_dead=on_dead,
+            timers_max=timers_max,
             concurrency=concurrency,
         )
         self._ids = itertools.count(1)
         self._conversation = ""
         self._group = asyncio.TaskGroup()
+        self._lives: list[Loaded] = []
+        self._unfinished: list[Unfinished] = []
 
     async def __aenter__(self) -> Harness:
         await self._load()
@@ -252,7 +283,9 @@ class Harness:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._dispatcher.stop(0.0)
-        await self._loaded.teardown()
+        # A crash runs no teardown, but it frees what the process held; here that is left to the end.
+        for loaded in reversed(self._lives):
+            await loaded.teardown()
         # A failed test keeps its own exception; being cancelled is how the group says that the dispatcher failed.
         if kind is asyncio.CancelledError:
             await self._group.__aexit__(kind, error, trace)
@@ -285,9 +318,14 @@ class Harness:
         return self.journal.dead
 
     @property
+    def timers(self) -> list[TimerSet]:
+        """Wake-ups that are waiting: `due_at` (Unix seconds), `data` (JSON), `failures`."""
+        return list(self.journal.timer_rows.values())
+
+    @property
     def pending(self) -> int:
         """Events that the plugin is not through with."""
-        return self._dispatcher.pending[self.identity]
+        return sum(self._dispatcher.pending[name] for name in self.identities)
 
     def state(self, key: str, shape: type[T], default: D | None = None, *, conversation: str = "") -> T | D | None:
         """A committed value of `ctx.state`; of the conversation of the last message unless another is named."""
@@ -310,19 +348,21 @@ class Harness:
         data: dict[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         own: bool = False,
+        identity: str | None = None,
         settle: bool = True,
     ) -> Message:
         """Somebody says something; returns when the plugin is through with it, or waits for time or something outside.
 
         conversation: "conv_" and the sender, or "grp_group" if it is not direct, unless named. own: this identity says
-        it. settle: False returns at once; call `settle` later.
+        it. identity: who gets it, if not the first. settle: False returns at once; call `settle` later.
         """
-        handle = self.identity if own else sender.removeprefix("@")
+        getter = identity or self.identity
+        handle = getter if own else sender.removeprefix("@")
         self._conversation = conversation or (f"conv_{sender.removeprefix('@')}" if direct else "grp_group")
         message = Message(
-            identity=self.identity,
+            identity=getter,
             conversation=self._conversation,
-            seq=self.journal.next_seq(self.identity, self._conversation),
+            seq=self.journal.next_seq(getter, self._conversation),
             id=f"msg_{next(self._ids)}",
             sender=handle,
             own=own,
@@ -360,24 +400,32 @@ class Harness:
         """The process dies when the next handler has returned and nothing of it is on disk; then it starts again."""
         self.journal.dies_at_next_fate = True
 
-    async def crash(self) -> None:
-        """The process dies now and starts again: what was not committed is lost, what was not handled is repeated."""
+    async def crash(self, *, settle: bool = True) -> None:
+        """The process dies now and starts again: what was not committed is lost, what was not handled is repeated.
+
+        A handler that runs at that time is suspected of it, as by the daemon: an event that is alone in running at two
+        crashes becomes a dead letter. settle: False returns once it has started.
+        """
+        self._unfinished = self._running.unfinished()
         self.journal.losing = True
         await self._dispatcher.stop(0.0)
         self.journal.losing = False
         await self._load()
         await self._start()
-        await self.settle()
+        if settle:
+            await self.settle()
 
     async def _load(self) -> None:
         self._loaded = Loaded(self._plugin.name, self._plugin, self._settings, "", self.journal.state_get)
+        self._lives.append(self._loaded)
         await self._loaded.setup()
 
     async def _start(self) -> None:
+        self._running = Running([self._loaded.name], _CALLS_MAX)
         self._dispatcher = Dispatcher(
             self.journal,
             {self._loaded.name: self._loaded},
-            {self.identity: [self._loaded.name]},
+            {name: [self._loaded.name] for name in self.identities},
             Dispatch(),
             revive=self.journal.revive,
             on_queued=lambda sends: None,
@@ -385,8 +433,18 @@ class Harness:
             backlog=(_NEVER_SHED, _NEVER_SHED // 2),
             clock=self.clock,
             chance=lambda: 0.0,
+            send_now=self._send_now,
+            running=self._running,
+            unfinished=self._unfinished,
         )
         await self._dispatcher.start(self._group)
+
+    async def _send_now(self, send: Send) -> Sent:
+        if send.client_msg_id not in self.journal.sent:
+            await self.journal.commit(Queued(send, self.clock.unix()))
+        seq = list(self.journal.sent).index(send.client_msg_id) + 1
+        stored = self.journal.sent[send.client_msg_id]
+        return Sent(client_msg_id=send.client_msg_id, id=f"msg_sent_{seq}", conversation=stored.target, seq=seq)
 
     def _value(self, number: int, key: str, shape: type[T], default: D | None) -> T | D | None:
         value = self.journal.values.get((self._plugin.name, number, key))

@@ -46,6 +46,47 @@ def identity_status(name: str, **fields: Any) -> dict[str, Any]:
     }
 
 
+def send_row(key: str = "agentd-7-0", **fields: Any) -> dict[str, Any]:
+    return {
+        "client_msg_id": key,
+        "identity": "alice",
+        "target": "@bob",
+        "state": "refused",
+        "needs_decision": False,
+        "attempts": 2,
+        "error": "403 BLOCKED you are blocked (request req_7)",
+        "code": "BLOCKED",
+        "request_id": "req_7",
+        "queued_at": "2026-01-02T03:04:05.000Z",
+        "changed_at": "2026-01-02T03:05:05.000Z",
+        "not_before": None,
+        "expires_at": None,
+        "cause": "echo msg_1 0",
+        "content": {"text": "hello\n\x1b[2Jbob"},
+        "result_id": None,
+        "seq": None,
+        "conversation": None,
+        "peer_backlog": None,
+        **fields,
+    }
+
+
+def letter_row(number: int = 3, **fields: Any) -> dict[str, Any]:
+    return {
+        "number": number,
+        "identity": "alice",
+        "conversation": "conv_1",
+        "position": 17,
+        "plugin": "echo",
+        "plugin_version": "1.2",
+        "attempts": 5,
+        "error": "ValueError: no",
+        "died_at": "2026-01-02T03:04:05.000Z",
+        "dropped_at": None,
+        **fields,
+    }
+
+
 class ScriptedDaemon:
     """Answers what the test put there, and remembers what it was asked."""
 
@@ -59,7 +100,10 @@ class ScriptedDaemon:
             "error": "",
             "reply": {"text": "hello back", "sender": "@echo", "seq": 5},
         }
+        self.plugins: list[dict[str, Any]] = []
         self.gap_list: list[dict[str, Any]] = []
+        self.sends = {"agentd-7-0": send_row()}
+        self.letters = {3: letter_row()}
         self.error: Exception | None = None
         self.asked: list[tuple[Any, ...]] = []
         self.records: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -74,7 +118,7 @@ class ScriptedDaemon:
             "state_dir": "/var/lib/agentd",
             "hub_url": None,
             "identities": self.identities,
-            "plugins": [],
+            "plugins": self.plugins,
             "journal": {},
         }
 
@@ -86,9 +130,47 @@ class ScriptedDaemon:
             raise self.error
         return self.answer
 
+    def release(self, plugin: str, identity: str | None, conversation: str) -> int:
+        self.asked.append(("release", plugin, identity, conversation))
+        return int(conversation == "conv_held")
+
     async def gaps(self, identity: str | None, open_only: bool, limit: int) -> list[dict[str, Any]]:
         self.asked.append(("gaps", identity, open_only, limit))
         return self.gap_list
+
+    async def outbox(self, identity: str | None, states: Any, limit: int) -> list[dict[str, Any]]:
+        self.asked.append(("outbox", identity, tuple(states), limit))
+        return list(self.sends.values())
+
+    async def outbox_show(self, identity: str | None, client_msg_id: str) -> dict[str, Any]:
+        return self._send("outbox_show", identity, client_msg_id)
+
+    async def outbox_retry(self, identity: str | None, client_msg_id: str) -> dict[str, Any]:
+        return {**self._send("outbox_retry", identity, client_msg_id), "state": "ready"}
+
+    async def outbox_drop(self, identity: str | None, client_msg_id: str) -> dict[str, Any]:
+        return {**self._send("outbox_drop", identity, client_msg_id), "state": "dropped"}
+
+    def _send(self, asked: str, identity: str | None, key: str) -> dict[str, Any]:
+        self.asked.append((asked, identity, key))
+        if self.error:
+            raise self.error
+        return self.sends[key]
+
+    async def dead(self, identity: str | None, dropped_too: bool, limit: int) -> list[dict[str, Any]]:
+        self.asked.append(("dead", identity, dropped_too, limit))
+        return list(self.letters.values())
+
+    async def dead_show(self, number: int) -> dict[str, Any]:
+        self.asked.append(("dead_show", number))
+        if self.error:
+            raise self.error
+        event = {"seq": 9, "id": "msg_9", "sender": "@eve", "text": "poison\x1b", "received_at": "2026-01-02T03:04:04Z"}
+        return {**self.letters[number], "traceback": "Traceback ...\n  ValueError: no\n", "event": event}
+
+    async def dead_drop(self, number: int) -> dict[str, Any]:
+        self.asked.append(("dead_drop", number))
+        return {**self.letters[number], "dropped_at": "2026-01-02T03:06:05.000Z"}
 
     async def tail(self, identity: str | None, since: int | None) -> AsyncGenerator[dict[str, Any], None]:
         self.asked.append(("tail", identity, since))

@@ -75,6 +75,12 @@ def test_status_for_people_says_each_identity_on_a_line(ask: Callable[..., Resul
     assert lines[5] == "bob: key refused"
 
 
+def test_status_says_where_an_outbox_is_full(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.identities[0]["outbox_full"] = True
+    told = "alice: the outbox is full, and turns that send wait; see: agentd outbox ls"
+    assert told in ask("status").stdout.splitlines()
+
+
 def test_status_of_one_identity_shows_that_one(ask: Callable[..., Result]) -> None:
     output = ask("status", "bob").stdout
     assert "bob" in output
@@ -300,10 +306,164 @@ def test_gaps_are_listed_with_their_range(ask: Callable[..., Result], served: An
     assert served.daemon.asked == [("gaps", None, True, 100), ("gaps", "alice", False, 5)]
 
 
+def test_a_conversation_that_is_held_is_shown_and_released(ask: Callable[..., Result], served: Any) -> None:
+    held = {"identity": "alice", "conversation": "conv_held", "event_id": "msg_1"}
+    given_up = {"id": "t", "identity": "alice", "error": "ValueError: no"}
+    served.daemon.plugins = [
+        {"name": "greeter", "breaker": "open", "trial_in_s": 3.0, "held": [held], "timers_given_up": [given_up]},
+        {"name": "healthy", "breaker": "closed", "trial_in_s": None, "held": []},
+    ]
+    told = ask("status").stdout
+    assert "plugin greeter: out of order as a whole, its conversations wait; the next trial in 3" in told
+    assert "plugin greeter: holds alice conv_held behind a dead letter (msg_1)" in told
+    assert "plugin greeter: gave a timer of alice up: ValueError: no" in told
+    assert "healthy" not in told
+    assert ask("release", "greeter", "conv_held").stdout == "greeter goes on in conv_held\n"
+    assert json.loads(ask("release", "greeter", "conv_held", "--as", "alice", "--json").stdout) == {"released": 1}
+    refused = ask("release", "greeter", "conv_other")
+    assert (refused.exit_code, refused.stdout) == (1, "greeter does not hold conv_other\n")
+
+
 def test_no_gaps_are_no_rows(ask: Callable[..., Result]) -> None:
     result = ask("gaps")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "no open gaps\n")
     assert json.loads(ask("gaps", "--json").stdout) == []
+
+
+# outbox and dead
+
+
+@pytest.mark.parametrize(
+    ("group", "verbs"), [("outbox", ["ls", "show", "retry", "drop"]), ("dead", ["ls", "show", "drop"])]
+)
+def test_every_verb_of_a_group_is_in_its_help_with_a_whole_sentence(group: str, verbs: list[str]) -> None:
+    lines = agentd_command(group, "--help").stdout.split("Commands:\n")[1].splitlines()
+    assert [line.split()[0] for line in lines] == verbs
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+    for verb in verbs:
+        assert agentd_command(group, verb, "--help").exit_code == 0
+
+
+def test_the_outbox_is_a_line_per_send(ask: Callable[..., Result], served: Any) -> None:
+    lines = ask("outbox", "ls").stdout.splitlines()
+    assert lines[0].split() == ["KEY", "IDENTITY", "TARGET", "STATE", "FOR", "TRIES", "WHY", "TEXT"]
+    assert lines[1].split()[:4] == ["agentd-7-0", "alice", "@bob", "refused"]
+    assert "403 BLOCKED" in lines[1]
+    assert lines[1].endswith("hello \\u001b[2Jbob"), "its words cannot steer the terminal"
+    every = ("ready", "sending", "unknown", "sent", "refused", "expired", "dropped")
+    assert json.loads(ask("outbox", "ls", "alice", "--all", "--limit", "5", "--json").stdout) == list(
+        served.daemon.sends.values()
+    )
+    ask("outbox", "ls", "--only", "refused", "--only", "expired")
+    assert [asked[1:] for asked in served.daemon.asked[1:]] == [
+        ("alice", every, 5),
+        (None, ("refused", "expired"), 100),
+    ]
+
+
+def test_a_send_whose_outcome_only_people_can_find_out_says_so(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.sends["agentd-7-0"].update(state="unknown", needs_decision=True)
+    assert "unknown: decide" in ask("outbox", "ls").stdout
+    assert "unknown: decide" in ask("outbox", "show", "agentd-7-0").stdout
+
+
+def test_one_send_is_shown_with_the_platforms_answer_and_its_words(ask: Callable[..., Result], served: Any) -> None:
+    output = ask("outbox", "show", "agentd-7-0", "--as", "alice").stdout
+    told = dict(line.split("  ", 1) for line in output.split("\n\n")[0].splitlines())
+    told = {name: value.strip() for name, value in told.items()}
+    assert (told["code"], told["request"], told["tries"]) == ("BLOCKED", "req_7", "2")
+    assert output.endswith("hello\n\\u001b[2Jbob\n")
+    assert served.daemon.asked == [("outbox_show", "alice", "agentd-7-0")]
+    as_json = ask("outbox", "show", "agentd-7-0", "--json")
+    assert json.loads(as_json.stdout) == served.daemon.sends["agentd-7-0"]
+
+
+def test_a_send_of_data_is_shown_as_json(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.sends["agentd-7-0"]["content"] = {"data": {"n": 1}}
+    assert '"n": 1' in ask("outbox", "show", "agentd-7-0").stdout
+
+
+def test_a_retry_names_what_leaves_again(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.sends["k2"] = served.daemon.sends["agentd-7-0"]
+    result = ask("outbox", "retry", "agentd-7-0", "k2")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "agentd-7-0 leaves again\nk2 leaves again\n"
+    assert [row["state"] for row in json.loads(ask("outbox", "retry", "k2", "--json").stdout)] == ["ready"]
+
+
+@pytest.mark.parametrize("words", [("outbox", "drop", "agentd-7-0"), ("dead", "drop", "3")])
+def test_nothing_is_dropped_where_nobody_can_be_asked_unless_told(
+    ask: Callable[..., Result], served: Any, words: tuple[str, ...]
+) -> None:
+    result = ask(*words)
+    assert result.exit_code == 2
+    assert "nobody is there to ask; add --yes" in result.stderr
+    assert served.daemon.asked == []
+    assert "is dropped" in ask(*words, "--yes").stderr
+    assert len(served.daemon.asked) == 1
+
+
+@pytest.mark.parametrize(("answer", "code", "dropped"), [("y\n", 0, True), ("n\n", 1, False)])
+def test_on_a_terminal_a_drop_is_asked_for(served: Any, answer: str, code: int, dropped: bool) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agentd", "outbox", "drop", "agentd-7-0"],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "AGENTD_STATE": str(served.path.parent)},
+        text=True,
+    )
+    os.close(theirs)
+    with open(ours, "wb", buffering=0) as terminal:
+        terminal.write(answer.encode())
+        _, told = process.communicate(timeout=10)
+    assert process.returncode == code
+    assert "never send message agentd-7-0?" in told
+    assert bool(served.daemon.asked) is dropped
+
+
+def test_a_decision_that_comes_too_late_fails_with_the_remedy(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.error = ControlError(409, "NOTHING_TO_DROP", "k is sent", "nothing can be dropped any more")
+    result = ask("outbox", "drop", "agentd-7-0", "--yes", "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "agentd: k is sent; nothing can be dropped any more\n"
+
+
+def test_dead_letters_are_a_line_each(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.letters[4] = {**served.daemon.letters[3], "number": 4, "dropped_at": "2026-01-02T03:06:05.000Z"}
+    lines = ask("dead", "ls", "--all").stdout.splitlines()
+    assert lines[0].split() == ["NUMBER", "IDENTITY", "CONVERSATION", "PLUGIN", "DIED", "TRIES", "ERROR"]
+    assert lines[1].split()[:4] == ["3", "alice", "conv_1", "echo"]
+    assert lines[1].endswith("ValueError: no")
+    assert lines[2].endswith("(dropped) ValueError: no")
+    assert json.loads(ask("dead", "ls", "bob", "--limit", "5", "--json").stdout) == list(served.daemon.letters.values())
+    assert served.daemon.asked == [("dead", None, True, 100), ("dead", "bob", False, 5)]
+
+
+def test_a_dead_letter_is_shown_with_its_event_and_traceback(ask: Callable[..., Result]) -> None:
+    output = ask("dead", "show", "3").stdout
+    told = dict(line.split("  ", 1) for line in output.split("\n\n")[0].splitlines())
+    told = {name: value.strip() for name, value in told.items()}
+    assert (told["plugin"], told["conversation"], told["event"], told["sender"]) == (
+        "echo 1.2",
+        "conv_1 #9",
+        "msg_9",
+        "@eve",
+    )
+    assert output.endswith("\n\npoison\\u001b\n\nTraceback ...\n  ValueError: no\n")
+    assert json.loads(ask("dead", "show", "3", "--json").stdout)["traceback"].startswith("Traceback")
+
+
+def test_nothing_held_is_no_rows(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.sends = served.daemon.letters = {}
+    for words, told in (
+        (("outbox", "ls"), "nothing of that kind is in the outbox\n"),
+        (("dead", "ls"), "no dead letters\n"),
+    ):
+        result = ask(*words)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, "", told)
+        assert json.loads(ask(*words, "--json").stdout) == []
 
 
 # check
@@ -469,7 +629,10 @@ def test_demo_runs_the_acceptance_unless_told_otherwise(called: Called) -> None:
 # The command as a whole
 
 
-@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["send", "@x", "hi"], ["tail"], ["gaps"]])
+@pytest.mark.parametrize(
+    "words",
+    [["status"], ["status", "--json"], ["send", "@x", "hi"], ["tail"], ["gaps"], ["outbox", "ls"], ["dead", "ls"]],
+)
 def test_without_a_daemon_every_client_verb_says_how_to_start_one(words: list[str], tmp_path: Path) -> None:
     result = agentd_command(*words, "--state", str(tmp_path))
     assert (result.exit_code, result.stdout) == (69, "")
@@ -482,7 +645,7 @@ def test_wrong_words_end_with_the_code_for_usage(words: list[str]) -> None:
 
 
 def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
-    verbs = ["run", "check", "status", "send", "tail", "gaps", "hub", "demo"]
+    verbs = ["run", "check", "status", "send", "tail", "gaps", "outbox", "dead", "release", "new", "hub", "demo"]
     lines = agentd_command("--help").stdout.split("Commands:\n")[1].splitlines()
     assert [line.split()[0] for line in lines] == verbs
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)

@@ -1,6 +1,7 @@
 """Order within a lane, independence between lanes, effects with their cursor, and every fate of an event."""
 
 import asyncio
+import contextvars
 import logging
 import threading
 import time
@@ -9,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agentd.config import Dispatch, JournalSettings, PluginSettings
@@ -16,10 +18,12 @@ from agentd.core.events import GapReport, Message, Record, Send, Signal, Typing
 from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, LoopClock
 from agentd.errors import GiveUp, JournalUnusable, RetryLater
+from agentd.host.context import TurnContext
 from agentd.host.lifecycle import Loaded
 from agentd.host.stalls import StallWatch
+from agentd.journal.running import Unfinished
 from agentd.journal.sqlite import open_journal
-from agentd.journal.storage import Appended, Change, Conversation, CursorMoved, Queued, StoredRecord
+from agentd.journal.storage import Appended, Attempt, Change, Conversation, CursorMoved, Queued, StoredRecord
 from agentd.plugin import Context, Plugin
 from agentd.testing import HandClock, MemoryJournal
 
@@ -75,6 +79,7 @@ class Rig:
         self.queued: list[Send] = []
         self.shedding: list[bool] = []
         self.backlog = (1_000, 100)
+        self.unfinished: list[Unfinished] = []
 
     def plugin(
         self, name: str, *handlers: Handle, filters: Any = None, event: Any = Message, **settings: Any
@@ -104,6 +109,7 @@ class Rig:
             clock=self.clock,
             backoff=Backoff(first_s=0.01, max_s=0.02) if self.clock is None else Backoff(),
             chance=lambda: 0.0,
+            unfinished=self.unfinished,
         )
 
     @asynccontextmanager
@@ -453,6 +459,138 @@ async def test_whatever_a_handler_raises_is_its_own_failure_only(error: BaseExce
     assert ledger.texts == {"c": ["1", "2"]}
 
 
+async def test_a_handler_that_cancels_its_own_task_fails_like_any_other_and_its_worker_lives() -> None:
+    rig, ledger = Rig(concurrency=1), Ledger()
+
+    def cancel() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    async def and_returns(message: Message, ctx: Context) -> None:
+        ctx.reply("never seen")
+        cancel()
+
+    async def and_waits(message: Message, ctx: Context) -> None:
+        cancel()
+        await asyncio.sleep(0)
+
+    async def after_waiting(message: Message, ctx: Context) -> None:
+        await asyncio.sleep(0)
+        cancel()
+        cancel()
+
+    async def and_catches_it(message: Message, ctx: Context) -> None:
+        await asyncio.sleep(0)
+        cancel()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+
+    async def and_raises(message: Message, ctx: Context) -> None:
+        cancel()
+        raise ValueError("its own words")
+
+    handlers = (and_returns, and_waits, after_waiting, and_catches_it, and_raises)
+    for number, handler in enumerate(handlers):
+        rig.plugin(f"p{number}", handler, attempts=1)
+    rig.plugin("healthy", ledger)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c"), rig.said("c")])
+        await dispatcher.quiet()
+        assert dispatcher.pending == {"me": 0}
+    told = sorted(f"{dead.plugin} {dead.error.split(':')[0]}" for dead in rig.journal.dead)
+    kinds = ["CancelledItself"] * 4 + ["ValueError"]
+    assert told == sorted(f"p{number} {kind}" for number, kind in enumerate(kinds) for _ in range(2))
+    assert ledger.texts == {"c": ["1", "2"]}
+    assert rig.queued == []
+
+
+async def test_a_cancellation_from_outside_is_obeyed_even_if_the_handler_cancels_itself_too() -> None:
+    rig = Rig()
+    inside = asyncio.Event()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        inside.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+
+    loaded = rig.plugin("p", handle)
+    await loaded.setup()
+    record = rig.said("c")
+    ctx: TurnContext[Any] = TurnContext(loaded, record.event, 1, 1)
+    turn = asyncio.create_task(loaded.turns.run(record.event, None, ctx, lambda: None))
+    await inside.wait()
+    turn.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await turn
+    assert turn.cancelling() == 1
+
+
+async def test_deadlines_and_task_groups_inside_a_handler_are_no_self_cancellation() -> None:
+    rig, ledger = Rig(), Ledger()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        try:
+            async with asyncio.timeout(0.001):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            pass
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(asyncio.sleep(10))
+                raise ValueError
+        except* ValueError:
+            await ledger(message, ctx)
+
+    rig.plugin("p", handle, attempts=1)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+    assert rig.journal.dead == []
+    assert ledger.texts == {"c": ["1"]}
+
+
+async def test_context_variables_that_a_turn_sets_are_seen_in_it_and_by_no_later_one() -> None:
+    rig = Rig(concurrency=1)
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="clean")
+    at_start: list[str] = []
+    at_end: list[str] = []
+    plugin = Plugin("p")
+
+    @plugin.middleware
+    async def around(event: Message, ctx: Context) -> AsyncIterator[None]:
+        at_start.append(variable.get())
+        variable.set("set by the middleware")
+        yield
+        at_end.append(variable.get())
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        assert variable.get() == "set by the middleware"
+        if message.seq % 2:
+            await asyncio.sleep(0)
+        variable.set("set by the handler")
+
+    @plugin.on(Message)
+    def in_a_thread(message: Message, ctx: Context) -> None:
+        assert variable.get() == "set by the handler"
+        variable.set("set in a thread")
+
+    rig.load(plugin, attempts=1)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c") for _ in range(4)])
+        await dispatcher.quiet()
+    assert at_start == ["clean"] * 4
+    assert at_end == ["set by the handler"] * 4
+    assert rig.journal.dead == []
+
+
 async def test_a_filter_that_raises_is_a_failure_of_its_plugin_and_not_of_intake() -> None:
     rig, ledger = Rig(), Ledger()
     rig.plugin("broken", ledger, filters={"where": lambda message: 1 / 0}, attempts=1)
@@ -643,6 +781,237 @@ async def test_sends_ring_only_when_they_are_on_disk() -> None:
         await dispatcher.quiet()
         assert [send.client_msg_id for send in rig.queued] == list(rig.journal.sent)
     assert seen == [0]
+
+
+# --- deaths of the process
+
+
+def died(rig: Rig, *records: Record, plugin: str = "p") -> None:
+    """The process before this one died while it handled these."""
+    rig.unfinished = [Unfinished(plugin, record.position) for record in records]
+
+
+async def test_an_event_that_ran_at_two_deaths_is_a_dead_letter_and_its_lane_goes_on() -> None:
+    rig, ledger = Rig(), Ledger()
+    rig.plugin("p", ledger)
+    async with rig.running():
+        pass
+    deadly = rig.said("c", "deadly")
+    rig.said("c", "next")
+    rig.settings = msgspec.structs.replace(rig.settings, concurrency=1)
+    rig.journal.failed["p", 1] = Attempt("p", 1, deadly.position, 0, "", 0.0, deaths=1)
+    died(rig, deadly)
+    async with rig.running() as dispatcher:
+        await dispatcher.quiet()
+        assert dispatcher.dead == {"me": 1}
+        assert dispatcher.pending == {"me": 0}
+    assert ledger.texts == {"c": ["next"]}
+    assert rig.journal.dead[0].error.startswith("ProcessDied: the process died 2 times")
+    assert rig.journal.dead[0].attempts == 2
+
+
+async def test_one_death_is_counted_on_disk_before_the_event_runs_again() -> None:
+    rig = Rig()
+    seen: list[tuple[int, int]] = []
+
+    async def handle(message: Message, ctx: Context) -> None:
+        seen.append((ctx.attempt, rig.journal.failed["p", 1].deaths))
+
+    rig.plugin("p", handle)
+    async with rig.running():
+        pass
+    died(rig, rig.said("c"))
+    async with rig.running() as dispatcher:
+        await dispatcher.quiet()
+    assert seen == [(2, 1)]
+    assert rig.journal.failed == {}
+
+
+async def test_deaths_are_not_forgotten_when_the_event_fails_in_between() -> None:
+    rig = Rig(clock=HandClock())
+
+    async def handle(message: Message, ctx: Context) -> None:
+        raise ValueError
+
+    rig.plugin("p", handle)
+    async with rig.running():
+        pass
+    died(rig, rig.said("c"))
+    async with rig.running() as dispatcher:
+        await dispatcher.quiet()
+    assert (rig.journal.failed["p", 1].count, rig.journal.failed["p", 1].deaths) == (1, 1)
+
+
+async def test_what_was_handled_before_the_death_is_not_blamed_for_it() -> None:
+    rig, ledger = Rig(), Ledger()
+    rig.plugin("p", ledger)
+    async with rig.running() as dispatcher:
+        record = rig.said("c")
+        dispatcher.offer([record])
+        await dispatcher.quiet()
+    died(rig, record)
+    async with rig.running() as dispatcher:
+        await dispatcher.quiet()
+    assert rig.journal.failed == {}
+
+
+async def test_events_that_several_deaths_are_blamed_on_run_one_at_a_time_and_others_freely() -> None:
+    rig = Rig()
+    inside: set[str] = set()
+    together: list[set[str]] = []
+
+    async def handle(message: Message, ctx: Context) -> None:
+        inside.add(message.conversation)
+        together.append(set(inside))
+        await asyncio.sleep(0.001)
+        inside.remove(message.conversation)
+
+    rig.plugin("p", handle)
+    async with rig.running():
+        pass
+    suspects = [rig.said(name) for name in ("s1", "s2", "s3")]
+    rig.said("free")
+    for number, record in enumerate(suspects, 1):
+        rig.journal.failed["p", number] = Attempt("p", number, record.position, 0, "", 0.0, deaths=1)
+    died(rig, *suspects)
+    async with rig.running() as dispatcher:
+        await dispatcher.quiet()
+        assert dispatcher.pending == {"me": 0}
+    assert all(len(names - {"free"}) <= 1 for names in together)
+    assert {"free"} < set.union(*together)
+    assert rig.journal.dead == []
+
+
+# --- a plugin out of order as a whole
+
+
+async def tick(dispatcher: Dispatcher, clock: HandClock, seconds: float) -> None:
+    until = clock.monotonic() + seconds
+    while (due := clock.next_timer(until)) is not None:
+        due()
+        await dispatcher.quiet()
+
+
+async def test_a_plugin_that_fails_in_many_conversations_pauses_and_its_events_keep_their_attempts() -> None:
+    clock = HandClock()
+    rig, ledger = Rig(clock=clock, breaker_lanes=3, breaker_first_s=10.0), Ledger()
+    down = True
+    calls = 0
+
+    async def handle(message: Message, ctx: Context) -> None:
+        nonlocal calls
+        calls += 1
+        if down:
+            raise ConnectionError("database")
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle, attempts=2, concurrency=1)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said(f"c{number}") for number in range(20)])
+        await dispatcher.quiet()
+        assert calls == 3
+        assert dispatcher.standing("p")["breaker"] == "open"
+        assert dispatcher.standing("p")["trial_in_s"] == 10.0
+        for _ in range(5):  # each trial is another conversation's, none of which loses anything by it
+            await tick(dispatcher, clock, 60.0)
+        assert 3 < calls < 20
+        assert rig.journal.dead == []
+        down = False
+        await tick(dispatcher, clock, 600.0)
+        assert dispatcher.standing("p")["breaker"] == "closed"
+        assert dispatcher.pending == {"me": 0}
+    assert len(ledger.texts) == 20
+    assert rig.journal.dead == []
+
+
+async def test_a_plugin_that_says_so_pauses_as_a_whole_and_no_other_does() -> None:
+    clock = HandClock()
+    rig, ledger = Rig(clock=clock), Ledger()
+    tried: list[float] = []
+
+    async def handle(message: Message, ctx: Context) -> None:
+        tried.append(clock.monotonic())
+        if len(tried) == 1:
+            raise RetryLater(30.0, whole_plugin=True)
+
+    rig.plugin("p", handle, attempts=1)
+    rig.plugin("healthy", ledger)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("a"), rig.said("b")])
+        await dispatcher.quiet()
+        assert tried == [0.0]
+        assert ledger.texts == {"a": ["1"], "b": ["1"]}
+        await tick(dispatcher, clock, 29.0)
+        assert tried == [0.0]
+        await tick(dispatcher, clock, 2.0)
+        assert tried == [0.0, 30.0, 30.0]
+        assert dispatcher.pending == {"me": 0}
+
+
+async def test_poison_in_as_many_conversations_does_not_stop_the_healthy_ones_for_good() -> None:
+    clock = HandClock()
+    rig, ledger = Rig(clock=clock, breaker_lanes=3), Ledger()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        if message.text == "poison":
+            raise ValueError
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle, attempts=2)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said(f"bad{number}", "poison") for number in range(4)])
+        dispatcher.offer([rig.said("good"), rig.said("good")])
+        await dispatcher.quiet()
+        await tick(dispatcher, clock, 3_600.0)
+        assert dispatcher.pending == {"me": 0}
+    assert ledger.texts == {"good": ["1", "2"]}
+    assert len(rig.journal.dead) == 4
+
+
+# --- what a conversation does after a dead letter
+
+
+async def test_a_lane_that_holds_stands_still_behind_its_dead_letter_until_it_is_released() -> None:
+    rig, ledger = Rig(), Ledger()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        if message.text == "poison":
+            raise GiveUp("no")
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle, on_dead="hold")
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c", "poison"), rig.said("c", "next"), rig.said("d", "other")])
+        await dispatcher.quiet()
+        assert ledger.texts == {"d": ["other"]}
+        held = [{"identity": "me", "conversation": "c", "event_id": "c.1"}]
+        assert dispatcher.standing("p")["held"] == held
+    async with rig.running() as dispatcher:  # a restart runs nothing of it
+        await dispatcher.quiet()
+        assert ledger.texts == {"d": ["other"]}
+        assert dispatcher.standing("p")["held"] == held
+        assert len(rig.journal.dead) == 1
+        assert not dispatcher.release("p", "me", "d")
+        assert dispatcher.release("p", "me", "c")
+        assert not dispatcher.release("p", "me", "c")
+        await dispatcher.quiet()
+        assert dispatcher.pending == {"me": 0}
+        assert dispatcher.standing("p")["held"] == []
+    assert ledger.texts == {"d": ["other"], "c": ["next"]}
+    assert rig.journal.failed == {}
+
+
+async def test_a_handlers_own_policy_goes_before_its_plugins() -> None:
+    rig = Rig()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        raise GiveUp("no")
+
+    rig.plugin("p", handle, filters={"on_dead": "skip"}, on_dead="hold")
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c"), rig.said("c")])
+        await dispatcher.quiet()
+        assert dispatcher.pending == {"me": 0}
 
 
 # --- memory and bounds

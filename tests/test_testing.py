@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from agentd.errors import ConfigError, GiveUp, PluginLoadError
-from agentd.plugin import Context, Gap, Message, Plugin, PluginContext, Typing
+from agentd.plugin import Context, Gap, Message, Plugin, PluginContext, Sent, Typing
 from agentd.testing import Harness
 
 
@@ -133,6 +133,65 @@ async def test_own_words_and_groups_reach_whoever_asked_for_them() -> None:
         await h.message("theirs", sender="@bob", conversation="grp_x", direct=False)
         await h.message("direct")
     assert seen == [("alice", "grp_group", True), ("bob", "grp_x", False)]
+
+
+async def test_an_event_that_runs_alone_at_two_crashes_is_given_up_and_the_next_is_handled() -> None:
+    plugin = Plugin("p")
+    runs: list[tuple[str | None, int]] = []
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        runs.append((message.text, ctx.attempt))
+        if message.text == "deadly":
+            await asyncio.Event().wait()
+        ctx.reply("alive")
+
+    async with Harness(plugin) as h:
+        await h.message("deadly", settle=False)
+        await h.message("next", settle=False)
+        while not runs:
+            await asyncio.sleep(0)
+        await h.crash(settle=False)
+        while len(runs) < 2:
+            await asyncio.sleep(0)
+        await h.crash()
+        assert runs == [("deadly", 1), ("deadly", 2), ("next", 1)]
+        assert [dead.error for dead in h.dead] == ["ProcessDied: the process died 2 times while this event was handled"]
+        assert h.texts == ["alive"]
+
+
+async def test_what_is_sent_in_the_turn_stays_said_and_a_repeat_of_the_turn_gets_the_first() -> None:
+    plugin = Plugin("p")
+    got: list[Sent] = []
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        ctx.reply("last")
+        got.append(await ctx.send_now("@boss", "first"))
+        if ctx.attempt == 1:
+            raise ValueError
+
+    async with Harness(plugin) as h:
+        await h.message("a")
+        assert h.texts == ["first"]
+        await h.advance(60)
+        assert h.texts == ["first", "last"]
+        assert got[0] == got[1]
+        assert got[0].client_msg_id == h.sent[0].client_msg_id
+        assert len({send.client_msg_id for send in h.sent}) == 2
+
+
+async def test_a_def_handler_waits_for_what_it_sends_now() -> None:
+    plugin = Plugin("p")
+
+    @plugin.on(Message)
+    def handle(message: Message, ctx: Context) -> None:
+        sent = ctx.wait(ctx.send_now("@boss", "first"))
+        ctx.reply(f"it is {sent.id}")
+
+    async with Harness(plugin) as h:
+        await h.message("a")
+        assert h.texts == ["first", "it is msg_sent_1"]
 
 
 async def test_signals_reach_their_handlers() -> None:

@@ -209,10 +209,188 @@ def gaps(
     verbs.gaps(verbs.client(config, _environ(state)), name, closed_too=closed_too, limit=limit, as_json=as_json)
 
 
+@cli.group(cls=_Verbs)
+def outbox() -> None:
+    """Sends that wait, were refused or expired: list, show, retry, drop."""
+
+
+def _as_option(command: F) -> F:
+    return click.option("--as", "identity", metavar="NAME", help="Whose send, if several identities have the key.")(
+        command
+    )
+
+
+@outbox.command("ls")
+@click.argument("name", required=False)
+@click.option("--only", "states", multiple=True, metavar="STATE", help="In this state, for example refused.")
+@click.option("--all", "every", is_flag=True, help="What is sent or dropped too.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most this many.")
+@_reads_daemon
+def outbox_ls(
+    name: str | None,
+    states: tuple[str, ...],
+    every: bool,
+    limit: int,
+    config: Path | None,
+    state: Path | None,
+    as_json: bool,
+) -> None:
+    """List what did not get through, newest first.
+
+    Of all identities or the one called NAME: what waits, is unknown, was refused or expired.
+    """
+    from agentd.cli import held, verbs
+
+    daemon = verbs.client(config, _environ(state))
+    held.sends(daemon, name, states=states, every=every, limit=limit, as_json=as_json)
+
+
+@outbox.command("show")
+@click.argument("key")
+@_as_option
+@_reads_daemon
+def outbox_show(key: str, identity: str | None, config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Show the send with this KEY, and the platform's answer."""
+    from agentd.cli import held, verbs
+
+    held.show_send(verbs.client(config, _environ(state)), key, identity, as_json=as_json)
+
+
+@outbox.command("retry")
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@_as_option
+@_reads_daemon
+def outbox_retry(
+    keys: tuple[str, ...], identity: str | None, config: Path | None, state: Path | None, as_json: bool
+) -> None:
+    """Let these leave after all, under their old keys.
+
+    For what was refused, expired or dropped; what waits goes by itself. Also the decision "it did not arrive" on a
+    send whose outcome nobody can tell.
+    """
+    from agentd.cli import held, verbs
+
+    held.retry_sends(verbs.client(config, _environ(state)), keys, identity, as_json=as_json)
+
+
+@outbox.command("drop")
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@_as_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_reads_daemon
+def outbox_drop(
+    keys: tuple[str, ...], identity: str | None, yes: bool, config: Path | None, state: Path | None, as_json: bool
+) -> None:
+    """Never send these; their rows stay and say so.
+
+    Also the decision "it did arrive" on a send whose outcome nobody can tell.
+    """
+    from agentd.cli import held, verbs
+
+    held.drop_sends(verbs.client(config, _environ(state)), keys, identity, yes=yes, as_json=as_json)
+
+
+@cli.group(cls=_Verbs)
+def dead() -> None:
+    """Events that a plugin could not handle: list, show, drop."""
+
+
+@dead.command("ls")
+@click.argument("name", required=False)
+@click.option("--all", "dropped_too", is_flag=True, help="Dropped ones too.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most this many.")
+@_reads_daemon
+def dead_ls(
+    name: str | None, dropped_too: bool, limit: int, config: Path | None, state: Path | None, as_json: bool
+) -> None:
+    """List dead letters, newest first.
+
+    Of all identities or the one called NAME.
+    """
+    from agentd.cli import held, verbs
+
+    held.letters(verbs.client(config, _environ(state)), name, dropped_too=dropped_too, limit=limit, as_json=as_json)
+
+
+@dead.command("show")
+@click.argument("number", type=click.IntRange(min=1))
+@_reads_daemon
+def dead_show(number: int, config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Show a dead letter with its event and traceback."""
+    from agentd.cli import held, verbs
+
+    held.show_letter(verbs.client(config, _environ(state)), number, as_json=as_json)
+
+
+@dead.command("drop")
+@click.argument("numbers", metavar="NUMBER...", nargs=-1, required=True, type=click.IntRange(min=1))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_reads_daemon
+def dead_drop(numbers: tuple[int, ...], yes: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Take these off the list; they stay in the journal."""
+    from agentd.cli import held, verbs
+
+    held.drop_letters(verbs.client(config, _environ(state)), numbers, yes=yes, as_json=as_json)
+
+
+@cli.command()
+@click.argument("plugin")
+@click.argument("conversation")
+@click.option("--as", "identity", metavar="NAME", help="Of this identity only.")
+@_reads_daemon
+@click.pass_context
+def release(
+    ctx: click.Context,
+    plugin: str,
+    conversation: str,
+    identity: str | None,
+    config: Path | None,
+    state: Path | None,
+    as_json: bool,
+) -> None:
+    """Let PLUGIN go on in a CONVERSATION that it holds."""
+    from agentd.cli import verbs
+
+    daemon = verbs.client(config, _environ(state))
+    ctx.exit(0 if verbs.release(daemon, plugin, conversation, identity=identity, as_json=as_json) else EXIT_FAILED)
+
+
 def _pairs(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
     if wrong := next((each for each in given if not all(each.partition("="))), None):
         raise click.BadParameter(f"{wrong!r} is not NAME=VALUE")
     return dict(each.split("=", 1) for each in given)
+
+
+@cli.group()
+def new() -> None:
+    """Write files to begin with."""
+
+
+def _plugin_name(ctx: click.Context, parameter: click.Parameter, given: str) -> str:
+    from agentd.cli.new import name_problem
+
+    if problem := name_problem(given):
+        raise click.BadParameter(f"{given!r}: {problem}")
+    return given
+
+
+@new.command()
+@click.argument("name", callback=_plugin_name)
+@click.option(
+    "--in",
+    "inside",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    default=Path(),
+    help="Where its folder goes; here, if not given.",
+)
+def plugin(name: str, inside: Path) -> None:
+    """Write a plugin called NAME and a test of it that passes, into a folder of that name."""
+    from agentd.cli.new import new_plugin, next_steps
+
+    for file in new_plugin(name, inside):
+        click.echo(file)
+    click.echo(f"\n{next_steps(name, inside)}", nl=False)
 
 
 @cli.command()

@@ -7,7 +7,6 @@ Not here: parsing words (the package's __init__), the far end (control).
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -16,14 +15,15 @@ from typing import Any
 
 import click
 
-from agentd.cli.tables import STATE_COLOURS, Column, age, clock, number, since, table
+from agentd.cli.printing import count_column, echo_json, echo_table, paragraph
+from agentd.cli.tables import STATE_COLOURS, Column, age, clock, since
 from agentd.config import Settings, find_configuration, load
 from agentd.control.address import find_socket
 from agentd.control.client import Client
 from agentd.errors import ConfigError
 from agentd.logs import printable
 
-_SETTLED_BADLY = ("refused", "expired")
+_SETTLED_BADLY = ("refused", "expired", "dropped")
 
 
 def client(config: Path | None, environ: Mapping[str, str]) -> Client:
@@ -38,10 +38,10 @@ def check(config: Path | None, environ: Mapping[str, str], *, as_json: bool) -> 
         settings = load(config, environ)
     except ConfigError as error:
         if as_json:
-            _echo_json({"ok": False, "file": file and str(file), "problems": list(error.problems)})
+            echo_json({"ok": False, "file": file and str(file), "problems": list(error.problems)})
         raise
     if as_json:
-        _echo_json({"ok": True, "file": file and str(file), **_summary(settings)})
+        echo_json({"ok": True, "file": file and str(file), **_summary(settings)})
         return
     click.echo(f"ok: {file}" if file else "ok: no configuration file")
     click.echo(f"state: {settings.agentd.state}")
@@ -75,7 +75,7 @@ def status(daemon: Client, name: str | None, *, as_json: bool) -> None:
     """Show the daemon and its identities."""
     answer = daemon.status(name)
     if as_json:
-        _echo_json(answer)
+        echo_json(answer)
         return
     click.echo(
         f"agentd {answer.get('version', '?')}, pid {answer.get('pid', '?')}, up {age(answer.get('uptime_s'))}, "
@@ -85,6 +85,30 @@ def status(daemon: Client, name: str | None, *, as_json: bool) -> None:
         click.echo(f"embedded hub at {answer['hub_url']}")
     click.echo()
     _echo_identities(answer["identities"])
+    for plugin in answer["plugins"]:
+        _echo_trouble(plugin)
+
+
+def _echo_trouble(plugin: Mapping[str, Any]) -> None:
+    """What keeps a plugin from working, if anything does."""
+    if plugin.get("breaker", "closed") != "closed":
+        trial = f"the next trial in {age(plugin['trial_in_s'])}" if plugin.get("trial_in_s") is not None else "on trial"
+        click.echo(f"plugin {plugin['name']}: out of order as a whole, its conversations wait; {trial}")
+    for timer in plugin.get("timers_given_up", ()):
+        click.echo(f"plugin {plugin['name']}: gave a timer of {timer['identity']} up: {printable(timer['error'])}")
+    for held in plugin.get("held", ()):
+        place = f"{held['identity']} {held['conversation']}"
+        click.echo(f"plugin {plugin['name']}: holds {place} behind a dead letter ({held['event_id']})")
+
+
+def release(daemon: Client, plugin: str, conversation: str, *, identity: str | None, as_json: bool) -> bool:
+    """Let a plugin go on in a conversation. False if it held none."""
+    released = daemon.release(plugin, conversation, identity)
+    if as_json:
+        echo_json({"released": released})
+    else:
+        click.echo(f"{plugin} goes on in {conversation}" if released else f"{plugin} does not hold {conversation}")
+    return released > 0
 
 
 def _echo_identities(identities: list[dict[str, Any]]) -> None:
@@ -95,25 +119,22 @@ def _echo_identities(identities: list[dict[str, Any]]) -> None:
         Column("STATE", lambda row: str(row["state"]), colour=lambda row: STATE_COLOURS.get(row["state"])),
         Column("FOR", lambda row: since(row.get("state_since"), now), 4),
         Column("LAST IN", lambda row: age(row.get("last_inbound_age_s")), 3),
-        _count("CONV", "conversations", 9),
-        _count("JOURNALED", "journaled", 6),
-        _count("HANDLED", "handled", 7),
-        _count("PENDING", "pending", 0),
-        _count("GAPS", "gaps_open", 1),
-        _count("ABSENT", "absent", 8),
-        _count("DEAD", "dead", 1),
-        _count("OUTBOX", "outbox_ready", 2),
-        _count("UNKNOWN", "outbox_unknown", 8),
+        count_column("CONV", "conversations", 9),
+        count_column("JOURNALED", "journaled", 6),
+        count_column("HANDLED", "handled", 7),
+        count_column("PENDING", "pending", 0),
+        count_column("GAPS", "gaps_open", 1),
+        count_column("ABSENT", "absent", 8),
+        count_column("DEAD", "dead", 1),
+        count_column("OUTBOX", "outbox_ready", 2),
+        count_column("UNKNOWN", "outbox_unknown", 8),
     )
-    for line in table(columns, identities, _width()):
-        click.echo(line)
+    echo_table(columns, identities)
     for row in identities:
         if reason := row.get("state_reason"):
             click.echo(f"{row['name']}: {printable(reason)}")
-
-
-def _count(title: str, key: str, rank: int) -> Column:
-    return Column(title, lambda row: number(row.get(key)), rank, right=True)
+        if row.get("outbox_full"):
+            click.echo(f"{row['name']}: the outbox is full, and turns that send wait; see: agentd outbox ls")
 
 
 def send(
@@ -133,11 +154,11 @@ def send(
         raise click.UsageError("there is nothing to say: TEXT is empty")
     answer = daemon.send(target, {"text": text}, identity=identity, wait_s=wait_s, client_msg_id=key)
     if as_json:
-        _echo_json(answer)
+        echo_json(answer)
     else:
         click.echo(_outcome(answer, target, wait_s), err=True)
         if reply := answer.get("reply"):
-            click.echo(f"{printable(reply['sender'])}: {_paragraph(reply['text'] or '')}")
+            click.echo(f"{printable(reply['sender'])}: {paragraph(reply['text'] or '')}")
     return answer["state"] not in _SETTLED_BADLY
 
 
@@ -147,7 +168,7 @@ def _outcome(answer: Mapping[str, Any], target: str, wait_s: float) -> str:
         case "sent":
             waited = "" if answer.get("reply") or not wait_s else f"; no reply within {wait_s:g} s"
             return f"sent to {target} as seq {answer.get('seq')}, {key}{waited}"
-        case "refused" | "expired" as state:
+        case "refused" | "expired" | "dropped" as state:
             return f"{state}: {printable(answer.get('error') or 'the platform gave no reason')}, {key}"
         case "unknown":
             return f"sent, but no answer came: the same key is tried again, {key}"
@@ -176,7 +197,7 @@ def gaps(daemon: Client, name: str | None, *, closed_too: bool, limit: int, as_j
     """List gaps."""
     found = daemon.gaps(name, open_only=not closed_too, limit=limit)
     if as_json:
-        _echo_json(found)
+        echo_json(found)
         return
     if not found:
         click.echo("no gaps" if closed_too else "no open gaps", err=True)
@@ -187,23 +208,9 @@ def gaps(daemon: Client, name: str | None, *, closed_too: bool, limit: int, as_j
         Column("CONVERSATION", lambda row: str(row["conversation"])),
         Column("SEQS", lambda row: f"{row['start']}-{row['stop'] - 1}"),
         Column("FOUND", lambda row: since(row.get("found_at"), now), 2),
-        _count("TRIES", "attempts", 3),
+        count_column("TRIES", "attempts", 3),
         Column("OUTCOME", lambda row: row.get("outcome") or "open"),
-        _count("ABSENT", "absent", 1),
+        count_column("ABSENT", "absent", 1),
         Column("REASON", lambda row: row.get("reason") or "", 1),
     )
-    for line in table(columns, found, _width()):
-        click.echo(line)
-
-
-def _width() -> int | None:
-    """Columns of the terminal; None where the output goes to a program, which can read long lines."""
-    return shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else None
-
-
-def _paragraph(text: str) -> str:
-    return "\n".join(printable(line) for line in text.split("\n"))
-
-
-def _echo_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    echo_table(columns, found)

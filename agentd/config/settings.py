@@ -71,10 +71,13 @@ class Dispatch(_Section, frozen=True, kw_only=True):
     """How handlers run."""
 
     concurrency: Limit = 64  # handler calls at once over all plugins
-    lane_memory: Limit = 256  # records kept in memory per lane; the rest is read back from the journal
+    lane_memory: Limit = 4_096  # records in memory per lane: a busy commit brings 1,000; the rest is decoded again
     stall_s: Interval = 0.25  # the loop blocked for this long is logged with its stack
     retry_first_s: Interval = 1.0  # after a handler's first failure: long enough to make a dropped connection again
     retry_max_s: Interval = 300.0  # the delay doubles up to here; a mended dependency is noticed within five minutes
+    breaker_lanes: Limit = 5  # conversations that fail in a row before their plugin pauses; fewer may be poison
+    breaker_first_s: Interval = 1.0  # the first pause; each one after a failed trial is twice as long
+    breaker_max_s: Interval = 60.0  # a mended dependency is noticed within a minute
     drain_timeout_s: Seconds = 20.0  # how long a stop waits for running handlers
 
 
@@ -83,6 +86,9 @@ class Sending(_Section, frozen=True, kw_only=True):
 
     concurrency: Limit = 16  # requests at once per identity
     rate_per_s: Rate = 50.0  # under the platform's 60 a second per agent
+    group_rate_per_s: Rate = 20.0  # to one group; the platform's limit, which all who speak there share
+    outbox_max: Limit = 10_000  # sends that wait per identity; a turn that would add to a full outbox waits for room
+    paced_targets_max: Limit = 10_000  # recipients whose limits are remembered; a few hundred bytes each
     retry_first_s: Interval = 0.5
     retry_max_s: Interval = 60.0
 
@@ -137,6 +143,9 @@ class PluginSettings(_Section, frozen=True, kw_only=True):
     concurrency: Limit = 16  # calls at once of this plugin
     timeout_s: Interval = 60.0  # a handler's deadline, unless it names its own
     attempts: Limit = 5  # before a failing event becomes a dead letter
+    state_value_max_bytes: Limit = 1_048_576  # one value of `ctx.state` as JSON; it is written whole at each put
+    timers_max: Limit = 10_000  # wake-ups that may be waiting; a few hundred bytes each
+    on_dead: Literal["skip", "hold"] = "skip"  # what its conversation does then: go on, or wait for `agentd release`
 
 
 class Settings(_Section, frozen=True, kw_only=True):

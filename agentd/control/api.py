@@ -5,13 +5,22 @@ Protocol, version 1. Within a version, fields and calls are only added.
     GET  /v1                          {api, version}
     GET  /v1/status[?identity=NAME]   what `Daemon.status` gives; with a name, that identity alone
     POST /v1/send                     {target, content, identity?, wait_s?, client_msg_id?} to {client_msg_id, ...}
+    POST /v1/release                  {plugin, conversation, identity?} to {released: number of conversations}
     GET  /v1/gaps[?identity=NAME][&open=0|1][&limit=N]     {gaps: [...]}, newest first
+    GET  /v1/outbox[?identity=NAME][&states=A,B][&limit=N]  {outbox: [...]}, newest first; without states all but sent
+                                                            and dropped
+    GET  /v1/outbox/send?client_msg_id=ID[&identity=NAME]   one of them
+    POST /v1/outbox/retry             {client_msg_id, identity?} to the send as it is then: it leaves (again)
+    POST /v1/outbox/drop              the same: it never leaves; its row stays
+    GET  /v1/dead[?identity=NAME][&dropped=0|1][&limit=N]   {dead: [...]}, newest first
+    GET  /v1/dead/letter?number=N     one of them, with its event and traceback
+    POST /v1/dead/drop                {number} to the letter as it is then; it stays
     GET  /v1/tail[?identity=NAME][&since=POSITION]         JSON lines without end; blank ones mean nothing
     POST /v1/stop                     {stopping: true}, at once
 
-What cannot be done has a status from 400 and {code, message, remedy}: 400 BAD_REQUEST, 403 NOT_OWNER,
-404 UNKNOWN_IDENTITY or UNKNOWN_CALL, 422 the platform's code, 503 UNAVAILABLE, 504 OUTCOME_UNKNOWN, 507 JOURNAL,
-500 INTERNAL.
+What cannot be done has a status from 400 and {code, message, remedy}: 400 BAD_REQUEST or WHICH_IDENTITY, 403 NOT_OWNER,
+404 UNKNOWN_IDENTITY, UNKNOWN_SEND, UNKNOWN_LETTER or UNKNOWN_CALL, 409 NOTHING_TO_RETRY or NOTHING_TO_DROP, 422 the
+platform's code, 503 UNAVAILABLE or OUTBOX_FULL, 504 OUTCOME_UNKNOWN, 507 JOURNAL, 500 INTERNAL.
 
 Always true: the socket has mode 0600 from its first moment, and the user on the other end is asked of the kernel for
 every request. A slow or vanished reader of `tail` costs one suspended iterator.
@@ -30,7 +39,7 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 import orjson
@@ -39,13 +48,16 @@ from aiohttp import web
 from agentd import __version__
 from agentd.control.address import short_name
 from agentd.control.refusal import ControlError
-from agentd.core.events import Content
+from agentd.core.events import OPEN_STATES, SETTLED_STATES, Content
 from agentd.errors import JournalError, OutcomeUnknown, Refused, Unavailable
 
 API = 1
 
+T = TypeVar("T")
+
 _BODY_MAX_BYTES = 4_194_304  # as much as the largest frame
-_GAPS_MAX = 10_000
+_LISTED_MAX = 10_000
+_HELD = ",".join(state for state in (*OPEN_STATES, *SETTLED_STATES) if state not in ("sent", "dropped"))
 _WAIT_MAX_S = 600.0
 _SHUTDOWN_TIMEOUT_S = 0.3  # enough for what is answered from memory; a tail or a waiting send is cancelled then
 _UCRED = struct.Struct("3i")  # pid, uid, gid, as SO_PEERCRED gives them
@@ -77,12 +89,64 @@ class Daemon(Protocol):
         """
         ...
 
+    def release(self, plugin: str, identity: str | None, conversation: str) -> int:
+        """Let a plugin go on in a conversation that it holds behind a dead letter. Returns how many it held.
+
+        identity: None for every identity that has a conversation of this id.
+        """
+        ...
+
     async def gaps(self, identity: str | None, open_only: bool, limit: int) -> list[dict[str, Any]]:
         """Gaps, newest first.
 
         {identity, conversation, epoch, start, stop, found_at, closed_at, attempts, outcome, absent, reason}; the range
         is half-open, found_at and closed_at (None while open) are ISO 8601, UTC.
         """
+        ...
+
+    async def outbox(self, identity: str | None, states: Sequence[str], limit: int) -> list[dict[str, Any]]:
+        """Sends in any of these states, newest first.
+
+        {client_msg_id, identity, target, state, needs_decision, attempts, error, code, request_id, queued_at,
+        changed_at, not_before, expires_at, cause, content, result_id, seq, conversation, peer_backlog}. error: why it
+        is not sent, in words; code, request_id: as the platform put it. Times are ISO 8601, UTC, or None. result_id,
+        seq, conversation: its place, once sent. peer_backlog: what the recipient had not taken when the platform last
+        warned, or None. needs_decision: nobody can tell whether it arrived, and its target waits for retry or drop.
+        """
+        ...
+
+    async def outbox_show(self, identity: str | None, client_msg_id: str) -> dict[str, Any]:
+        """The send under this key, of whichever identity has it if None.
+
+        Raises ControlError if none has it, or several have.
+        """
+        ...
+
+    async def outbox_retry(self, identity: str | None, client_msg_id: str) -> dict[str, Any]:
+        """Let it leave (again) under its key. Returns as outbox_show; raises ControlError if it goes on by itself."""
+        ...
+
+    async def outbox_drop(self, identity: str | None, client_msg_id: str) -> dict[str, Any]:
+        """Let it never leave. Returns as outbox_show; raises ControlError if it is too late for that."""
+        ...
+
+    async def dead(self, identity: str | None, dropped_too: bool, limit: int) -> list[dict[str, Any]]:
+        """Dead letters, newest first.
+
+        {number, identity, conversation, position, plugin, plugin_version, attempts, error, died_at, dropped_at}; times
+        are ISO 8601, UTC; dropped_at is None while somebody should look at it.
+        """
+        ...
+
+    async def dead_show(self, number: int) -> dict[str, Any]:
+        """The same with `traceback`, and `event` as `tail` shows it, or None if it cannot be read any more.
+
+        Raises ControlError if there is none.
+        """
+        ...
+
+    async def dead_drop(self, number: int) -> dict[str, Any]:
+        """Nobody needs to look at it any more. Returns as dead_show; raises ControlError if there is none."""
         ...
 
     def tail(self, identity: str | None, since: int | None) -> AsyncGenerator[dict[str, Any], None]:
@@ -106,6 +170,27 @@ class SendRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     identity: str | None = None
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=_WAIT_MAX_S)] = 0.0
     client_msg_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+
+
+class SendChosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /v1/outbox/retry and /v1/outbox/drop."""
+
+    client_msg_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    identity: str | None = None
+
+
+class LetterChosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /v1/dead/drop."""
+
+    number: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class ReleaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /v1/release."""
+
+    plugin: str
+    conversation: str
+    identity: str | None = None
 
 
 class ControlServer:
@@ -154,7 +239,15 @@ class ControlServer:
         application.router.add_get("/v1", self._version)
         application.router.add_get("/v1/status", self._status)
         application.router.add_post("/v1/send", self._send)
+        application.router.add_post("/v1/release", self._release)
         application.router.add_get("/v1/gaps", self._gaps)
+        application.router.add_get("/v1/outbox", self._outbox)
+        application.router.add_get("/v1/outbox/send", self._outbox_show)
+        application.router.add_post("/v1/outbox/retry", self._outbox_retry)
+        application.router.add_post("/v1/outbox/drop", self._outbox_drop)
+        application.router.add_get("/v1/dead", self._dead)
+        application.router.add_get("/v1/dead/letter", self._dead_show)
+        application.router.add_post("/v1/dead/drop", self._dead_drop)
         application.router.add_get("/v1/tail", self._tail)
         application.router.add_post("/v1/stop", self._stop)
         return application
@@ -177,23 +270,58 @@ class ControlServer:
         return _json(status)
 
     async def _send(self, request: web.Request) -> web.StreamResponse:
-        try:
-            wanted = msgspec.json.decode(await request.read(), type=SendRequest)
-        except msgspec.DecodeError as error:
-            raise _bad_request(str(error)) from None
+        wanted = await _body(request, SendRequest)
         content = wanted.content
         if content.text is None and content.data is None and content.attachment_id is None:
             raise _bad_request("content has neither text, data nor attachment_id")
         identity = self._identity(wanted.identity)
         return _json(await self._daemon.send(identity, wanted.target, content, wanted.wait_s, wanted.client_msg_id))
 
+    async def _release(self, request: web.Request) -> web.StreamResponse:
+        try:
+            wanted = msgspec.json.decode(await request.read(), type=ReleaseRequest)
+        except msgspec.DecodeError as error:
+            raise _bad_request(str(error)) from None
+        released = self._daemon.release(wanted.plugin, self._identity(wanted.identity), wanted.conversation)
+        return _json({"released": released})
+
     async def _gaps(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
-        limit = _number(request, "limit", 100)
-        if not 1 <= limit <= _GAPS_MAX:
-            raise _bad_request(f"limit must lie between 1 and {_GAPS_MAX}")
         open_only = request.query.get("open", "1") != "0"
-        return _json({"gaps": await self._daemon.gaps(identity, open_only, limit)})
+        return _json({"gaps": await self._daemon.gaps(identity, open_only, _limit(request))})
+
+    async def _outbox(self, request: web.Request) -> web.StreamResponse:
+        identity = self._identity(request.query.get("identity"))
+        states = request.query.get("states", _HELD).split(",")
+        if unknown := [state for state in states if state not in (*OPEN_STATES, *SETTLED_STATES)]:
+            known = ", ".join((*OPEN_STATES, *SETTLED_STATES))
+            raise _bad_request(f"no send is ever {unknown[0]!r}, but {known}")
+        return _json({"outbox": await self._daemon.outbox(identity, states, _limit(request))})
+
+    async def _outbox_show(self, request: web.Request) -> web.StreamResponse:
+        identity = self._identity(request.query.get("identity"))
+        if not (key := request.query.get("client_msg_id", "")):
+            raise _bad_request("client_msg_id is missing")
+        return _json(await self._daemon.outbox_show(identity, key))
+
+    async def _outbox_retry(self, request: web.Request) -> web.StreamResponse:
+        chosen = await _body(request, SendChosen)
+        return _json(await self._daemon.outbox_retry(self._identity(chosen.identity), chosen.client_msg_id))
+
+    async def _outbox_drop(self, request: web.Request) -> web.StreamResponse:
+        chosen = await _body(request, SendChosen)
+        return _json(await self._daemon.outbox_drop(self._identity(chosen.identity), chosen.client_msg_id))
+
+    async def _dead(self, request: web.Request) -> web.StreamResponse:
+        identity = self._identity(request.query.get("identity"))
+        dropped_too = request.query.get("dropped", "0") == "1"
+        return _json({"dead": await self._daemon.dead(identity, dropped_too, _limit(request))})
+
+    async def _dead_show(self, request: web.Request) -> web.StreamResponse:
+        return _json(await self._daemon.dead_show(_number(request, "number", 0)))
+
+    async def _dead_drop(self, request: web.Request) -> web.StreamResponse:
+        return _json(await self._daemon.dead_drop((await _body(request, LetterChosen)).number))
 
     async def _tail(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
@@ -264,6 +392,20 @@ def _explained(error: Exception) -> ControlError:
         case _:
             log.error("a call on the control socket failed", exc_info=error)
             return ControlError(500, "INTERNAL", f"the daemon failed ({type(error).__name__})", "see its log")
+
+
+async def _body(request: web.Request, shape: type[T]) -> T:
+    try:
+        return msgspec.json.decode(await request.read(), type=shape)
+    except msgspec.DecodeError as error:
+        raise _bad_request(str(error)) from None
+
+
+def _limit(request: web.Request) -> int:
+    limit = _number(request, "limit", 100)
+    if not 1 <= limit <= _LISTED_MAX:
+        raise _bad_request(f"limit must lie between 1 and {_LISTED_MAX}")
+    return limit
 
 
 def _bad_request(message: str) -> ControlError:

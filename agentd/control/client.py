@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -54,6 +54,47 @@ class Client:
         query = _target("/v1/gaps", identity=identity, open="1" if open_only else "0", limit=str(limit))
         found: list[dict[str, Any]] = self._ask("GET", query)["gaps"]
         return found
+
+    def outbox(
+        self, identity: str | None = None, *, states: Sequence[str] | None = None, limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """Sends, newest first; without states all but those that are sent or dropped."""
+        wanted = None if states is None else ",".join(states)
+        query = _target("/v1/outbox", identity=identity, states=wanted, limit=str(limit))
+        found: list[dict[str, Any]] = self._ask("GET", query)["outbox"]
+        return found
+
+    def outbox_show(self, client_msg_id: str, identity: str | None = None) -> dict[str, Any]:
+        """One send, with what became of it."""
+        return self._ask("GET", _target("/v1/outbox/send", client_msg_id=client_msg_id, identity=identity))
+
+    def outbox_retry(self, client_msg_id: str, identity: str | None = None) -> dict[str, Any]:
+        """Let a send leave (again)."""
+        return self._ask("POST", "/v1/outbox/retry", {"client_msg_id": client_msg_id, "identity": identity})
+
+    def outbox_drop(self, client_msg_id: str, identity: str | None = None) -> dict[str, Any]:
+        """Let a send never leave."""
+        return self._ask("POST", "/v1/outbox/drop", {"client_msg_id": client_msg_id, "identity": identity})
+
+    def dead(self, identity: str | None = None, *, dropped_too: bool = False, limit: int = 100) -> list[dict[str, Any]]:
+        """Dead letters, newest first."""
+        query = _target("/v1/dead", identity=identity, dropped="1" if dropped_too else "0", limit=str(limit))
+        found: list[dict[str, Any]] = self._ask("GET", query)["dead"]
+        return found
+
+    def dead_show(self, number: int) -> dict[str, Any]:
+        """One dead letter, with its event and traceback."""
+        return self._ask("GET", _target("/v1/dead/letter", number=str(number)))
+
+    def dead_drop(self, number: int) -> dict[str, Any]:
+        """Say that nobody needs to look at a dead letter any more."""
+        return self._ask("POST", "/v1/dead/drop", {"number": number})
+
+    def release(self, plugin: str, conversation: str, identity: str | None = None) -> int:
+        """Let a plugin go on in a conversation that it holds. Returns how many it held."""
+        body = {"plugin": plugin, "conversation": conversation, "identity": identity}
+        released: int = self._ask("POST", "/v1/release", body)["released"]
+        return released
 
     def stop(self) -> None:
         """Ask the daemon to stop; it goes on for as long as its running handlers need."""

@@ -3,8 +3,8 @@
 An `Event` has a place in a conversation (`seq`) and is journaled; a `Signal` has none and is best effort. `Content`
 is what a plugin says; a `Send` is that with its address and its key.
 
-Always true: a value never changes after it was made. `payload` holds the bytes as the platform sent them, and decoding
-them again gives the same event.
+Always true: a value never changes after it was made, so it holds no cycle, and the collector need not look at it.
+`payload` holds the bytes as the platform sent them, and decoding them again gives the same event.
 Not here: how a platform spells any of this (wire/), and what happens to it (everything else).
 """
 
@@ -29,7 +29,7 @@ class Source(enum.StrEnum):
     LOCAL = "local"
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One numbered event of a conversation, as this identity sees it.
 
     seq: rises by one within (conversation, epoch); own events take numbers too.
@@ -52,7 +52,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     payload: bytes = b""
 
 
-class Context(msgspec.Struct, frozen=True, kw_only=True):
+class Context(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the platform itself vouches for about a message. Unlike the text, a peer cannot forge it.
 
     sender_kind: "agent" or "system". direct: None where the platform did not say. mentions: lowercase handles.
@@ -66,7 +66,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     mentions: tuple[str, ...] = ()
 
 
-class Message(Event, frozen=True, kw_only=True):
+class Message(Event, frozen=True, kw_only=True, gc=False):
     """Somebody said something. `text`, `data` and `metadata` are the sender's words: untrusted.
 
     kind: "text", "structured", "file" or "system". direct: a conversation of two.
@@ -89,7 +89,7 @@ class Message(Event, frozen=True, kw_only=True):
         return parent if isinstance(parent, str) else None
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """An event that is on disk. `position`: its place in the journal, rising over all identities and conversations.
 
     conversation: the journal's number for (identity, conversation). received_at: Unix seconds.
@@ -174,7 +174,34 @@ class StreamReset(Signal, frozen=True, kw_only=True):
     adopted: bool
 
 
-class Content(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+def portable(event: Event | Signal) -> dict[str, Any]:
+    """An event as JSON can hold it: `type`, the name of its class, and its fields without `payload`."""
+    fields = {name: getattr(event, name) for name in event.__struct_fields__ if name != "payload"}
+    told: dict[str, Any] = msgspec.to_builtins({"type": type(event).__name__, **fields})
+    return told
+
+
+class Sent(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of ours as the platform took it: its id, and its place in the conversation."""
+
+    client_msg_id: str
+    id: str
+    conversation: str
+    seq: int
+
+
+class Timer(Signal, frozen=True, kw_only=True):
+    """The time that a plugin asked for has come. `data`: what it gave to itself. `name`: of a handler that recurs.
+
+    Unlike other signals it is durable, and where it has a conversation it takes its turn among the events there.
+    """
+
+    id: str
+    name: str = ""
+    data: Any = None
+
+
+class Content(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What is said: at least one of text, data and attachment_id. `kind` follows from them where it is None."""
 
     text: str | None = None
@@ -184,10 +211,16 @@ class Content(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: dict[str, Any] = {}
 
 
-class Send(msgspec.Struct, frozen=True, kw_only=True):
+OPEN_STATES = ("ready", "sending", "unknown")
+SETTLED_STATES = ("sent", "refused", "expired", "dropped")
+"""What a send can be: the sender still has to settle it, or is through with it. How they follow: sender.py."""
+
+
+class Send(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One message on its way out. `target`: a handle with `@`, or a conversation id. `client_msg_id`: its key for good.
 
     attempts: how often it was tried. not_before: Unix seconds. cause: where it came from, for people to read.
+    expires_at: Unix seconds after which it is not worth sending any more, or None.
     """
 
     identity: str
@@ -198,3 +231,4 @@ class Send(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 0
     not_before: float = 0.0
     state: str = "ready"
+    expires_at: float | None = None

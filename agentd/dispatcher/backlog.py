@@ -14,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from agentd.core.breaker import Breaker, Limits
 from agentd.core.events import Record, Signal
 from agentd.core.lanes import Lanes
+from agentd.dispatcher.timers import Due
 from agentd.host.handlers import Handler
 from agentd.host.lifecycle import Loaded
 from agentd.journal.storage import Attempt
@@ -26,6 +28,7 @@ SignalKey = tuple[object, ...]
 class Delivery(NamedTuple):
     """A record for a lane's handlers. handlers: None if matching it raised. ordinal: its count in its line."""
 
+    lane: Lane
     record: Record
     handlers: tuple[Handler, ...] | None
     ordinal: int
@@ -34,21 +37,30 @@ class Delivery(NamedTuple):
 class ReadOn(NamedTuple):
     """Stands in a lane's queue where the journal has to be read."""
 
+    lane: Lane
 
-READ_ON = ReadOn()
 
-Item = Delivery | ReadOn | None
-"""What waits in a lane; None where the key itself says it, as with signals."""
+Key = int | SignalKey
+"""Conversation number, or what tells signals apart: what has the same key runs one at a time."""
+
+Item = Delivery | ReadOn | Due | None
+"""What waits under a key; None where the key itself says it, as with signals."""
 
 
 class Served:
-    """A plugin in service. signals: the newest of each kind that waits. listed: it is on the rota of those to ask."""
+    """A plugin in service. signals: the newest of each kind that waits. listed: it is on the rota of those to ask.
 
-    __slots__ = ("lanes", "listed", "plugin", "signals")
+    tag: what stands for it among the marks of running calls. intervals: seconds by the name of the recurring handler.
+    """
 
-    def __init__(self, plugin: Loaded) -> None:
+    __slots__ = ("breaker", "intervals", "lanes", "listed", "plugin", "signals", "tag")
+
+    def __init__(self, plugin: Loaded, tag: int, limits: Limits) -> None:
         self.plugin = plugin
-        self.lanes: Lanes[Lane | SignalKey, Item] = Lanes(plugin.settings.concurrency)
+        self.tag = tag
+        self.breaker = Breaker(limits)
+        self.intervals = {each.name: each.every_s for each in plugin.handlers.all if each.every_s is not None}
+        self.lanes: Lanes[Key, Item] = Lanes(plugin.settings.concurrency)
         self.signals: dict[SignalKey, Signal] = {}
         self.listed = False
 
@@ -56,33 +68,37 @@ class Served:
 class Lane:
     """One plugin in one conversation, while it has something to do.
 
-    loaded: position up to which records were queued or passed over; loaded_count: how many of the line's. done_count:
-    how many are handled. told: the cursor as the journal has it or will. memory: deliveries queued. behind: more lies
-    in the journal, and READ_ON stands at the end of the queue. failures: of the delivery at the head. before: how it
-    failed before the restart, or None.
+    number: the line's. loaded: position up to which records were queued or passed over; loaded_count: how many of the
+    line's. done_count: how many are handled. told: the cursor as the journal has it or will. memory: deliveries queued.
+    behind: more lies in the journal, and a ReadOn stands at the end of the queue. failures: of the delivery at the
+    head. deaths: of the process, blamed on it. before: how it failed before the restart, or None.
     """
 
     __slots__ = (
         "before",
         "behind",
+        "deaths",
         "done_count",
         "failures",
         "line",
         "loaded",
         "loaded_count",
         "memory",
+        "number",
         "served",
         "told",
     )
 
     def __init__(self, line: Line, served: Served, cursor: int, count: int) -> None:
         self.line = line
+        self.number = line.number
         self.served = served
         self.loaded = self.told = cursor
         self.loaded_count = self.done_count = count
         self.memory = 0
         self.behind = False
         self.failures = 0
+        self.deaths = 0
         self.before: Attempt | None = None
 
 

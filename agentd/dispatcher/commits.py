@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from agentd.dispatcher.backlog import Lane
-from agentd.journal.storage import Attempt, Change, Conversation, CursorMoved, StoredRecord, Totals
+from agentd.journal.storage import Attempt, Change, Conversation, CursorMoved, StoredRecord, TimerSet, Totals
 
 _Mover = tuple[str, int]
 
@@ -51,8 +51,16 @@ class Log(Protocol):
         """The first of them."""
         ...
 
+    async def read_log(self, identity: str | None, after: int, limit: int) -> list[StoredRecord]:
+        """Records behind a position over all conversations."""
+        ...
+
     async def last_position(self) -> int:
         """Of the newest record."""
+        ...
+
+    async def timers(self, plugin: str) -> list[TimerSet]:
+        """Every timer of a plugin."""
         ...
 
     async def state_get(self, plugin: str, conversation: int, key: str) -> bytes | None:

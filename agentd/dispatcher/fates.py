@@ -14,17 +14,18 @@ from typing import Any
 from agentd import logs
 from agentd.core.events import Event
 from agentd.dispatcher.backlog import Lane
+from agentd.dispatcher.suspects import ProcessDied
 from agentd.errors import GiveUp, RetryLater
 from agentd.host.context import TurnContext
 from agentd.host.turns import DeadlinePassed, Failure
-from agentd.journal.storage import Attempt, Change, Dead, Queued, StatePut
+from agentd.journal.storage import Attempt, Change, Dead, Queued, StatePut, TimerSet
 
 log = logging.getLogger("agentd.dispatcher")
 
 _ERROR_MAX_CHARS = 500
 _TRACEBACK_MAX_CHARS = 8_000
 
-_EXPECTED = (RetryLater, GiveUp, DeadlinePassed)
+_EXPECTED = (RetryLater, GiveUp, DeadlinePassed, ProcessDied)
 
 
 def effects(ctx: TurnContext[Any], now: float) -> list[Change]:
@@ -34,7 +35,31 @@ def effects(ctx: TurnContext[Any], now: float) -> list[Change]:
         changes += [StatePut(ctx.name, number, key, value) for (number, key), value in ctx.puts.items()]
     if ctx.sends:
         changes += [Queued(send, now) for send in ctx.sends]
+    if ctx.reminders:
+        # The time is settled once: the disk and the memory of it must agree.
+        settled = [
+            each if each.at is not None else each._replace(at=now + (each.after_s or 0.0)) for each in ctx.reminders
+        ]
+        ctx.reminders = settled
+        changes += reminders(ctx)
     return changes
+
+
+def reminders(ctx: TurnContext[Any]) -> list[TimerSet]:
+    """The wake-ups that a turn asked for, once `effects` has settled their times."""
+    return [
+        TimerSet(
+            id=each.id,
+            plugin=ctx.name,
+            identity=ctx.identity,
+            conversation=ctx.conversation or 0,
+            conversation_id=(ctx.event.conversation or "") if ctx.conversation else "",
+            name="",
+            due_at=each.at or 0.0,
+            data=each.data,
+        )
+        for each in ctx.reminders or ()
+    ]
 
 
 def attempt(lane: Lane, position: int, error: BaseException, not_before: float) -> Attempt:
@@ -46,6 +71,7 @@ def attempt(lane: Lane, position: int, error: BaseException, not_before: float) 
         count=lane.failures,
         error=told(error),
         not_before=not_before,
+        deaths=lane.deaths,
     )
 
 
@@ -55,7 +81,7 @@ def dead_letter(lane: Lane, position: int, error: BaseException, now: float) -> 
         plugin=lane.served.plugin.name,
         conversation=lane.line.number,
         position=position,
-        attempts=lane.failures,
+        attempts=lane.failures + lane.deaths,
         error=told(error),
         # The innermost frames come last, and say the most.
         traceback=logs.redacted("".join(traceback.format_exception(error)))[-_TRACEBACK_MAX_CHARS:],

@@ -106,6 +106,8 @@ class Workers(Generic[W]):
             self._has_taker = False
             self.wake()
 
+        task = asyncio.current_task()
+        assert task is not None
         slice_ends = time.monotonic() + _SLICE_S
         while not self._stopping and (work := self._take()) is not None:
             self.running += 1
@@ -114,6 +116,9 @@ class Workers(Generic[W]):
             finally:
                 self.running -= 1
             if waited:
+                if task.cancelling() and not self._stopping:
+                    # The handler swallowed what was meant for us: the task group that we live in ends.
+                    raise asyncio.CancelledError
                 if self._has_taker:
                     return
                 self._has_taker = True

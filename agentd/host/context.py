@@ -11,18 +11,29 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import time
 import uuid
-from collections.abc import Awaitable, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from agentd.core.events import Content, Event, Message, Send, Signal
+from agentd.core.events import Content, Event, Message, Send, Sent, Signal, Timer
 from agentd.host.state import PLUGIN_WIDE, PluginState, Puts, Scope
 from agentd.plugin import C, Log, State
 
 T = TypeVar("T")
+
+
+class Reminder(NamedTuple):
+    """A wake-up that a turn asked for: seconds from its commit, or Unix seconds. data: JSON."""
+
+    id: str
+    after_s: float | None
+    at: float | None
+    data: bytes
 
 
 class Home(Protocol):
@@ -30,17 +41,36 @@ class Home(Protocol):
 
     name: str
     config: Any
+    serves: frozenset[str]
+    timers: int
+    timers_max: int
+    minds_timers: bool
+    send_now: Callable[[Send], Awaitable[Sent]]
+    backlog_of: Callable[[str, str], int | None]
     state: PluginState
     loop: asyncio.AbstractEventLoop
 
 
 class TurnContext(Generic[C]):
-    """One turn. `sends` and `puts`: what it staged, or None if nothing. The surface is `agentd.plugin.Context`.
+    """One turn. The surface is `agentd.plugin.Context`.
 
+    sends, puts, reminders: what it staged, or None if nothing.
     conversation: the journal's number, or None for a signal. deadline_at: monotonic seconds, set before each call.
     """
 
-    __slots__ = ("_cause", "_ended", "attempt", "conversation", "deadline_at", "event", "home", "puts", "sends")
+    __slots__ = (
+        "_cause",
+        "_ended",
+        "_ordinal",
+        "attempt",
+        "conversation",
+        "deadline_at",
+        "event",
+        "home",
+        "puts",
+        "reminders",
+        "sends",
+    )
 
     def __init__(self, home: Home, event: Event | Signal, conversation: int | None, attempt: int) -> None:
         self.home = home
@@ -50,7 +80,9 @@ class TurnContext(Generic[C]):
         self.deadline_at = 0.0
         self.sends: list[Send] | None = None
         self.puts: Puts | None = None
+        self.reminders: list[Reminder] | None = None
         self._cause: str | None = None
+        self._ordinal = 0
         self._ended = False
 
     def end(self) -> None:
@@ -80,7 +112,7 @@ class TurnContext(Generic[C]):
             self.name,
             identity=self.event.identity,
             conversation=self.event.conversation,
-            event_id=self.event.id if isinstance(self.event, Event) else None,
+            event_id=self.event.id if isinstance(self.event, (Event, Timer)) else None,
         )
 
     @property
@@ -108,6 +140,7 @@ class TurnContext(Generic[C]):
         attachment_id: str | None = None,
         kind: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        expires_s: float | None = None,
     ) -> str:
         """See agentd.plugin.Context."""
         message = self.event
@@ -116,9 +149,8 @@ class TurnContext(Generic[C]):
         if message.own and message.direct:
             raise ValueError("this identity said it itself; use ctx.send with the handle of the other side")
         parented = {"reply_to": message.id, **(metadata or {})}
-        return self.send(
-            _answer_to(message), text, data=data, attachment_id=attachment_id, kind=kind, metadata=parented
-        )
+        content = _content(text, data, attachment_id, kind, parented)
+        return self._stage_send(_address(_answer_to(message)), content, message.identity, _expiry(expires_s))
 
     def send(
         self,
@@ -129,10 +161,56 @@ class TurnContext(Generic[C]):
         attachment_id: str | None = None,
         kind: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        identity: str | None = None,
+        expires_s: float | None = None,
     ) -> str:
         """See agentd.plugin.Context."""
         content = _content(text, data, attachment_id, kind, metadata)
-        return self._stage_send(_address(target), content)
+        return self._stage_send(_address(target), content, self._speaker(identity), _expiry(expires_s))
+
+    async def send_now(
+        self,
+        target: str,
+        text: str | None = None,
+        *,
+        data: Mapping[str, Any] | None = None,
+        attachment_id: str | None = None,
+        kind: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        identity: str | None = None,
+        expires_s: float | None = None,
+    ) -> Sent:
+        """See agentd.plugin.Context."""
+        content = _content(text, data, attachment_id, kind, metadata)
+        send = self._next_send(_address(target), content, self._speaker(identity), _expiry(expires_s))
+        return await self.home.send_now(send)
+
+    @property
+    def peer_backlog(self) -> int | None:
+        """See agentd.plugin.Context."""
+        if not isinstance(self.event, Message):
+            return None
+        return self.home.backlog_of(self.event.identity, _answer_to(self.event))
+
+    def remind(self, after_s: float | None = None, *, at: datetime | None = None, data: object = None) -> str:
+        """See agentd.plugin.Context."""
+        self._must_be_open()
+        if (after_s is None) == (at is None):
+            raise ValueError("give after_s or at")
+        if after_s is not None and not (math.isfinite(after_s) and after_s >= 0):
+            raise ValueError(f"after_s={after_s!r}: give seconds, 0 or more")
+        if at is not None and at.tzinfo is None:
+            raise ValueError("at has no time zone; write for example datetime.now(UTC) + timedelta(hours=1)")
+        if not self.home.minds_timers:
+            raise RuntimeError(f"{self.name} would not notice; add a handler with @plugin.on(Timer)")
+        if self.reminders is None:
+            self.reminders = []
+        if self.home.timers + len(self.reminders) >= self.home.timers_max:
+            raise RuntimeError(f"{self.name} has {self.home.timers_max} timers, which is timers_max of its settings")
+        id_ = f"{self._cause_key()}-t{len(self.reminders)}"
+        when = None if at is None else at.timestamp()
+        self.reminders.append(Reminder(id_, after_s, when, msgspec.json.encode(data)))
+        return id_
 
     def wait(self, awaitable: Awaitable[T]) -> T:
         """See agentd.plugin.Context."""
@@ -140,24 +218,37 @@ class TurnContext(Generic[C]):
             raise RuntimeError("ctx.wait is for `def` handlers; in `async def` write await")
         return asyncio.run_coroutine_threadsafe(_result_of(awaitable), self.home.loop).result()
 
-    def _stage_send(self, target: str, content: Content) -> str:
-        self._must_be_open()
+    def _speaker(self, identity: str | None) -> str:
+        if identity is None or identity == self.event.identity:
+            return self.event.identity
+        if identity not in self.home.serves:
+            raise ValueError(f"{self.name} does not serve {identity!r}; add it to plugins in [identity.{identity}]")
+        return identity
+
+    def _stage_send(self, target: str, content: Content, identity: str, expires_at: float | None) -> str:
+        send = self._next_send(target, content, identity, expires_at)
         if self.sends is None:
             self.sends = []
+        self.sends.append(send)
+        return send.client_msg_id
+
+    def _next_send(self, target: str, content: Content, identity: str, expires_at: float | None) -> Send:
+        self._must_be_open()
+        ordinal = self._ordinal
+        self._ordinal += 1
+        return Send(
+            identity=identity,
+            target=target,
+            content=content,
+            client_msg_id=f"{self._cause_key()}-{ordinal}",
+            cause=f"{self.home.name} {_event_id(self.event)} {ordinal}",
+            expires_at=expires_at,
+        )
+
+    def _cause_key(self) -> str:
         if self._cause is None:
             self._cause = cause_key(self.home.name, self.event)
-        ordinal = len(self.sends)
-        key = f"{self._cause}-{ordinal}"
-        self.sends.append(
-            Send(
-                identity=self.event.identity,
-                target=target,
-                content=content,
-                client_msg_id=key,
-                cause=f"{self.home.name} {_event_id(self.event)} {ordinal}",
-            )
-        )
-        return key
+        return self._cause
 
     def _staged_puts(self) -> Puts:
         self._must_be_open()
@@ -174,8 +265,11 @@ def cause_key(plugin: str, event: Event | Signal) -> str:
     """What the keys of one turn's sends begin with: at most 100 characters of [a-z0-9-].
 
     The same for the same event and plugin name, on any machine and in any version. A signal is never seen again, so
-    its key is drawn at random.
+    its key is drawn at random; only a timer is durable, and has an id.
     """
+    if isinstance(event, Timer):
+        fired = msgspec.json.encode([event.id, plugin])
+        return f"agentd-{hashlib.blake2b(fired, digest_size=16).hexdigest()}"
     if isinstance(event, Signal):
         return f"agentd-{uuid.uuid4().hex}"
     # JSON keeps the parts apart: no two lists of names give the same text.
@@ -190,7 +284,7 @@ def plugin_log(plugin: str, **fields: str | None) -> logging.LoggerAdapter[loggi
 
 
 def _event_id(event: Event | Signal) -> str:
-    return event.id if isinstance(event, Event) else type(event).__name__
+    return event.id if isinstance(event, (Event, Timer)) else type(event).__name__
 
 
 def _answer_to(message: Message) -> str:
@@ -202,6 +296,15 @@ def _address(target: str) -> str:
     if not isinstance(target, str) or not target.isprintable() or not target.removeprefix("@") or " " in target:
         raise ValueError(f'{target!r} is no target; give a handle such as "@bob" or a conversation id')
     return target
+
+
+def _expiry(expires_s: float | None) -> float | None:
+    """Unix seconds."""
+    if expires_s is None:
+        return None
+    if not expires_s > 0:
+        raise ValueError(f"expires_s is {expires_s!r}; give the seconds for which the message is worth sending")
+    return time.time() + expires_s
 
 
 def _content(

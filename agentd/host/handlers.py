@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from agentd.core.events import Event, Signal
+from agentd.core.events import Event, Signal, Timer
 from agentd.errors import PluginLoadError
 from agentd.plugin import Declared, Plugin
 
@@ -33,6 +33,9 @@ _FIELD_OF = {
 _HANDLER_REMEDY = "write `async def {name}(event: {event}, ctx: Context) -> None`"
 
 
+_ON_DEAD = ("skip", "hold")
+
+
 class Filter(NamedTuple):
     """One condition. `name`, `wanted`: as the author wrote it. `passes`: called with the event."""
 
@@ -42,18 +45,20 @@ class Filter(NamedTuple):
 
 
 class Handler:
-    """One function of a plugin with the events it wants. `place`: its file and line. `timeout_s`, `attempts`: its own.
+    """One function of a plugin with the events it wants. `place`: its file and line.
 
-    threaded: a `def`, which must not run on the event loop.
+    `timeout_s`, `attempts`, `on_dead`: its own, or None. threaded: a `def`, which must not run on the event loop.
     """
 
     __slots__ = (
         "attempts",
         "event",
+        "every_s",
         "filters",
         "function",
         "is_open",
         "name",
+        "on_dead",
         "own",
         "passes",
         "place",
@@ -69,14 +74,21 @@ class Handler:
         self.own = declared.own
         self.timeout_s = declared.timeout_s
         self.attempts = declared.attempts
+        self.on_dead = declared.on_dead
+        self.every_s = declared.every_s
         self.threaded = not is_async(declared.function)
         _check_event(plugin, self)
         _check_signature(plugin, self)
         _check_limits(plugin, self)
         self.filters = tuple(_filter(plugin, self, name, wanted) for name, wanted in declared.filters.items())
         self.passes = tuple(filter_.passes for filter_ in self.filters)
+        if self.event is Timer:
+            self.passes += (self._is_its_timer,)
         # The commonest handler of all is not asked about each event.
         self.is_open = not self.passes
+
+    def _is_its_timer(self, timer: Timer) -> bool:
+        return timer.name == ("" if self.every_s is None else self.name)
 
     def matches(self, event: Event | Signal) -> bool:
         """Whether it wants this event, which is of its type. Raises what a `where` raises."""
@@ -97,7 +109,11 @@ class Handlers:
         kind = type(event)
         wanting = self._by_type.get(kind)
         if wanting is None:
-            wanting = self._by_type[kind] = tuple(each for each in self.all if issubclass(kind, each.event))
+            # Timers are a plugin's own business, and go to whom they are meant for.
+            wanting = tuple(
+                each for each in self.all if issubclass(kind, each.event) and (kind is not Timer or each.event is Timer)
+            )
+            self._by_type[kind] = wanting
         if not wanting:
             return ()
         if len(wanting) == 1:
@@ -173,6 +189,12 @@ def _check_signature(plugin: str, handler: Handler) -> None:
 
 def _check_limits(plugin: str, handler: Handler) -> None:
     timeout_s, attempts = handler.timeout_s, handler.attempts
+    if handler.every_s is not None and not (isinstance(handler.every_s, (int, float)) and handler.every_s > 0):
+        _refuse(
+            plugin, handler.place, f'the interval of {handler.name}: give "30s", "5m", "2h", "1d" or seconds above 0'
+        )
+    if handler.on_dead not in (None, *_ON_DEAD):
+        _refuse(plugin, handler.place, f"on_dead={handler.on_dead!r} of {handler.name}: give one of {_ON_DEAD}")
     if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
         _refuse(plugin, handler.place, f"timeout_s={timeout_s!r} of {handler.name}: give seconds above 0")
     if attempts is not None and not (isinstance(attempts, int) and attempts >= 1):

@@ -17,7 +17,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from agentd.config import PluginSettings
+from agentd.core.events import Send, Sent, Timer
 from agentd.errors import ConfigError, PluginLoadError
 from agentd.host.context import plugin_log
 from agentd.host.discovery import Found, FoundFile, find
@@ -42,11 +43,15 @@ _generation = itertools.count(1)
 class Loaded:
     """A plugin that can run. name: as in the configuration, which is what its cursors and state are kept under.
 
-    alias: the module name that it was given, if it came from a file; forgotten at teardown.
+    alias: the module name that it was given, if it came from a file; forgotten at teardown. serves: names of the
+    identities that have it among their plugins; the dispatcher says which. backlog_of: what a recipient (identity,
+    target) had not taken yet, or None; the daemon knows.
     Raises PluginLoadError for wrong declarations, ConfigError for settings that do not fit.
     """
 
     loop: asyncio.AbstractEventLoop
+    send_now: Callable[[Send], Awaitable[Sent]]
+    serves: frozenset[str] = frozenset()
 
     def __init__(
         self, name: str, plugin: Plugin[Any], settings: PluginSettings, version: str, read: Read, alias: str = ""
@@ -58,10 +63,14 @@ class Loaded:
         self.version = plugin.version or version
         self.handlers = Handlers(name, plugin.declared)
         self.config = fitted(name, plugin.config, settings.config)
-        self.state = PluginState(name, read)
+        self.state = PluginState(name, read, settings.state_value_max_bytes)
+        self.timers = 0
+        self.timers_max = settings.timers_max
+        self.minds_timers = any(each.event is Timer and each.every_s is None for each in self.handlers.all)
+        self.backlog_of: Callable[[str, str], int | None] = _no_backlog
         self._alias = alias
         self._threads = Threads(f"agentd-{name}", settings.concurrency)
-        self.turns = Turns(self._threads, tuple(plugin.middlewares), settings.timeout_s)
+        self.turns = Turns(self.handlers, self._threads, tuple(plugin.middlewares), settings.timeout_s)
 
     @property
     def log(self) -> Log:
@@ -106,6 +115,10 @@ class Loaded:
                 await hook(self)
             else:
                 await self._threads.submit(hook, self)
+
+
+def _no_backlog(identity: str, target: str) -> int | None:
+    return None
 
 
 def load(name: str, settings: PluginSettings, base: Path, read: Read) -> Loaded:

@@ -26,9 +26,10 @@ Read = Callable[[str, int, str], Awaitable["bytes | None"]]
 
 
 class PluginState:
-    """What one plugin has stored, the puts of commits under way included."""
+    """What one plugin has stored, the puts of commits under way included. value_max_bytes: of one value as JSON."""
 
-    def __init__(self, plugin: str, read: Read) -> None:
+    def __init__(self, plugin: str, read: Read, value_max_bytes: int = 1_048_576) -> None:
+        self.value_max_bytes = value_max_bytes
         self._plugin = plugin
         self._read = read
         self._under_way: dict[Place, Puts] = {}
@@ -72,7 +73,13 @@ class Scope:
 
     def put(self, key: str, value: object) -> None:
         """See agentd.plugin.State."""
-        self._stage()[(self._conversation, _key(key))] = msgspec.json.encode(value)
+        encoded = msgspec.json.encode(value)
+        if len(encoded) > self._state.value_max_bytes:
+            raise ValueError(
+                f"{key}: {len(encoded):,} bytes are more than the {self._state.value_max_bytes:,} of "
+                "state_value_max_bytes; keep it in several keys, or somewhere else"
+            )
+        self._stage()[(self._conversation, _key(key))] = encoded
 
     def delete(self, key: str) -> None:
         """See agentd.plugin.State."""

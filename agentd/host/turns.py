@@ -4,7 +4,8 @@ A coroutine is started by hand. Most handlers that only decide and stage return 
 a trip through the loop; only one that truly waits is given a deadline and awaited.
 
 Always true: a handler runs in its caller's task, or in one of the plugin's threads. `waits` is called at most once, the
-first time that the turn gives up the loop. After the turn its context stages nothing.
+first time that the turn gives up the loop. After the turn its context stages nothing, and the context variables that
+it set are forgotten. A task that its own handler cancelled lives on; who else cancels it is obeyed.
 Not here: what follows from a failure (the dispatcher, core/retry.py).
 """
 
@@ -12,14 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import time
-import types
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, NamedTuple
 
 from agentd.core.events import Event, Signal
 from agentd.host.context import TurnContext
-from agentd.host.handlers import Handler
+from agentd.host.handlers import Handler, Handlers
 from agentd.host.threads import Threads
 
 Middleware = Callable[[Any, Any], AsyncIterator[None]]
@@ -33,6 +34,13 @@ class DeadlinePassed(Exception):
         super().__init__(f"{name} did not return within {timeout_s:g} s")
 
 
+class CancelledItself(Exception):
+    """A handler cancelled the task that it runs in, which is not its own."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} cancelled its own task; raise GiveUp or RetryLater to end a turn")
+
+
 class Failure(NamedTuple):
     """A turn that left nothing behind. handler: which one failed, or None for filters and middlewares."""
 
@@ -43,7 +51,10 @@ class Failure(NamedTuple):
 class Turns:
     """How one plugin's turns run. timeout_s: the deadline of a handler that names none, and of a middleware's step."""
 
-    def __init__(self, threads: Threads, middlewares: tuple[Middleware, ...], timeout_s: float) -> None:
+    def __init__(
+        self, handlers: Handlers, threads: Threads, middlewares: tuple[Middleware, ...], timeout_s: float
+    ) -> None:
+        self._match = handlers.match
         self._threads = threads
         self._middlewares = middlewares
         self._timeout_s = timeout_s
@@ -51,26 +62,31 @@ class Turns:
     async def run(
         self,
         event: Event | Signal,
-        handlers: tuple[Handler, ...],
+        handlers: tuple[Handler, ...] | None,
         ctx: TurnContext[Any],
         waits: Callable[[], None],
     ) -> Failure | None:
         """Call every handler with the event. Returns what failed, or None.
 
+        handlers: None to match the event here, where a filter that raises is a failure like any other.
+
         Raises CancelledError only if the caller's task was cancelled; a handler's own is a failure like any other.
         """
         turn = _Turn(self, event, ctx, waits)
         try:
+            if handlers is None:
+                handlers = self._match(event)
             if self._middlewares:
                 await turn.through(self._middlewares, handlers)
             else:
                 for handler in handlers:
-                    await turn.call(handler)
+                    rest = turn.begin(handler)
+                    if rest is not None:
+                        await rest
         except (Exception, SystemExit) as error:
             return Failure(error, turn.running)
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if turn.told_to_stop:
                 raise
             return Failure(error, turn.running)
         finally:
@@ -90,7 +106,7 @@ class Turns:
 class _Turn:
     """One turn under way. running: the handler that runs, or None between handlers."""
 
-    __slots__ = ("_ctx", "_event", "_turns", "_waits", "running")
+    __slots__ = ("_context", "_ctx", "_event", "_obeyed", "_result", "_task", "_turns", "_waits", "running")
 
     def __init__(self, turns: Turns, event: Event | Signal, ctx: TurnContext[Any], waits: Callable[[], None]) -> None:
         self._turns = turns
@@ -98,42 +114,60 @@ class _Turn:
         self._ctx = ctx
         self._waits: Callable[[], None] | None = waits
         self.running: Handler | None = None
+        # What a handler sets lives as long as its turn; the worker's own context stays as it was.
+        self._context = contextvars.copy_context()
+        # The loop is named because finding out which one runs costs a system call.
+        task = asyncio.current_task(ctx.home.loop)
+        assert task is not None
+        self._task = task
+        self._obeyed = 0
+        self._result: Any = None
 
-    async def call(self, handler: Handler) -> None:
-        """Run one handler to its end or its deadline."""
+    @property
+    def told_to_stop(self) -> bool:
+        """The task was cancelled, and not by its own handler."""
+        return self._task.cancelling() > 0
+
+    def begin(self, handler: Handler) -> Awaitable[None] | None:
+        """Start one handler. Returns None if it is at its end already, else what to await until its end or deadline."""
         self.running = handler
         if handler.threaded:
-            await self._call_in_thread(handler)
-        else:
-            timeout_s = self._begin(handler)
-            await self._bounded(handler.function(self._event, self._ctx), handler.name, timeout_s)
-        self.running = None
+            return self._call_in_thread(handler)
+        timeout_s = self._allow(handler)
+        return self._begin(handler.function(self._event, self._ctx), handler.name, timeout_s)
 
     async def through(self, middlewares: tuple[Middleware, ...], handlers: tuple[Handler, ...]) -> None:
         """Run the handlers inside the middlewares, the first outermost."""
         if not middlewares:
             for handler in handlers:
-                await self.call(handler)
+                rest = self.begin(handler)
+                if rest is not None:
+                    await rest
+                self.running = None
             return
         around = contextlib.asynccontextmanager(middlewares[0])(self._event, self._ctx)
         name = getattr(middlewares[0], "__qualname__", "middleware")
-        await self._bounded(_entered(around), name, self._begin(None))
+        await self._bounded(_entered(around), name)
         try:
             await self.through(middlewares[1:], handlers)
         except (Exception, asyncio.CancelledError) as error:
-            if not await self._bounded(_left(around, error), name, self._begin(None)):
+            if not await self._bounded(_left(around, error), name):
                 raise
         else:
-            await self._bounded(_left(around, None), name, self._begin(None))
+            await self._bounded(_left(around, None), name)
 
-    def _begin(self, handler: Handler | None) -> float:
+    async def _bounded(self, coroutine: Coroutine[Any, Any, Any], name: str) -> Any:
+        rest = self._begin(coroutine, name, self._allow(None))
+        return self._result if rest is None else await rest
+
+    def _allow(self, handler: Handler | None) -> float:
         timeout_s = self._turns.timeout_of(handler)
         self._ctx.deadline_at = time.monotonic() + timeout_s
         return timeout_s
 
     async def _call_in_thread(self, handler: Handler) -> None:
-        timeout_s = self._begin(handler)
-        future = self._turns.in_thread(handler, self._event, self._ctx)
+        timeout_s = self._allow(handler)
+        future = self._context.run(self._turns.in_thread, handler, self._event, self._ctx)
         self._gives_up_the_loop()
         done, _ = await asyncio.wait((future,), timeout=timeout_s)
         if not done:
@@ -144,23 +178,69 @@ class _Turn:
             result.close()
             raise TypeError(f"{handler.name} returned a coroutine; make it `async def`")
 
-    async def _bounded(self, coroutine: Coroutine[Any, Any, Any], name: str, timeout_s: float) -> Any:
+    def _begin(self, coroutine: Coroutine[Any, Any, Any], name: str, timeout_s: float) -> Awaitable[Any] | None:
+        """Run its first step. Returns None if that was all, with `_result`."""
+        failure: BaseException | None = None
+        waited = None
         try:
-            waited = coroutine.send(None)
+            waited = self._context.run(coroutine.send, None)
         except StopIteration as end:
-            return end.value
+            # Nobody else runs during a step, so that a cancellation that appeared in it is the handler's own.
+            if self._task.cancelling() == self._obeyed:
+                self._result = end.value
+                return None
+        except BaseException as error:
+            if self._task.cancelling() == self._obeyed:
+                raise
+            failure = error
+        else:
+            return self._rest(_Steps(self._context, self._task, coroutine, waited, self._obeyed), name, timeout_s)
+        return self._ended(self._task.cancelling() - self._obeyed, failure, name)
+
+    async def _rest(self, steps: _Steps, name: str, timeout_s: float) -> Any:
         self._gives_up_the_loop()
         scope = asyncio.timeout(self._ctx.deadline_at - time.monotonic())
+        result: Any = None
+        failure: BaseException | None = None
         try:
             async with scope:
-                result = await _rest_of(coroutine, waited)
-        except TimeoutError as error:
-            if scope.expired():
-                raise DeadlinePassed(name, timeout_s) from error
-            raise
-        if scope.expired():  # it caught its own cancellation and returned: too late all the same
-            raise DeadlinePassed(name, timeout_s)
+                result = await steps
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            failure = error
+        if scope.expired() and (failure is None or isinstance(failure, (TimeoutError, asyncio.CancelledError))):
+            # Even if it caught its own cancellation and returned: too late all the same.
+            failure = DeadlinePassed(name, timeout_s)
+        if self._task.cancelling() > self._obeyed:
+            # What did not appear in a step came from outside.
+            await self._ended(min(steps.own_cancels, self._task.cancelling() - self._obeyed), failure, name)
+        if failure is not None:
+            raise failure
         return result
+
+    async def _ended(self, own_cancels: int, failure: BaseException | None, name: str) -> None:
+        """A coroutine has ended in a task that was cancelled meanwhile: so often by itself."""
+        if own_cancels:
+            await self._live_on(own_cancels)
+        self._obeyed = self._task.cancelling()
+        if own_cancels and not self._obeyed and (failure is None or isinstance(failure, asyncio.CancelledError)):
+            raise CancelledItself(name) from failure
+        if failure is not None:
+            raise failure
+
+    async def _live_on(self, own_cancels: int) -> None:
+        """Undo cancellations of this task by its own handler.
+
+        Uncancelling alone lowers the count, but (before Python 3.13) leaves the cancellation pending, to strike
+        wherever the task waits next. So it is met here.
+        """
+        self._gives_up_the_loop()
+        for _ in range(own_cancels):
+            self._task.uncancel()
+        before = self._task.cancelling()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        if self._task.cancelling() > before:  # somebody else's came meanwhile, and was met together with ours
+            raise asyncio.CancelledError
 
     def _gives_up_the_loop(self) -> None:
         if self._waits is not None:
@@ -168,22 +248,52 @@ class _Turn:
             self._waits = None
 
 
-@types.coroutine
-def _rest_of(coroutine: Coroutine[Any, Any, Any], waited: Any) -> Generator[Any, Any, Any]:
-    """Await what is left of a coroutine that was started by hand and now waits for `waited`."""
-    try:
-        while True:
-            try:
-                answer = yield waited
-            except GeneratorExit:
-                coroutine.close()
-                raise
-            except BaseException as error:
-                waited = coroutine.throw(error)
-            else:
-                waited = coroutine.send(answer)
-    except StopIteration as end:
-        return end.value
+class _Steps:
+    """What is left of a coroutine that was started by hand and now waits for `waited`, to be awaited.
+
+    own_cancels: how often it cancelled the task that it runs in.
+    """
+
+    __slots__ = ("_context", "_coroutine", "_task", "_waited", "own_cancels")
+
+    def __init__(
+        self,
+        context: contextvars.Context,
+        task: asyncio.Task[Any],
+        coroutine: Coroutine[Any, Any, Any],
+        waited: Any,
+        cancels_before: int,
+    ) -> None:
+        self._context = context
+        self._task = task
+        self._coroutine = coroutine
+        self._waited = waited
+        self.own_cancels = task.cancelling() - cancels_before
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        run, cancelling, waited = self._context.run, self._task.cancelling, self._waited
+        send, throw = self._coroutine.send, self._coroutine.throw
+        cancels = cancelling()
+        try:
+            while True:
+                try:
+                    answer = yield waited
+                except BaseException as error:
+                    # A cancellation from outside always comes this way.
+                    cancels = cancelling()
+                    if isinstance(error, GeneratorExit):
+                        self._coroutine.close()
+                        raise
+                    waited = run(throw, error)
+                else:
+                    waited = run(send, answer)
+                if cancelling() != cancels:
+                    self.own_cancels += max(0, cancelling() - cancels)
+                    cancels = cancelling()
+        except StopIteration as end:
+            return end.value
+        finally:
+            self.own_cancels += max(0, cancelling() - cancels)
 
 
 async def _entered(around: contextlib.AbstractAsyncContextManager[None]) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from agentd.core.events import Event, Record, Send
 
 
-class Conversation(msgspec.Struct, frozen=True):
+class Conversation(msgspec.Struct, frozen=True, gc=False):
     """Change: how far a conversation is accounted for. Also what is read back at start.
 
     number: the journal's own number for it. anchor: its first seq that we answer for. mark: every seq in
@@ -39,13 +39,13 @@ class Conversation(msgspec.Struct, frozen=True):
     absent: tuple[tuple[int, int], ...] = ()
 
 
-class Appended(msgspec.Struct, frozen=True):
+class Appended(msgspec.Struct, frozen=True, gc=False):
     """Change: a record joins the log. Its position comes from `Journal.next_position`."""
 
     record: Record
 
 
-class GapNoted(msgspec.Struct, frozen=True):
+class GapNoted(msgspec.Struct, frozen=True, gc=False):
     """Change: a gap as it stands now. Written when found, when asked for, when closed.
 
     start, stop: half-open seq range. outcome: "" while open, then "filled", "absent", "mixed" or "reset".
@@ -66,7 +66,7 @@ class GapNoted(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-class CursorMoved(msgspec.Struct, frozen=True):
+class CursorMoved(msgspec.Struct, frozen=True, gc=False):
     """Change: a lane has handled everything up to this position. plugin: its name."""
 
     plugin: str
@@ -74,10 +74,11 @@ class CursorMoved(msgspec.Struct, frozen=True):
     position: int
 
 
-class Attempt(msgspec.Struct, frozen=True):
+class Attempt(msgspec.Struct, frozen=True, gc=False):
     """Change and row: an event that failed in a lane, or is running again. Cleared by a cursor that passes it.
 
-    count: attempts that ended in failure. not_before: Unix seconds.
+    count: attempts that ended in failure. not_before: Unix seconds; infinite for a lane that is parked behind this
+    event. deaths: how often the process died while it ran, and it was blamed.
     """
 
     plugin: str
@@ -86,6 +87,7 @@ class Attempt(msgspec.Struct, frozen=True):
     count: int
     error: str
     not_before: float
+    deaths: int = 0
 
 
 class Dead(msgspec.Struct, frozen=True):
@@ -101,18 +103,35 @@ class Dead(msgspec.Struct, frozen=True):
     died_at: float
 
 
-class Queued(msgspec.Struct, frozen=True):
+class DeadRow(Dead, frozen=True, kw_only=True):
+    """A dead letter with its number, for people to read. dropped_at: when somebody was through with it, or None."""
+
+    number: int
+    identity: str
+    conversation_id: str
+    dropped_at: float | None
+
+
+class DeadDropped(msgspec.Struct, frozen=True):
+    """Change: nobody needs to look at this dead letter any more. number: see DeadRow. It stays, and says so."""
+
+    number: int
+    at: float
+
+
+class Queued(msgspec.Struct, frozen=True, gc=False):
     """Change: a send joins the outbox. If its client_msg_id is there already, the first one stands."""
 
     send: Send
     queued_at: float
 
 
-class Carried(msgspec.Struct, frozen=True):
+class Carried(msgspec.Struct, frozen=True, gc=False):
     """Change: what became of a send.
 
-    state: "ready" (again, not before), "sending", "sent", "unknown", "refused" or "expired".
-    result_id, result_seq, conversation: where it stands on the platform, once sent. error: code and request id.
+    state: "ready" (again, not before), "sending", "sent", "unknown", "refused", "expired" or "dropped".
+    result_id, result_seq, conversation: where it stands on the platform, once sent. error: why it is not, in words;
+    code, request_id: the same as the platform put it, where it did.
     """
 
     client_msg_id: str
@@ -125,15 +144,50 @@ class Carried(msgspec.Struct, frozen=True):
     conversation: str | None = None
     error: str = ""
     at: float = 0.0
+    code: str = ""
+    request_id: str | None = None
 
 
-class StatePut(msgspec.Struct, frozen=True):
+class Retried(msgspec.Struct, frozen=True):
+    """Change: somebody wants a send to leave after all: it is "ready" at once, and does not expire any more."""
+
+    client_msg_id: str
+    identity: str
+    at: float
+
+
+class StatePut(msgspec.Struct, frozen=True, gc=False):
     """Change: a plugin's durable value, JSON bytes, or None to remove it. conversation 0: the plugin's own."""
 
     plugin: str
     conversation: int
     key: str
     value: bytes | None
+
+
+class TimerSet(msgspec.Struct, frozen=True):
+    """Change and row: a plugin wants to be woken, again if it failed.
+
+    id: derived from its cause. conversation: the journal's number, 0 with conversation_id "" for none. name: of the
+    handler that recurs, or "". due_at: Unix seconds; infinite once it was given up, for people to see. data: JSON.
+    """
+
+    id: str
+    plugin: str
+    identity: str
+    conversation: int
+    conversation_id: str
+    name: str
+    due_at: float
+    data: bytes
+    failures: int = 0
+    error: str = ""
+
+
+class TimerGone(msgspec.Struct, frozen=True):
+    """Change: a timer has fired, or is not wanted any more."""
+
+    id: str
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -144,11 +198,26 @@ class Account(msgspec.Struct, frozen=True):
     handle: str
 
 
-Change = Conversation | Appended | GapNoted | CursorMoved | Attempt | Dead | Queued | Carried | StatePut | Account
+Change = (
+    Conversation
+    | Appended
+    | GapNoted
+    | CursorMoved
+    | Attempt
+    | Dead
+    | DeadDropped
+    | Queued
+    | Carried
+    | Retried
+    | StatePut
+    | TimerSet
+    | TimerGone
+    | Account
+)
 
 
 class OutboxRow(msgspec.Struct, frozen=True):
-    """A send with what became of it, for people to read."""
+    """A send with what became of it, for people to read. See Carried. changed_at: Unix seconds of the last news."""
 
     send: Send
     error: str
@@ -156,6 +225,9 @@ class OutboxRow(msgspec.Struct, frozen=True):
     result_id: str | None
     result_seq: int | None
     conversation: str | None
+    changed_at: float
+    code: str = ""
+    request_id: str | None = None
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -237,16 +309,28 @@ class Journal(Protocol):
         ...
 
     async def last_position(self) -> int: ...
+    async def timers(self, plugin: str) -> list[TimerSet]:
+        """Every timer of a plugin, the earliest first."""
+        ...
+
     async def state_get(self, plugin: str, conversation: int, key: str) -> bytes | None: ...
     async def outbox_open(self, identity: str) -> list[Send]:
         """Sends that are not settled, in the order in which they were queued."""
         ...
 
     async def outbox_find(self, client_msg_id: str, identity: str) -> OutboxRow | None: ...
-    async def dead(self, identity: str | None, limit: int) -> list[Dead]: ...
+    async def outbox_list(self, identity: str, states: Sequence[str], limit: int) -> list[OutboxRow]:
+        """Sends in any of these states, newest first."""
+        ...
+
+    async def dead(self, identity: str | None, limit: int, *, dropped_too: bool = False) -> list[DeadRow]:
+        """Dead letters, newest first; of every identity if None."""
+        ...
+
+    async def dead_find(self, number: int) -> DeadRow | None: ...
 
 
-class StoredRecord(msgspec.Struct, frozen=True):
+class StoredRecord(msgspec.Struct, frozen=True, gc=False):
     """A record as it lies on disk; `Platform.revive` makes its payload an event again."""
 
     position: int

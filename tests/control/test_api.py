@@ -133,6 +133,70 @@ def test_gaps_are_asked_for_as_wanted(served: Any) -> None:
     assert refused(lambda: client.gaps(limit=0)).code == "BAD_REQUEST"
 
 
+HELD = ("ready", "sending", "unknown", "refused", "expired")
+
+
+def test_the_outbox_is_asked_for_as_wanted(served: Any) -> None:
+    client = Client(served.path)
+    assert client.outbox() == list(served.daemon.sends.values())
+    client.outbox("alice", states=["refused", "sent"], limit=7)
+    assert served.daemon.asked == [("outbox", None, HELD, 100), ("outbox", "alice", ("refused", "sent"), 7)]
+    error = refused(lambda: client.outbox(states=["lost"]))
+    assert (error.code, error.message) == (
+        "BAD_REQUEST",
+        "no send is ever 'lost', but ready, sending, unknown, sent, refused, expired, dropped",
+    )
+    assert refused(lambda: client.outbox("alise")).code == "UNKNOWN_IDENTITY"
+
+
+def test_a_send_is_named_by_its_key_whatever_stands_in_it(served: Any) -> None:
+    key = "@bob/ä?&=%41"
+    row = served.daemon.sends["agentd-7-0"]
+    served.daemon.sends = {key: row}
+    client = Client(served.path)
+    assert client.outbox_show(key) == row
+    assert client.outbox_retry(key, "alice")["state"] == "ready"
+    assert client.outbox_drop(key)["state"] == "dropped"
+    assert served.daemon.asked == [
+        ("outbox_show", None, key),
+        ("outbox_retry", "alice", key),
+        ("outbox_drop", None, key),
+    ]
+
+
+def test_dead_letters_are_asked_for_as_wanted(served: Any) -> None:
+    client = Client(served.path)
+    assert client.dead() == list(served.daemon.letters.values())
+    client.dead("alice", dropped_too=True, limit=7)
+    assert client.dead_show(3)["event"]["seq"] == 9
+    assert client.dead_drop(3)["dropped_at"] is not None
+    assert served.daemon.asked == [
+        ("dead", None, False, 100),
+        ("dead", "alice", True, 7),
+        ("dead_show", 3),
+        ("dead_drop", 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("request_line", "body"),
+    [
+        ("GET /v1/outbox/send", b""),
+        ("POST /v1/outbox/retry", b"{}"),
+        ("POST /v1/outbox/drop", b'{"client_msg_id": ""}'),
+        ("POST /v1/outbox/drop", b'{"client_msg_id": "k", "force": true}'),
+        ("POST /v1/dead/drop", b'{"number": 0}'),
+        ("GET /v1/dead/letter?number=x", b""),
+        ("GET /v1/dead?limit=0", b""),
+    ],
+)
+def test_what_is_held_must_be_named_rightly(served: Any, request_line: str, body: bytes) -> None:
+    head = f"{request_line} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    status, answer = raw(served.path, head.encode() + body)
+    assert (status, answer["code"]) == (400, "BAD_REQUEST")
+    assert served.daemon.asked == []
+
+
 @pytest.mark.parametrize("query", ["since=x", "since=-1", "since=1e9", "since=" + "9" * 30])
 def test_a_position_that_is_no_number_is_refused(served: Any, query: str) -> None:
     status, answer = raw(served.path, f"GET /v1/tail?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -290,3 +354,13 @@ def test_a_client_looks_where_a_socket_is(tmp_path: Path, monkeypatch: pytest.Mo
     assert find_socket(config, environ) == runtime
     assert find_socket(config, {}) == named
     assert find_socket(config, {**environ, "AGENTD_STATE": "/elsewhere"}) == Path("/elsewhere/control.sock")
+
+
+def test_a_conversation_is_released(served):
+    client = Client(served.path)
+    assert client.release("greeter", "conv_held", "alice") == 1
+    assert client.release("greeter", "conv_other") == 0
+    assert served.daemon.asked == [
+        ("release", "greeter", "alice", "conv_held"),
+        ("release", "greeter", None, "conv_other"),
+    ]

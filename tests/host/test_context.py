@@ -1,7 +1,8 @@
 """What a turn stages: keys that a repeat repeats, contents that nothing changes, and nothing after its end."""
 
 import asyncio
-from typing import Any
+import time
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -17,8 +18,11 @@ class Home:
 
     name = "greeter"
     config = None
+    serves = frozenset({"me", "work"})
+    backlogs: ClassVar[dict[tuple[str, str], int]] = {("me", "@bob"): 5_001, ("me", "grp_1"): 7}
 
     def __init__(self) -> None:
+        self.backlog_of = lambda identity, target: self.backlogs.get((identity, target))
         self.state = PluginState(self.name, self.read)
         self.loop = asyncio.new_event_loop()
         self.loop.close()
@@ -121,11 +125,47 @@ def test_a_target_that_nobody_can_have_is_refused(target: Any) -> None:
         turn().send(target, "hello")
 
 
+def test_another_identity_may_speak_under_keys_that_stay_unique_and_the_same() -> None:
+    first, again = turn(), turn(attempt=2)
+    keys = [first.send("@ann", "a"), first.send("@ann", "a", identity="work"), first.send("@ann", "b", identity="me")]
+    assert [again.send("@ann", "a"), again.send("@ann", "a", identity="work"), again.send("@ann", "b")] == keys
+    assert len(set(keys)) == 3
+    assert first.sends is not None
+    assert [send.identity for send in first.sends] == ["me", "work", "me"]
+
+
+def test_an_identity_that_does_not_have_the_plugin_cannot_be_spoken_for() -> None:
+    ctx = turn()
+    with pytest.raises(ValueError, match=r"greeter does not serve 'boss'; add it to plugins in \[identity\.boss\]"):
+        ctx.send("@ann", "hello", identity="boss")
+    assert not ctx.sends
+
+
 def test_nobody_answers_a_signal_or_its_own_direct_words() -> None:
     with pytest.raises(TypeError, match=r"use ctx\.send"):
         turn(Presence(identity="me", handle="bob", status="online")).reply("hi")
     with pytest.raises(ValueError, match="said it itself"):
         turn(message(own=True)).reply("hi")
+
+
+def test_a_message_is_worth_sending_for_as_long_as_it_is_told() -> None:
+    ctx = turn()
+    began = time.time()
+    ctx.reply("now or never", expires_s=5)
+    ctx.send("@ann", "whenever")
+    assert ctx.sends is not None
+    assert began + 5 <= (ctx.sends[0].expires_at or 0.0) <= time.time() + 5
+    assert ctx.sends[1].expires_at is None
+    for wrong in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"expires_s is .*; give the seconds"):
+            ctx.send("@ann", "never", expires_s=wrong)
+
+
+def test_a_turn_knows_the_backlog_of_whom_it_would_answer() -> None:
+    assert turn().peer_backlog == 5_001
+    assert turn(message(conversation="grp_1", direct=False)).peer_backlog == 7
+    assert turn(message(sender="ann")).peer_backlog is None
+    assert TurnContext(Home(), Presence(identity="me", handle="bob", status="online"), None, 1).peer_backlog is None
 
 
 def test_a_turn_that_has_ended_stages_nothing() -> None:

@@ -85,3 +85,11 @@ def test_what_the_disk_cannot_hold_fails_where_it_is_put(key: Any, value: object
     with pytest.raises((TypeError, ValueError)):
         values.put(key, value)
     assert puts == {}
+
+
+def test_a_value_beyond_its_bound_is_refused_and_the_one_before_stands() -> None:
+    values, puts = scope(PluginState("p", Stored().read, 10))
+    values.put("a", "12345678")
+    with pytest.raises(ValueError, match="11 bytes are more than the 10 of state_value_max_bytes"):
+        values.put("a", "123456789")
+    assert puts == {(1, "a"): b'"12345678"'}

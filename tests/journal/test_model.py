@@ -22,13 +22,14 @@ from agentd.journal.storage import (
     Dead,
     GapNoted,
     Queued,
+    Retried,
     StatePut,
 )
 
 IDENTITIES = ("alice", "bob")
 PLUGINS = ("echo", "log")
 KEYS = ("k1", "k2", "k3")
-SETTLED = ("sent", "refused", "expired")
+SETTLED = ("sent", "refused", "expired", "dropped")
 identities = st.sampled_from(IDENTITIES)
 plugins = st.sampled_from(PLUGINS)
 small = st.integers(0, 4)
@@ -135,7 +136,7 @@ class JournalAgainstDict(RuleBasedStateMachine):
 
     @rule(identity=identities, key=st.sampled_from(KEYS), text=st.text())
     def queue(self, identity, key, text):
-        send = Send(identity=identity, target="@bob", content=Content(text=text), client_msg_id=key)
+        send = Send(identity=identity, target="@bob", content=Content(text=text), client_msg_id=key, expires_at=9.5)
         self.commit(Queued(send, 5.5))
         self.outbox.setdefault((key, identity), send)
 
@@ -152,6 +153,15 @@ class JournalAgainstDict(RuleBasedStateMachine):
             self.settle()
             self.commit(Carried(key, identity, state, 3, 6.5), fails=True)
             self.settle()
+
+    @rule(identity=identities, key=st.sampled_from(KEYS))
+    def retry(self, identity, key):
+        if (key, identity) not in self.outbox:
+            return
+        self.commit(Retried(key, identity, 7.5))
+        self.outbox[key, identity] = msgspec.structs.replace(
+            self.outbox[key, identity], state="ready", not_before=0.0, expires_at=None
+        )
 
     @rule(reopen=st.booleans())
     def settle_and_compare(self, reopen):
@@ -174,6 +184,10 @@ class JournalAgainstDict(RuleBasedStateMachine):
             assert await journal.conversations(identity) == mine
             open_sends = [s for (_, i), s in self.outbox.items() if i == identity and s.state not in SETTLED]
             assert await journal.outbox_open(identity) == open_sends
+            listed = await journal.outbox_list(identity, ("ready", "unknown", *SETTLED), 999)
+            assert {row.send.client_msg_id: row.send for row in listed} == {
+                key: send for (key, i), send in self.outbox.items() if i == identity
+            }
             totals = await journal.totals(identity)
             numbers = {mark.number for mark in mine}
             assert totals.journaled == sum(row[2] == identity for row in self.log)
@@ -194,7 +208,9 @@ class JournalAgainstDict(RuleBasedStateMachine):
             wanted = [gap for gap in self.gaps.values() if not (open_only and gap.outcome)]
             wanted.sort(key=lambda gap: -gap.number)
             assert [gap for _, gap in await journal.gaps(None, open_only=open_only, limit=99)] == wanted
-        letters = await journal.dead(None, 99)
+        letters = [
+            Dead(*[getattr(row, name) for name in Dead.__struct_fields__]) for row in await journal.dead(None, 99)
+        ]
         assert {(d.plugin, d.conversation, d.position): d for d in letters} == self.dead
 
 

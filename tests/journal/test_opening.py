@@ -209,8 +209,8 @@ async def test_damage_that_a_read_meets_ends_all_commits_too(closed, settings, m
 NEXT = Schema(
     SCHEMA.version + 1,
     SCHEMA.create.replace(f"user_version = {SCHEMA.version}", f"user_version = {SCHEMA.version + 1}")
-    + "\nCREATE TABLE timer (number INTEGER PRIMARY KEY) STRICT;",
-    SCHEMA.steps | {SCHEMA.version + 1: "CREATE TABLE timer (number INTEGER PRIMARY KEY) STRICT;"},
+    + "\nCREATE TABLE lease (number INTEGER PRIMARY KEY) STRICT;",
+    SCHEMA.steps | {SCHEMA.version + 1: "CREATE TABLE lease (number INTEGER PRIMARY KEY) STRICT;"},
 )
 
 
@@ -243,7 +243,7 @@ async def test_a_journal_of_this_version_is_not_copied(closed, settings):
 
 
 async def test_an_upgrade_that_fails_leaves_the_old_version_whole(closed, settings):
-    half = "CREATE TABLE timer (number INTEGER PRIMARY KEY) STRICT; INSERT INTO nowhere VALUES (1);"
+    half = "CREATE TABLE lease (number INTEGER PRIMARY KEY) STRICT; INSERT INTO nowhere VALUES (1);"
     failing = msgspec.structs.replace(NEXT, steps=SCHEMA.steps | {NEXT.version: half})
     assert "backup" in await refused(closed, settings, schema=failing)
     assert pragma(closed, "user_version") == SCHEMA.version

@@ -239,6 +239,7 @@ async def test_own_sends_leave_no_gap_in_a_talk_of_two(rig: Rig) -> None:
     for number in range(20):
         rig.hub.post("peer", "agent", f"question {number}")
         await rig.until_handled(2 + number)
+        await rig.until(lambda number=number: rig.status()[0]["outbox_sent"] == 2 + number)
     await rig.assert_accounted()
     assert rig.status()[0]["gaps_found"] == 0, "the answer to a send tells its seq; nothing has to be asked for"
     assert rig.seqs(conversation) == list(range(1, 42, 2))

@@ -229,6 +229,22 @@ def test_what_passes_by_itself_is_tried_again_in_its_scope(status: int, code: st
     assert (got.code, got.scope) == (code, scope)
 
 
+def test_a_rate_limit_that_may_be_the_targets_does_not_hold_the_identity() -> None:
+    limited = answer(429, {"code": "RATE_LIMITED", "message": ""})
+    in_group = platform().read_send(limited, send("grp_1"))
+    to_stranger = platform().read_send(msgspec.structs.replace(limited, retry_after_s=3_600.0), send())
+    assert isinstance(in_group, Later)
+    assert isinstance(to_stranger, Later)
+    assert (in_group.scope, to_stranger.scope) == ("target", "target")
+
+
+def test_a_refusal_for_its_backlog_tells_how_long_it_is() -> None:
+    details = {"recipient_handle": "bob", "undelivered_count": 10_000}
+    got = platform().read_send(answer(429, {"code": "RECIPIENT_BACKLOGGED", "message": "", "details": details}), send())
+    assert isinstance(got, Later)
+    assert got.backlog == ("bob", 10_000)
+
+
 @pytest.mark.parametrize(
     ("status", "code"),
     [

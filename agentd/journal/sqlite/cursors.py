@@ -80,7 +80,7 @@ def _write_attempts(connection: sqlite3.Connection, failed: FailedLanes, rows: S
     write_rows(
         connection,
         SQL["attempt_put"],
-        [(*lane, a.position, a.count, a.error, a.not_before) for lane, a in rows],
+        [(*lane, a.position, a.count, a.error, a.not_before, a.deaths) for lane, a in rows],
     )
     for lane, attempt in rows:
         failed.noted(lane, attempt.position)

@@ -20,7 +20,7 @@ import aiosqlite
 from agentd.config import JournalSettings
 from agentd.core.events import Send
 from agentd.errors import JournalError, JournalUnusable
-from agentd.journal.sqlite import cursors, dead_letters, events, faults, marks, outbox, plugin_state
+from agentd.journal.sqlite import cursors, dead_letters, events, faults, marks, outbox, plugin_state, timers
 from agentd.journal.sqlite.group_commit import Call, GroupCommit
 from agentd.journal.sqlite.lock import OwnerLock
 from agentd.journal.sqlite.opening import SCHEMA, Schema, open_reader, open_writer
@@ -29,10 +29,11 @@ from agentd.journal.storage import (
     Attempt,
     Change,
     Conversation,
-    Dead,
+    DeadRow,
     GapNoted,
     OutboxRow,
     StoredRecord,
+    TimerSet,
     Totals,
 )
 
@@ -247,6 +248,10 @@ class SqliteJournal:
         """The highest position on disk, or 0."""
         return await self._read(events.last_position)
 
+    async def timers(self, plugin: str) -> list[TimerSet]:
+        """Every timer of a plugin, the earliest first."""
+        return await self._read(lambda db: timers.timers(db, plugin))
+
     async def state_get(self, plugin: str, conversation: int, key: str) -> bytes | None:
         """A plugin's value, or None."""
         return await self._read(lambda db: plugin_state.get(db, plugin, conversation, key))
@@ -259,6 +264,14 @@ class SqliteJournal:
         """The send under this key, with what became of it."""
         return await self._read(lambda db: outbox.find(db, client_msg_id, identity))
 
-    async def dead(self, identity: str | None, limit: int) -> list[Dead]:
+    async def outbox_list(self, identity: str, states: Sequence[str], limit: int) -> list[OutboxRow]:
+        """Sends in any of these states, newest first."""
+        return await self._read(lambda db: outbox.listed(db, identity, states, limit))
+
+    async def dead(self, identity: str | None, limit: int, *, dropped_too: bool = False) -> list[DeadRow]:
         """Dead letters of one identity or of all, newest first."""
-        return await self._read(lambda db: dead_letters.dead(db, identity, limit))
+        return await self._read(lambda db: dead_letters.dead(db, identity, limit, dropped_too))
+
+    async def dead_find(self, number: int) -> DeadRow | None:
+        """The dead letter with this number."""
+        return await self._read(lambda db: dead_letters.find(db, number))

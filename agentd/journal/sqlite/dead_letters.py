@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from typing import Any
 
+from agentd.journal.sqlite.faults import BrokenChange
 from agentd.journal.sqlite.names import Names
 from agentd.journal.sqlite.statements import SQL, Row, write_rows
-from agentd.journal.storage import Dead
+from agentd.journal.storage import Dead, DeadDropped, DeadRow
+
+_LETTER_COLUMNS = 8
 
 
-def write(connection: sqlite3.Connection, plugins: Names, changes: Sequence[Dead]) -> None:
-    """Put deliveries with the dead letters."""
+def write(connection: sqlite3.Connection, plugins: Names, changes: Sequence[Dead | DeadDropped]) -> None:
+    """Put deliveries with the dead letters, then mark those that somebody is through with.
+
+    Raises BrokenChange for a dead letter that there is not.
+    """
     write_rows(
         connection,
         SQL["dead_put"],
-        [_row(plugins, change) for change in changes],
+        [_row(plugins, change) for change in changes if isinstance(change, Dead)],
     )
+    for change in changes:
+        if isinstance(change, DeadDropped):
+            result = connection.execute(SQL["dead_dropped"], (change.at, change.number))
+            if result.rowcount != 1:
+                raise BrokenChange("no dead letter has this number")
 
 
 def _row(plugins: Names, d: Dead) -> Row:
@@ -28,6 +40,23 @@ def _row(plugins: Names, d: Dead) -> Row:
     return (*place, d.attempts, d.error, d.traceback, d.plugin_version, d.died_at)
 
 
-def dead(connection: sqlite3.Connection, identity: str | None, limit: int) -> list[Dead]:
+def dead(connection: sqlite3.Connection, identity: str | None, limit: int, dropped_too: bool) -> list[DeadRow]:
     """Dead letters of one identity or of all, newest first."""
-    return [Dead(*row) for row in connection.execute(SQL["dead_list"], (identity, limit))]
+    return [_dead_row(row) for row in connection.execute(SQL["dead_list"], (identity, limit, dropped_too))]
+
+
+def find(connection: sqlite3.Connection, number: int) -> DeadRow | None:
+    """One dead letter."""
+    row = connection.execute(SQL["dead_find"], (number,)).fetchone()
+    return _dead_row(row) if row else None
+
+
+def _dead_row(row: Sequence[Any]) -> DeadRow:
+    number, identity, conversation_id, dropped_at = row[_LETTER_COLUMNS:]
+    return DeadRow(
+        *row[:_LETTER_COLUMNS],
+        number=number,
+        identity=identity,
+        conversation_id=conversation_id,
+        dropped_at=dropped_at,
+    )

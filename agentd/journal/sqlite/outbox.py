@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -15,12 +16,13 @@ from agentd.core.events import Content, Send
 from agentd.journal.sqlite.faults import BrokenChange
 from agentd.journal.sqlite.names import Names
 from agentd.journal.sqlite.statements import SQL, Row, write_rows
-from agentd.journal.storage import Carried, OutboxRow, Queued
+from agentd.journal.storage import Carried, OutboxRow, Queued, Retried
 
+_SEND_COLUMNS = 9
 _decode_content = msgspec.json.Decoder(Content).decode
 
 
-def write(connection: sqlite3.Connection, identities: Names, changes: Sequence[Queued | Carried]) -> None:
+def write(connection: sqlite3.Connection, identities: Names, changes: Sequence[Queued | Carried | Retried]) -> None:
     """Put sends at the end of the outbox, then keep what became of them.
 
     Raises BrokenChange for news of a send that was never queued.
@@ -30,6 +32,8 @@ def write(connection: sqlite3.Connection, identities: Names, changes: Sequence[Q
     for change in changes:
         if isinstance(change, Carried):
             _write_carried(connection, identities, change)
+        elif isinstance(change, Retried):
+            _update(connection, identities, change, SQL["outbox_retried"], (change.at,))
 
 
 def _row(identities: Names, change: Queued) -> Row:
@@ -43,6 +47,7 @@ def _row(identities: Names, change: Queued) -> Row:
         send.state,
         send.attempts,
         send.not_before,
+        send.expires_at,
         change.queued_at,
         change.queued_at,
     )
@@ -50,8 +55,14 @@ def _row(identities: Names, change: Queued) -> Row:
 
 def _write_carried(connection: sqlite3.Connection, identities: Names, c: Carried) -> None:
     outcome = (c.state, c.attempts, c.not_before, c.result_id, c.result_seq, c.conversation, c.error, c.at)
-    key = (c.client_msg_id, identities.number(c.identity))
-    result = connection.execute(SQL["outbox_carried"], (*outcome, *key))
+    _update(connection, identities, c, SQL["outbox_carried"], (*outcome, c.code, c.request_id))
+
+
+def _update(
+    connection: sqlite3.Connection, identities: Names, change: Carried | Retried, statement: str, values: Row
+) -> None:
+    key = (change.client_msg_id, identities.number(change.identity))
+    result = connection.execute(statement, (*values, *key))
     if result.rowcount != 1:
         raise BrokenChange("no send is queued under this client_msg_id")
 
@@ -64,7 +75,17 @@ def open_sends(connection: sqlite3.Connection, identity: str) -> list[Send]:
 def find(connection: sqlite3.Connection, client_msg_id: str, identity: str) -> OutboxRow | None:
     """The send under this key, with what became of it."""
     row = connection.execute(SQL["outbox_find"], (client_msg_id, identity)).fetchone()
-    return OutboxRow(_send(*row[:8]), *row[8:]) if row else None
+    return _outbox_row(row) if row else None
+
+
+def listed(connection: sqlite3.Connection, identity: str, states: Sequence[str], limit: int) -> list[OutboxRow]:
+    """Sends in any of these states, newest first."""
+    wanted = msgspec.json.encode(list(states)).decode()
+    return [_outbox_row(row) for row in connection.execute(SQL["outbox_list"], (identity, wanted, limit))]
+
+
+def _outbox_row(row: Sequence[Any]) -> OutboxRow:
+    return OutboxRow(_send(*row[:_SEND_COLUMNS]), *row[_SEND_COLUMNS:])
 
 
 def _send(
@@ -76,6 +97,7 @@ def _send(
     attempts: int,
     not_before: float,
     state: str,
+    expires_at: float | None,
 ) -> Send:
     return Send(
         identity=identity,
@@ -86,4 +108,5 @@ def _send(
         attempts=attempts,
         not_before=not_before,
         state=state,
+        expires_at=expires_at,
     )

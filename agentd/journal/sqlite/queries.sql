@@ -34,7 +34,7 @@ SELECT
     (SELECT coalesce(sum(g.absent), 0) FROM gap AS g JOIN conversation AS c ON c.number = g.conversation
       WHERE c.identity = i.number),
     (SELECT count(*) FROM dead AS d JOIN conversation AS c ON c.number = d.conversation
-      WHERE c.identity = i.number)
+      WHERE c.identity = i.number AND d.dropped_at IS NULL)
   FROM identity AS i
  WHERE i.name = ?;
 
@@ -186,9 +186,9 @@ SELECT conversation, position FROM cursor WHERE plugin = (SELECT number FROM plu
 
 -- name: attempt_put
 -- An event that failed again renews its row.
-INSERT INTO attempt (plugin, conversation, position, count, error, not_before) VALUES (?, ?, ?, ?, ?, ?)
+INSERT INTO attempt (plugin, conversation, position, count, error, not_before, deaths) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (plugin, conversation, position) DO UPDATE SET
-    count = excluded.count, error = excluded.error, not_before = excluded.not_before;
+    count = excluded.count, error = excluded.error, not_before = excluded.not_before, deaths = excluded.deaths;
 
 -- name: attempt_clear
 -- A cursor has passed them.
@@ -200,7 +200,7 @@ SELECT plugin, conversation, max(position) FROM attempt GROUP BY plugin, convers
 
 -- name: attempt_list
 -- Failed events of one plugin.
-SELECT p.name, a.conversation, a.position, a.count, a.error, a.not_before
+SELECT p.name, a.conversation, a.position, a.count, a.error, a.not_before, a.deaths
   FROM attempt AS a JOIN plugin AS p ON p.number = a.plugin
  WHERE p.name = ?
  ORDER BY a.conversation, a.position;
@@ -211,46 +211,75 @@ INSERT INTO dead (plugin, conversation, position, attempts, error, traceback, pl
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (plugin, conversation, position) DO UPDATE SET
     attempts = excluded.attempts, error = excluded.error, traceback = excluded.traceback,
-    plugin_version = excluded.plugin_version, died_at = excluded.died_at;
+    plugin_version = excluded.plugin_version, died_at = excluded.died_at, dropped_at = NULL;
+
+-- name: dead_dropped
+-- Somebody is through with it.
+UPDATE dead SET dropped_at = ? WHERE number = ?;
 
 -- name: dead_list
--- Dead letters of one identity (or of all, where ?1 is null), newest first.
-SELECT p.name, d.conversation, d.position, d.attempts, d.error, d.traceback, d.plugin_version, d.died_at
+-- Dead letters of one identity (or of all, where ?1 is null), newest first; those that were dropped if ?3.
+SELECT p.name, d.conversation, d.position, d.attempts, d.error, d.traceback, d.plugin_version, d.died_at,
+       d.number, i.name, c.id, d.dropped_at
   FROM dead AS d
   JOIN plugin AS p ON p.number = d.plugin
   JOIN conversation AS c ON c.number = d.conversation
   JOIN identity AS i ON i.number = c.identity
- WHERE (?1 IS NULL OR i.name = ?1)
+ WHERE (?1 IS NULL OR i.name = ?1) AND (?3 OR d.dropped_at IS NULL)
  ORDER BY d.died_at DESC, d.number DESC
  LIMIT ?2;
 
+-- name: dead_find
+-- One dead letter.
+SELECT p.name, d.conversation, d.position, d.attempts, d.error, d.traceback, d.plugin_version, d.died_at,
+       d.number, i.name, c.id, d.dropped_at
+  FROM dead AS d
+  JOIN plugin AS p ON p.number = d.plugin
+  JOIN conversation AS c ON c.number = d.conversation
+  JOIN identity AS i ON i.number = c.identity
+ WHERE d.number = ?;
+
 -- name: outbox_queue
 -- The first text under a key stands, whatever a rerun would have written.
-INSERT INTO outbox (identity, client_msg_id, target, content, cause, state, attempts, not_before, queued_at,
-    changed_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO outbox (identity, client_msg_id, target, content, cause, state, attempts, not_before, expires_at,
+    queued_at, changed_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (client_msg_id, identity) DO NOTHING;
 
 -- name: outbox_carried
 -- What became of a send.
 UPDATE outbox
    SET state = ?, attempts = ?, not_before = ?, result_id = ?, result_seq = ?, conversation = ?, error = ?,
-       changed_at = ?
+       changed_at = ?, code = ?, request_id = ?
+ WHERE client_msg_id = ? AND identity = ?;
+
+-- name: outbox_retried
+-- Why it was not sent stays readable until there is other news.
+UPDATE outbox SET state = 'ready', not_before = 0, expires_at = NULL, changed_at = ?
  WHERE client_msg_id = ? AND identity = ?;
 
 -- name: outbox_open
 -- What the sender still has to settle, in the order of queueing.
-SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state
+SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at
   FROM outbox AS o JOIN identity AS i ON i.number = o.identity
  WHERE i.name = ? AND o.state IN ('ready', 'sending', 'unknown')
  ORDER BY o.number;
 
 -- name: outbox_find
 -- The send under a key, with what became of it.
-SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state,
-       o.error, o.queued_at, o.result_id, o.result_seq, o.conversation
+SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at,
+       o.error, o.queued_at, o.result_id, o.result_seq, o.conversation, o.changed_at, o.code, o.request_id
   FROM outbox AS o JOIN identity AS i ON i.number = o.identity
  WHERE o.client_msg_id = ? AND i.name = ?;
+
+-- name: outbox_list
+-- Sends of one identity in any of the states of a JSON array, newest first.
+SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at,
+       o.error, o.queued_at, o.result_id, o.result_seq, o.conversation, o.changed_at, o.code, o.request_id
+  FROM outbox AS o JOIN identity AS i ON i.number = o.identity
+ WHERE i.name = ? AND o.state IN (SELECT value FROM json_each(?))
+ ORDER BY o.number DESC
+ LIMIT ?;
 
 -- name: outbox_totals
 -- Answered by the index on (identity, state) alone.
@@ -268,3 +297,22 @@ DELETE FROM state WHERE plugin = ? AND conversation = ? AND key = ?;
 -- name: state_get
 -- One value.
 SELECT value FROM state WHERE plugin = (SELECT number FROM plugin WHERE name = ?) AND conversation = ? AND key = ?;
+
+-- name: timer_put
+-- A timer that failed, or recurs, renews its row.
+INSERT INTO timer (id, plugin, identity, conversation, conversation_id, name, due_at, data, failures, error)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET due_at = excluded.due_at, failures = excluded.failures, error = excluded.error;
+
+-- name: timer_delete
+-- It has fired.
+DELETE FROM timer WHERE id = ?;
+
+-- name: timer_list
+-- A plugin's timers, read once at start.
+SELECT t.id, p.name, i.name, t.conversation, t.conversation_id, t.name, t.due_at, t.data, t.failures, t.error
+  FROM timer AS t
+  JOIN plugin AS p ON p.number = t.plugin
+  JOIN identity AS i ON i.number = t.identity
+ WHERE p.name = ?
+ ORDER BY t.due_at, t.id;

@@ -94,10 +94,12 @@ CREATE TABLE attempt (
     count        INTEGER NOT NULL,
     error        TEXT NOT NULL,
     not_before   REAL NOT NULL,
+    deaths       INTEGER NOT NULL,
     PRIMARY KEY (plugin, conversation, position)
 ) STRICT, WITHOUT ROWID;
 
--- One row per delivery that was given up; giving it up again after a replay renews the row.
+-- One row per delivery that was given up; giving it up again after a replay renews the row. dropped_at: when somebody
+-- was through with it.
 CREATE TABLE dead (
     number         INTEGER PRIMARY KEY,
     plugin         INTEGER NOT NULL REFERENCES plugin,
@@ -108,10 +110,12 @@ CREATE TABLE dead (
     traceback      TEXT NOT NULL,
     plugin_version TEXT NOT NULL,
     died_at        REAL NOT NULL,
+    dropped_at     REAL,
     UNIQUE (plugin, conversation, position)
 ) STRICT;
 
 -- number: the order of queueing. content: JSON. A settled row stays, since its key is taken for ever.
+-- error, code, request_id: why it is not sent, in words and as the platform put it.
 CREATE TABLE outbox (
     number        INTEGER PRIMARY KEY,
     identity      INTEGER NOT NULL REFERENCES identity,
@@ -128,6 +132,9 @@ CREATE TABLE outbox (
     result_id     TEXT,
     result_seq    INTEGER,
     conversation  TEXT,
+    expires_at    REAL,
+    code          TEXT NOT NULL DEFAULT '',
+    request_id    TEXT,
     UNIQUE (client_msg_id, identity)
 ) STRICT;
 
@@ -140,4 +147,18 @@ CREATE TABLE state (
     key          TEXT NOT NULL,
     value        BLOB NOT NULL,
     PRIMARY KEY (plugin, conversation, key)
+) STRICT, WITHOUT ROWID;
+
+-- Wake-ups that plugins asked for. A row goes when its handler has done its work. conversation 0: belongs to none.
+CREATE TABLE timer (
+    id              TEXT NOT NULL PRIMARY KEY,
+    plugin          INTEGER NOT NULL REFERENCES plugin,
+    identity        INTEGER NOT NULL REFERENCES identity,
+    conversation    INTEGER NOT NULL,
+    conversation_id TEXT NOT NULL,
+    name            TEXT NOT NULL,
+    due_at          REAL NOT NULL,
+    data            BLOB NOT NULL,
+    failures        INTEGER NOT NULL,
+    error           TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agentd.errors import JournalError
-from agentd.journal.sqlite import cursors, dead_letters, events, faults, marks, outbox, plugin_state
+from agentd.journal.sqlite import cursors, dead_letters, events, faults, marks, outbox, plugin_state, timers
 from agentd.journal.sqlite.names import Names
 from agentd.journal.storage import (
     Account,
@@ -27,9 +27,13 @@ from agentd.journal.storage import (
     Conversation,
     CursorMoved,
     Dead,
+    DeadDropped,
     GapNoted,
     Queued,
+    Retried,
     StatePut,
+    TimerGone,
+    TimerSet,
 )
 
 
@@ -146,6 +150,8 @@ class Writer:
                 dead_letters.write(connection, self._plugins, changes)
             case "state":
                 plugin_state.write(connection, self._plugins, changes)
+            case "timer":
+                timers.write(connection, self._plugins, self._identities, changes)
             case "outbox":
                 outbox.write(connection, self._identities, changes)
 
@@ -167,8 +173,12 @@ _TABLE_OF: dict[type, str] = {
     CursorMoved: "cursor",
     Attempt: "cursor",
     Dead: "dead",
+    DeadDropped: "dead",
     StatePut: "state",
+    TimerSet: "timer",
+    TimerGone: "timer",
     Queued: "outbox",
     Carried: "outbox",
+    Retried: "outbox",
 }
 _ORDER = tuple(dict.fromkeys(_TABLE_OF.values()))

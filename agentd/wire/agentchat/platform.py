@@ -52,6 +52,9 @@ _NO_METADATA: dict[str, object] = {}
 _PAUSED_RETRY_S = 60.0
 """How long to leave an identity alone that its owner paused or the platform restricted: both end without a notice."""
 
+_RATE_WAIT_MAX_S = 60.0
+"""The platform counts an agent's messages per second; a longer wait speaks of something else."""
+
 _IDENTITY_WAITS = frozenset({wire.ErrorCode.AGENT_PAUSED_BY_OWNER, wire.ErrorCode.RESTRICTED})
 _TARGET_WAITS = frozenset(
     {wire.ErrorCode.RECIPIENT_BACKLOGGED, wire.ErrorCode.COLD_CAP_EXCEEDED, wire.ErrorCode.IDEMPOTENT_IN_PROGRESS}
@@ -214,7 +217,7 @@ class AgentChat:
                 backlog=backlog,
                 skipped=tuple(row.skipped_recipients or ()),
             )
-        return _refusal(response, backlog)
+        return _refusal(response, backlog, direct=send.target.startswith("@"))
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -348,11 +351,12 @@ def _kind(content: Content) -> str | None:
     return wire.MessageType.STRUCTURED if content.text is None else None
 
 
-def _refusal(response: Response, backlog: tuple[str, int] | None) -> SendAnswer:
+def _refusal(response: Response, backlog: tuple[str, int] | None, *, direct: bool) -> SendAnswer:
     status = response.status
     error = wire.read_error(status, response.body)
     request_id = response.headers.get(wire.Header.REQUEST_ID)
     wait_s = _retry_after_s(response, error)
+    backlog = backlog or _undelivered(error)
 
     def later(scope: str, at_least_s: float | None = None) -> Later:
         wait = wait_s if at_least_s is None else max(wait_s or 0.0, at_least_s)
@@ -365,12 +369,22 @@ def _refusal(response: Response, backlog: tuple[str, int] | None) -> SendAnswer:
     if error.code in _TARGET_WAITS:
         return later("target")
     if status == 429:
-        return later("identity")
+        # The answer does not say which limit was reached. A group has one that all who speak there share, and the cap
+        # on first messages to strangers lasts for hours; the identity's own is over in seconds. If it was that one
+        # after all, the next send to anybody else says so.
+        of_identity = direct and (wait_s is None or wait_s <= _RATE_WAIT_MAX_S)
+        return later("identity" if of_identity else "target")
     if status in wire.RETRIABLE_STATUSES or status >= 500:
         return later("target")
     return Rejection(
         status=status, code=error.code, message=error.message, request_id=request_id, credentials=status == 401
     )
+
+
+def _undelivered(error: wire.ErrorBody) -> tuple[str, int] | None:
+    """What a refusal for its backlog tells of the recipient."""
+    handle, count = error.details.get("recipient_handle"), error.details.get("undelivered_count")
+    return (handle, count) if isinstance(handle, str) and isinstance(count, int) else None
 
 
 def _retry_after_s(response: Response, error: wire.ErrorBody) -> float | None:

@@ -14,9 +14,10 @@ CREATE TABLE attempt (
     count        INTEGER NOT NULL,
     error        TEXT NOT NULL,
     not_before   REAL NOT NULL,
+    deaths       INTEGER NOT NULL,
     PRIMARY KEY (plugin, conversation, position)
 ) STRICT, WITHOUT ROWID;
-INSERT INTO "attempt" VALUES(1,1,3,1,'ValueError',2.5);
+INSERT INTO "attempt" VALUES(1,1,3,1,'ValueError',2.5,0);
 CREATE TABLE conversation (
     number   INTEGER PRIMARY KEY,
     identity INTEGER NOT NULL REFERENCES identity,
@@ -47,9 +48,10 @@ CREATE TABLE dead (
     traceback      TEXT NOT NULL,
     plugin_version TEXT NOT NULL,
     died_at        REAL NOT NULL,
+    dropped_at     REAL,
     UNIQUE (plugin, conversation, position)
 ) STRICT;
-INSERT INTO "dead" VALUES(1,1,1,2,5,'ValueError','','1',2.5);
+INSERT INTO "dead" VALUES(1,1,1,2,5,'ValueError','','1',2.5,NULL);
 CREATE TABLE event (
     position     INTEGER PRIMARY KEY,
     conversation INTEGER NOT NULL REFERENCES conversation,
@@ -103,9 +105,12 @@ CREATE TABLE outbox (
     result_id     TEXT,
     result_seq    INTEGER,
     conversation  TEXT,
+    expires_at    REAL,
+    code          TEXT NOT NULL DEFAULT '',
+    request_id    TEXT,
     UNIQUE (client_msg_id, identity)
 ) STRICT;
-INSERT INTO "outbox" VALUES(1,1,'key_1','@bob','{"text":"hi"}','','ready',0,0.0,3.5,3.5,'',NULL,NULL,NULL);
+INSERT INTO "outbox" VALUES(1,1,'key_1','@bob','{"text":"hi"}','','ready',0,0.0,3.5,3.5,'',NULL,NULL,NULL,9.5,'',NULL);
 CREATE TABLE plugin (
     number INTEGER PRIMARY KEY,
     name   TEXT NOT NULL UNIQUE
@@ -119,6 +124,19 @@ CREATE TABLE state (
     PRIMARY KEY (plugin, conversation, key)
 ) STRICT, WITHOUT ROWID;
 INSERT INTO "state" VALUES(1,0,'count',X'32');
+CREATE TABLE timer (
+    id              TEXT NOT NULL PRIMARY KEY,
+    plugin          INTEGER NOT NULL REFERENCES plugin,
+    identity        INTEGER NOT NULL REFERENCES identity,
+    conversation    INTEGER NOT NULL,
+    conversation_id TEXT NOT NULL,
+    name            TEXT NOT NULL,
+    due_at          REAL NOT NULL,
+    data            BLOB NOT NULL,
+    failures        INTEGER NOT NULL,
+    error           TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO "timer" VALUES('agentd-1-t0',1,1,1,'conv_1','',9.5,X'6E756C6C',0,'');
 CREATE INDEX event_lane ON event (conversation);
 CREATE INDEX gap_open ON gap (number) WHERE outcome = '';
 CREATE INDEX outbox_state ON outbox (identity, state);

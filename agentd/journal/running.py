@@ -1,0 +1,132 @@
+"""Which events were being handled when the process died, in a small file beside the journal.
+
+The file is mapped into memory, one word per handler call. Marking is a store, with no system call and no sync: pages
+that a process wrote outlive it however it ends, and what ends the whole machine is no fault of a handler's.
+
+Always true: a call's word is set before its handler runs and cleared after it has ended. The file is as large as it
+will ever be from the start, so that a full disk cannot fault a store.
+Not here: who is to blame (core/quarantine.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+log = logging.getLogger("agentd.journal.running")
+
+_HEAD_BYTES = 65_536
+_WORD_BYTES = 8
+_TAG_BITS = 16
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Unfinished(NamedTuple):
+    """An event that was being handled when the process died. position: its record's in the journal."""
+
+    plugin: str
+    position: int
+
+
+class _Head(msgspec.Struct, frozen=True):
+    """What is needed to read the words: which plugin a tag stands for. boot: which run of the machine wrote them."""
+
+    boot: str
+    plugins: list[str]
+
+
+class Running:
+    """The marks of one process. slots: handler calls at once. Without a file they live in memory only."""
+
+    def __init__(self, plugins: Sequence[str], slots: int, words: memoryview | None = None) -> None:
+        assert len(plugins) < 1 << _TAG_BITS, len(plugins)
+        self._plugins = list(plugins)
+        self._words: memoryview | array[int] = array("Q", bytes(slots * _WORD_BYTES)) if words is None else words
+        self._free = list(range(slots))
+
+    def tag(self, plugin: str) -> int:
+        """What stands for a plugin among the marks."""
+        return self._plugins.index(plugin)
+
+    def began(self, tag: int, position: int) -> int:
+        """A handler call begins. Returns its slot, for `ended`."""
+        slot = self._free.pop()
+        self._words[slot] = position << _TAG_BITS | tag
+        return slot
+
+    def ended(self, slot: int) -> None:
+        """The call in this slot has ended, however."""
+        self._words[slot] = 0
+        self._free.append(slot)
+
+    def unfinished(self) -> list[Unfinished]:
+        """The calls under way."""
+        return _read(self._words, self._plugins)
+
+    def close(self) -> None:
+        """Forget all marks: the process ends in order, and what still runs is not to blame for that."""
+        for slot in range(len(self._words)):
+            self._words[slot] = 0
+
+
+def open_running(path: Path, plugins: Sequence[str], slots: int) -> tuple[Running, list[Unfinished]]:
+    """Begin a file anew. Returns it with what the process before left unfinished, if the machine has run since.
+
+    Where the file cannot be made, the marks live in memory: no crash will be blamed on anybody.
+    """
+    unfinished = _left_in(path)
+    try:
+        return Running(plugins, slots, _mapped(path, plugins, slots)), unfinished
+    except OSError as error:
+        log.warning("%s cannot be written (%s): a plugin that kills the process will not be found out", path, error)
+        return Running(plugins, slots), unfinished
+
+
+def _mapped(path: Path, plugins: Sequence[str], slots: int) -> memoryview:
+    fresh = path.with_name(path.name + ".new")
+    head = msgspec.json.encode(_Head(_boot(), list(plugins)))
+    assert len(head) <= _HEAD_BYTES, len(head)
+    file = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        length = _HEAD_BYTES + slots * _WORD_BYTES
+        os.posix_fallocate(file, 0, length)
+        os.pwrite(file, head, 0)
+        whole = mmap.mmap(file, length)
+    finally:
+        os.close(file)
+    fresh.replace(path)
+    return memoryview(whole)[_HEAD_BYTES:].cast("Q")
+
+
+def _left_in(path: Path) -> list[Unfinished]:
+    try:
+        content = path.read_bytes()
+        head = msgspec.json.decode(content[:_HEAD_BYTES].rstrip(b"\0"), type=_Head)
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.DecodeError):
+        log.warning("%s cannot be read; whatever ran when the process died is not known", path)
+        return []
+    if head.boot != _boot():
+        return []
+    words = content[_HEAD_BYTES:]
+    return _read(memoryview(words[: len(words) // _WORD_BYTES * _WORD_BYTES]).cast("Q"), head.plugins)
+
+
+def _read(words: memoryview | array[int], plugins: Sequence[str]) -> list[Unfinished]:
+    found = [(word & (1 << _TAG_BITS) - 1, word >> _TAG_BITS) for word in words if word]
+    return [Unfinished(plugins[tag], position) for tag, position in found if tag < len(plugins)]
+
+
+def _boot() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,104 @@
+"""A plugin that is out of order waits as a whole; a lane that is out of order fails alone."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentd.core.breaker import Breaker, Limits, Standing
+
+LIMITS = Limits(lanes=3, first_s=1.0, max_s=8.0)
+
+
+def opened(now: float = 0.0) -> Breaker:
+    breaker = Breaker(LIMITS)
+    for lane in range(3):
+        breaker.failed(lane, now)
+    return breaker
+
+
+def test_failures_of_as_many_lanes_in_a_row_open_it_and_that_failure_is_nobodys_fault() -> None:
+    breaker = Breaker(LIMITS)
+    assert [breaker.failed(lane, 0.0) for lane in "abc"] == [True, True, False]
+    assert breaker.standing is Standing.OPEN
+    assert not breaker.may_begin(0.9)
+
+
+def test_one_lane_that_fails_for_ever_opens_nothing() -> None:
+    breaker = Breaker(LIMITS)
+    assert all(breaker.failed("poison", float(now)) for now in range(100))
+    assert breaker.closed
+
+
+def test_a_success_in_between_starts_the_count_anew() -> None:
+    breaker = Breaker(LIMITS)
+    for lane in range(100):
+        breaker.failed(lane, 0.0)
+        breaker.succeeded("healthy")
+    assert breaker.closed
+
+
+def test_a_plugin_that_says_so_opens_it_at_once_for_as_long_as_it_asked() -> None:
+    breaker = Breaker(LIMITS)
+    assert not breaker.failed("a", 10.0, asked_s=30.0, whole_plugin=True)
+    assert breaker.until == 40.0
+
+
+def test_one_trial_is_let_through_and_its_success_closes_it() -> None:
+    breaker = opened()
+    assert breaker.may_begin(1.0)
+    breaker.began("x")
+    assert breaker.standing is Standing.HALF_OPEN
+    assert not breaker.may_begin(2.0)
+    breaker.succeeded("began before it opened")
+    assert not breaker.closed
+    breaker.succeeded("x")
+    assert breaker.closed
+    assert breaker.may_begin(2.0)
+
+
+def test_each_failed_trial_doubles_the_wait_up_to_the_limit() -> None:
+    breaker, now, waits = opened(), 0.0, []
+    for _ in range(6):
+        waits.append(breaker.until - now)
+        now = breaker.until
+        assert breaker.may_begin(now)
+        breaker.began("x")
+        assert not breaker.failed("x", now)
+    assert waits == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+
+
+def test_late_failures_of_calls_that_ran_when_it_opened_cost_no_attempt_and_no_time() -> None:
+    breaker = opened()
+    assert not breaker.failed("slow", 0.5)
+    assert breaker.until == 1.0
+
+
+Steps = st.lists(
+    st.tuples(
+        st.sampled_from(["begin", "succeed", "fail", "whole"]),
+        st.integers(0, 5),
+        st.floats(0, 3),
+        st.none() | st.floats(0, 100) | st.just(float("inf")),
+    ),
+    max_size=80,
+)
+
+
+@given(Steps)
+def test_in_any_order_at_most_one_call_begins_while_it_is_not_closed(steps: list) -> None:
+    breaker, now, trials = Breaker(LIMITS), 0.0, 0
+    for what, lane, passed, asked in steps:
+        now += passed
+        if what == "begin" and breaker.may_begin(now):
+            if not breaker.closed:
+                trials += 1
+                assert trials == 1
+                assert now >= breaker.until
+            breaker.began(lane)
+        elif what == "succeed":
+            breaker.succeeded(lane)
+        elif what in ("fail", "whole"):
+            counted = breaker.failed(lane, now, asked_s=asked, whole_plugin=what == "whole")
+            assert counted == breaker.closed
+        if breaker.standing is not Standing.HALF_OPEN:
+            trials = 0
+            assert breaker.closed or breaker.until >= now - passed or now >= breaker.until
