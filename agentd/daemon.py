@@ -270,8 +270,10 @@ class Daemon:
         names = ", ".join(self._supervisors) or "none"
         log.info("agentd %s runs, identities: %s, state in %s", __version__, names, self._settings.agentd.state)
         if self._hub is not None:
-            command = Path(sys.argv[0]).name if Path(sys.argv[0]).name != "__main__.py" else "python -m agentd"
-            print(_WELCOME.format(url=self._hub.url, agentd=command), file=sys.stderr, flush=True)  # noqa: T201
+            folder = self._settings.agentd.state
+            state = "" if Path(folder) == Path("state").absolute() else f" --state {folder}"
+            sys.stderr.write(_WELCOME.format(url=self._hub.url, agentd=_own_command(), state=state))
+            sys.stderr.flush()
 
     # -- bells ------------------------------------------------------------------------------------------------------
 
@@ -616,12 +618,20 @@ _WELCOME = """
 agentd runs with its own hub at {url}: identity "me" to speak as, and "echo", which answers.
 In a second terminal, in this folder:
 
-    .venv/bin/agentd send @echo "hello"     say something and see the answer
-    .venv/bin/agentd status                 who is connected, and what has happened
-    .venv/bin/agentd tail                   watch events as they are committed
+    {agentd} send{state} @echo "hello"     say something and see the answer
+    {agentd} status{state}                 who is connected, and what has happened
+    {agentd} tail{state}                   watch events as they are committed
 
 Ctrl-C stops it. Next: write a plugin (README, "A first plugin").
 """
+
+
+def _own_command() -> str:
+    """How a second terminal in this folder calls this very program."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        return f"{sys.executable} -m agentd"
+    return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)
 
 
 def _gap_row(identity: str, conversation: str, gap: Any) -> dict[str, Any]:

@@ -54,14 +54,14 @@ def run(*, messages: int, identities: int, conversations: int, kills: int, seed:
     result = asyncio.run(_prove(folder, messages, identities, conversations, kills, seed))
     faulty = min(result.gaps_found, result.seqs_refetched, result.reconnects) > 0 and result.kills == kills
     if as_json:
-        print(msgspec.json.encode(result).decode())  # noqa: T201
+        sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
     else:
-        print(_table(result, seed))  # noqa: T201
+        sys.stdout.write(_table(result, seed) + "\n")
     if result.clean and faulty:
         shutil.rmtree(folder)
         return 0
     why = "too few faults happened to prove anything: take more --messages" if result.clean else "not clean"
-    print(f"{why}; journal, ledger and log are in {folder}", file=sys.stderr)  # noqa: T201
+    sys.stderr.write(f"{why}; journal, ledger and log are in {folder}\n")
     return 1
 
 
@@ -181,12 +181,13 @@ class _Progress:
         bar = ("#" * int(share * _BAR)).ljust(_BAR, ".")
         doing = "sending " if unanswered is None else "settling"
         seconds = time.monotonic() - self._began
-        print(f"\r{doing} [{bar}] {share:4.0%}  {kills} kills  {seconds:3.0f} s ", end="", file=sys.stderr, flush=True)  # noqa: T201
+        sys.stderr.write(f"\r{doing} [{bar}] {share:4.0%}  {kills} kills  {seconds:3.0f} s ")
+        sys.stderr.flush()
 
     def end(self) -> None:
         """Leave the line."""
         if self._live:
-            print(file=sys.stderr)  # noqa: T201
+            sys.stderr.write("\n")
 
 
 def _table(result: Result, seed: int) -> str:
