@@ -301,7 +301,13 @@ class _Life:
     async def _connection(self) -> CloseMeaning:
         """One connection from dial to close."""
         settings = self._shared.settings.link
-        async with dial(self._platform, settings, on_frame=self.intake.frame, on_burst=self.intake.flush) as self._link:
+        async with dial(
+            self._platform,
+            settings,
+            on_frame=self.intake.frame,
+            on_burst=self.intake.flush,
+            meaning=self._platform.close_meaning,
+        ) as self._link:
             self._reconnect.opened(self._loop.time())
             self.intake.attach(self._link)
             try:

@@ -38,7 +38,6 @@ class Drain:
         self._on_credentials = on_credentials
         self._loop = asyncio.get_running_loop()
         self._one_at_a_time = asyncio.Lock()
-        self.rows = 0
 
     async def drain(self) -> int:
         """Offer everything that is held for us; returns how many of the rows were news.
@@ -84,7 +83,6 @@ class Drain:
 
     def _offer(self, page: Page) -> None:
         intake, now = self._intake, self._loop.time()
-        self.rows += len(page.events)
         for event in page.events:
             intake.drain_cursor.row((event.conversation, event.seq), event.delivery_id)
         decisions = [decision for event in page.events for decision in intake.sequencer.offer(event, now)]

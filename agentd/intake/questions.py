@@ -59,7 +59,6 @@ class Questions:
         self._unreadable: dict[str, int] = {}
         self._resetting: set[str] = set()
         self._loop = asyncio.get_running_loop()
-        self.pages = 0
 
     def ask(self, question: Question) -> None:
         """Answer this when a worker is free."""
@@ -113,7 +112,6 @@ class Questions:
         except AgentdError as failure:
             self._failed(ask, failure)
         else:
-            self.pages += 1
             self._answer(ask, page)
 
     def _answer(self, ask: Refetch, page: Page) -> None:
