@@ -276,6 +276,21 @@ class Journal(Protocol):
         """The disk has no room; commits wait."""
         ...
 
+    @property
+    def last_commit_s(self) -> float:
+        """How long the last group of commits took to reach the disk."""
+        ...
+
+    @property
+    def commits(self) -> int:
+        """Groups of commits that reached the disk since the journal was opened."""
+        ...
+
+    @property
+    def changes(self) -> int:
+        """Changes in them."""
+        ...
+
     async def handles(self) -> dict[str, str]:
         """Identity name to the handle it had last."""
         ...

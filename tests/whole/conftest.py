@@ -94,7 +94,7 @@ class Rig:
 
     def status(self) -> list[dict[str, Any]]:
         assert self.daemon is not None
-        return self.daemon.status()["identities"]
+        return self.daemon.operations.status()["identities"]
 
     def states(self) -> list[str]:
         return [each["state"] for each in self.status()]

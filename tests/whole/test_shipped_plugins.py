@@ -72,7 +72,7 @@ async def test_a_log_holds_both_sides_of_a_conversation_in_order(rig: Rig, tmp_p
     daemon = await rig.start()
     rig.hub.post("peer", "agent", "question")
     await rig.until(lambda: rig.status()[0]["handled"] == 1)
-    await daemon.send("agent", "@peer", Content(text="answer"), 0.0, None)
+    await daemon.operations.send("agent", "@peer", Content(text="answer"), 0.0, None)
     await rig.until(lambda: rig.status()[0]["handled"] == 2)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(line["seq"], line["own"], line["text"]) for line in lines] == [(1, False, "question"), (2, True, "answer")]
