@@ -162,6 +162,10 @@ class Dispatcher:
             ],
         }
 
+    def since(self, identity: str, plugin: str) -> int:
+        """The position behind which a plugin serves an identity; what was journaled up to there is never offered."""
+        return self._since[identity, plugin]
+
     def release(self, plugin: str, identity: str, conversation: str) -> bool:
         """Let a lane that is held go on behind its dead letter. False if it is not held."""
         lane, delivery = self._parked.pop((plugin, identity, conversation), (None, None))

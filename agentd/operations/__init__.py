@@ -5,7 +5,8 @@
     sending.py    saying something, and waiting for what becomes of it
     outbox.py     sends that wait, were refused or expired
     letters.py    dead letters
-    reading.py    what is recorded: the log as it grows, gaps
+    reading.py    what is recorded: the log as it grows, exports, gaps
+    explaining.py what the plugins make of an event
     rows.py       how all this looks as JSON
     following.py  records on their way to those who wait for them
 
@@ -15,6 +16,7 @@ Not here: who may ask, and how (control); building the parts (daemon).
 
 from __future__ import annotations
 
+from agentd.operations.explaining import Explaining
 from agentd.operations.following import Followers
 from agentd.operations.letters import Letters
 from agentd.operations.outbox import Outbox
@@ -43,6 +45,8 @@ class Operations:
         self.dead_drop = letters.drop
         self.gaps = reading.gaps
         self.tail = reading.tail
+        self.export = reading.export
+        self.explain = Explaining(parts).explain
         self._stop = parts.stop
 
     async def stop(self) -> None:

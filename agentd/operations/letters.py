@@ -9,10 +9,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import msgspec
-
 from agentd.control.refusal import ControlError
-from agentd.journal.storage import DeadDropped, DeadRow, StoredRecord
+from agentd.journal.storage import DeadDropped, DeadRow
 from agentd.operations.parts import Parts
 from agentd.operations.rows import dead_row, record_row
 
@@ -32,7 +30,9 @@ class Letters:
         """See control.api.Daemon."""
         row = await self._find(number)
         stored = await self._journal.read_lane(row.conversation, row.position - 1, 1)
-        event = self._event(stored[0]) if stored and stored[0].position == row.position else None
+        # Its identity may be gone, or that it cannot be read is the very reason why it is dead.
+        record = self._parts.record(stored[0]) if stored and stored[0].position == row.position else None
+        event = None if record is None else record_row(record)
         return {**dead_row(row), "traceback": row.traceback, "event": event}
 
     async def drop(self, number: int) -> dict[str, Any]:
@@ -48,9 +48,3 @@ class Letters:
         if (row := await self._journal.dead_find(number)) is None:
             raise ControlError(404, "UNKNOWN_LETTER", f"there is no dead letter {number}", "see: agentd dead ls --all")
         return row
-
-    def _event(self, stored: StoredRecord) -> dict[str, Any] | None:
-        try:
-            return record_row(stored.record(self._parts.revive(stored)))
-        except (KeyError, msgspec.DecodeError):
-            return None  # of an identity that is gone, or the very reason why it is dead

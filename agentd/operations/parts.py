@@ -9,9 +9,12 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from agentd import config
-from agentd.core.events import Event
+from agentd.core.events import Event, Record
 from agentd.dispatcher import Dispatcher
+from agentd.errors import WireViolation
 from agentd.host.lifecycle import Loaded
 from agentd.host.stalls import StallWatch
 from agentd.journal.storage import Journal, StoredRecord
@@ -44,6 +47,13 @@ class Parts(NamedTuple):
     def served_by(self, plugin: str) -> list[str]:
         """The identities that list this plugin."""
         return [name for name, identity in self.settings.identity.items() if plugin in identity.plugins]
+
+    def record(self, stored: StoredRecord) -> Record | None:
+        """A record with its event; None if the event cannot be read any more, or its identity is gone."""
+        try:
+            return stored.record(self.revive(stored))
+        except (KeyError, msgspec.DecodeError, WireViolation):
+            return None
 
     def stop(self) -> None:
         """Begin to stop."""

@@ -1,18 +1,25 @@
-"""What is recorded: the log as it grows, and the gaps in it.
+"""What is recorded: the log as it grows, whole stretches of it for tests, and the gaps in it.
 
 Always true: read from the journal page by page, so that neither a long log nor a slow reader costs memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
+import orjson
+
+from agentd.control.refusal import ControlError
+from agentd.core import exported
+from agentd.journal.storage import StoredRecord
 from agentd.operations.following import Followers
 from agentd.operations.parts import Parts
 from agentd.operations.rows import gap_row, record_row
 
 _PAGE = 200
+
+_ReadBehind = Callable[[int], Awaitable[list[StoredRecord]]]
 
 
 class Reading:
@@ -41,8 +48,52 @@ class Reading:
                 stored = await self._journal.read_log(identity, position, _PAGE)
                 for row in stored:
                     position = row.position
-                    yield record_row(row.record(self._parts.revive(row)))
+                    if (record := self._parts.record(row)) is not None:
+                        yield record_row(record)
                 if len(stored) < _PAGE:
                     await bell.get()
                     while not bell.empty():
                         bell.get_nowait()
+
+    async def export(
+        self, identity: str | None, conversation: str | None, since: float | None
+    ) -> AsyncGenerator[bytes, None]:
+        """See control.api.Daemon."""
+        read = await self._reader(identity, conversation)
+        return self._exported(read, since or 0.0, await self._journal.last_position())
+
+    async def _exported(self, read: _ReadBehind, since: float, up_to: int) -> AsyncGenerator[bytes, None]:
+        yield orjson.dumps({"up_to": up_to}) + b"\n"
+        position = told = unreadable = 0
+        while page := [row for row in await read(position) if row.position <= up_to]:
+            position = page[-1].position
+            wanted = [row for row in page if row.received_at >= since]
+            records = [record for row in wanted if (record := self._parts.record(row)) is not None]
+            told += len(records)
+            unreadable += len(wanted) - len(records)
+            yield b"".join(map(exported.line, records))
+        yield orjson.dumps({"exported": told, "unreadable": unreadable}) + b"\n"
+
+    async def _reader(self, identity: str | None, conversation: str | None) -> _ReadBehind:
+        """What reads a page behind a position: of everything, of an identity, or of one conversation."""
+        if conversation is None:
+            return lambda after: self._journal.read_log(identity, after, _PAGE)
+        found = {
+            name: each.number
+            for name in self._parts.names(identity)
+            for each in await self._journal.conversations(name)
+            if each.conversation == conversation
+        }
+        if not found:
+            raise ControlError(
+                404, "UNKNOWN_CONVERSATION", f"nothing is recorded of conversation {conversation!r}", "see: agentd tail"
+            )
+        if len(found) > 1:
+            raise ControlError(
+                400,
+                "WHICH_IDENTITY",
+                f"several identities are in conversation {conversation!r}",
+                f"name one with --as: {', '.join(found)}",
+            )
+        (number,) = found.values()
+        return lambda after: self._journal.read_lane(number, after, _PAGE)

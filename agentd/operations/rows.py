@@ -5,12 +5,12 @@ Always true: fields are only added; what they mean is told in control.api.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from agentd.core.events import Message, Record
+from agentd.core.moments import iso
 from agentd.journal.storage import DeadRow, GapNoted, OutboxRow
 
 
@@ -91,8 +91,3 @@ def record_row(record: Record) -> dict[str, Any]:
         "text": message.text if message is not None else None,
         "received_at": iso(record.received_at),
     }
-
-
-def iso(unix_s: float) -> str:
-    """A moment as ISO 8601, UTC."""
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

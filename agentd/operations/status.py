@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from agentd import __version__
+from agentd.core.moments import iso
 from agentd.operations.parts import Parts
-from agentd.operations.rows import iso
 
 
 class Status:

@@ -37,6 +37,7 @@ class Rig:
         self.folder = folder
         self.settings = QUICK
         self.audit_interval_s = 300.0
+        self.plugin_name = "plugin"
         self.plugin: Mapping[str, Any] = {
             "use": "agentd.demo.ledger:plugin",
             "config": {"file": str(folder / "ledger")},
@@ -56,10 +57,10 @@ class Rig:
         settings = config.Settings(
             agentd=agentd,
             identity={
-                name: config.Identity(url=self.hub.url, key=config.KeySource(env="unused"), plugins=("plugin",))
+                name: config.Identity(url=self.hub.url, key=config.KeySource(env="unused"), plugins=(self.plugin_name,))
                 for name in self.keys
             },
-            plugin={"plugin": config.PluginSettings(**self.plugin)},
+            plugin={self.plugin_name: config.PluginSettings(**self.plugin)},
         )
         self._journal = await open_journal(self.folder / "state" / "journal.db", agentd.journal)
         keys = {name: (lambda name=name: self.keys[name]) for name in self.keys}
