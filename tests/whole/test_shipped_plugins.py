@@ -41,6 +41,9 @@ async def test_a_bridge_carries_both_ways_in_order_and_never_back(rig: Rig) -> N
     rig.hub.post("ann", group, "a20")  # own words are not pushed; they are found by the hole that they make
     await rig.until(lambda: said(rig, direct, "alice") == 22)
     await rig.until(lambda: not any(each["pending"] or each["outbox_ready"] for each in rig.status()))
+    await rig.until(
+        lambda: [each["journaled"] for each in rig.status()] == [42, 42]
+    )  # own words come with their answers
     assert said(rig, group, "work") == 20 + 1
     assert said(rig, direct, "alice") == 22
 
