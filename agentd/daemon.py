@@ -106,7 +106,7 @@ async def _main(settings: config.Settings, config_path: Path | None) -> None:
 
 
 def _key_of(identity: config.Identity) -> Callable[[], str]:
-    return lambda: config.resolve_key(identity).reveal()
+    return lambda: config.resolve_key(identity.key).reveal()
 
 
 def _embedded(settings: config.Settings, hub: Hub) -> tuple[config.Settings, dict[str, Callable[[], str]]]:

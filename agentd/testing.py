@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from agentd.config import CatchUp, Conduct, Dispatch, LoopGuard, PluginSettings
+from agentd.config import CatchUp, Conduct, Dispatch, LoopGuard, PluginSettings, Secret
 from agentd.core.events import FIRST_SEQ, Context, Event, Message, Record, Send, Sent, Signal
 from agentd.core.exported import Exported
 from agentd.core.exported import read as read_exported
@@ -288,7 +288,8 @@ def _exported(given: str | Path | Iterable[str | bytes]) -> list[Exported]:
 class Harness:
     """One plugin serving one identity, and `others` beside it. Use as an async context manager.
 
-    config: what stands in `[plugin.NAME.config]`. The rest: as in `[plugin.NAME]`.
+    config: what stands in `[plugin.NAME.config]`. secrets: by name, what `ctx.secret` gives. The rest: as in
+    `[plugin.NAME]` and, for catch_up and loop_guard, in `[identity.NAME]`.
     Raises ConfigError or PluginLoadError as the daemon would.
     """
 
@@ -307,12 +308,14 @@ class Harness:
         concurrency: int = 16,
         catch_up: CatchUp | None = None,
         loop_guard: LoopGuard | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> None:
         self.identity = identity
         self.identities = (identity, *others)
         self.clock = HandClock()
         self.journal = MemoryJournal()
         self._plugin = plugin
+        self._secrets = {name: Secret(value) for name, value in (secrets or {}).items()}
         self._conduct = Conduct(catch_up=catch_up or CatchUp(), loop_guard=loop_guard or LoopGuard())
         self._settings = PluginSettings(
             use=plugin.name,
@@ -502,7 +505,7 @@ class Harness:
 
     async def load(self, plugin: Plugin[Any]) -> Loaded:
         """Check a plugin against the harness's settings and set it up; it is torn down in the end."""
-        loaded = Loaded(plugin.name, plugin, self._settings, "", self.journal.state_get)
+        loaded = Loaded(plugin.name, plugin, self._settings, "", self.journal.state_get, secrets=self._secrets)
         self._lives.append(loaded)
         await loaded.setup()
         return loaded

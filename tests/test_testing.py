@@ -325,3 +325,18 @@ async def test_a_file_that_is_no_export_is_refused_before_anything_happens() -> 
         with pytest.raises(ExportUnreadable, match="line 2"):
             await h.replay([*exported(heard(1, "a")), b"hello"])
         assert h.sent == []
+
+
+async def test_a_secret_is_given_by_name_and_an_unknown_one_names_the_remedy() -> None:
+    plugin = Plugin("p")
+    given: list[str] = []
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        given.append(ctx.secret(message.text or ""))
+
+    async with Harness(plugin, secrets={"model": "sk-0123456789"}, attempts=1) as h:
+        await h.message("model")
+        await h.message("other")
+        assert given == ["sk-0123456789"]
+        assert "write [plugin.p.secrets] with other = { file = ... }" in h.dead[0].error

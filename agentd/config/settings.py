@@ -119,7 +119,7 @@ class Agentd(_Section, frozen=True, kw_only=True):
 
 
 class KeySource(_Section, frozen=True, kw_only=True):
-    """Where an identity's key lies: exactly one of these.
+    """Where an identity's key or a plugin's secret lies: exactly one of these.
 
     env: name of an environment variable. file: a path, readable by its owner only. credential: a name under
     $CREDENTIALS_DIRECTORY. command: what prints the key; a string is split into words, and no shell is run.
@@ -179,6 +179,7 @@ class PluginSettings(_Section, frozen=True, kw_only=True):
 
     use: str
     config: dict[str, Any] = {}
+    secrets: dict[str, KeySource] = {}  # what `ctx.secret(name)` gives; read when the plugin is loaded
     concurrency: Limit = 16  # calls at once of this plugin
     timeout_s: Interval = 60.0  # a handler's deadline, unless it names its own
     timeout_max_s: Interval = 600.0  # how far `ctx.progress` may put the deadline off in all
