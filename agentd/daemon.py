@@ -58,8 +58,6 @@ EXIT_FAILED = 1
 EXIT_CONFIG = 78
 
 _JOURNAL_LOOK_S = 0.25
-_JOURNAL_WAITING_MAX = 20_000
-_TAIL_QUEUE_MAX = 1_000
 _TAIL_PAGE = 200
 _EMBEDDED_USER = "me"
 _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
@@ -163,7 +161,7 @@ class Daemon:
     async def run(self) -> None:
         """Start everything, serve until told to stop, stop everything. Raises JournalError, PluginLoadError."""
         async with contextlib.AsyncExitStack() as stack:
-            pool = await stack.enter_async_context(Pool())
+            pool = await stack.enter_async_context(Pool(self._settings.agentd.rest.connections_per_host_max))
             plugins = await self._load_plugins(stack)
             codes = dict(code for plugin in plugins.values() for code in plugin.codes())
             self._watch = stack.enter_context(StallWatch(self._settings.agentd.dispatch.stall_s, codes))
@@ -315,15 +313,28 @@ class Daemon:
 
     async def _watch_journal(self) -> None:
         """A disk that takes nothing must not make the queue before it grow."""
-        behind = False
+        trouble = ""
         while True:
             await asyncio.sleep(_JOURNAL_LOOK_S)
             self._feed_watchdog()
             # An outbox may have got room while its sender was not running, which rings nobody.
             self._dispatcher.room_again()
-            if behind != (self._journal.full or self._journal.waiting > _JOURNAL_WAITING_MAX):
-                behind = not behind
-                self._press("the disk takes no commits", behind)
+            if (now := self._journal_trouble()) != trouble:
+                for reason in filter(None, (now, trouble)):
+                    self._press(reason, reason == now)
+                trouble = now
+
+    def _journal_trouble(self) -> str:
+        """Why nothing more should be put in the journal's queue, or ""."""
+        if self._journal.at_limit:
+            return "the journal has reached agentd.journal.max_mb"
+        if self._journal.full or self._journal_behind:
+            return "the disk takes no commits"
+        return ""
+
+    @property
+    def _journal_behind(self) -> bool:
+        return self._journal.waiting > self._settings.agentd.journal.waiting_max
 
     def _revive(self, stored: StoredRecord) -> Event:
         platform = self._platforms[stored.identity]
@@ -372,6 +383,10 @@ class Daemon:
         waiting = self._journal.waiting_since
         return {
             "full": self._journal.full,
+            "behind": self._journal_behind,
+            "bytes": self._journal.size_bytes,
+            "max_bytes": self._settings.agentd.journal.max_mb << 20 or None,
+            "at_limit": self._journal.at_limit,
             "commits": self._journal.commits,
             "changes": self._journal.changes,
             "last_commit_s": self._journal.last_commit_s,
@@ -602,7 +617,7 @@ class Daemon:
 
     @contextlib.contextmanager
     def _tailing(self) -> Iterator[asyncio.Queue[Record]]:
-        tail: asyncio.Queue[Record] = asyncio.Queue(_TAIL_QUEUE_MAX)
+        tail: asyncio.Queue[Record] = asyncio.Queue(self._settings.agentd.control.tail_queue_max)
         self._tails.add(tail)
         try:
             yield tail

@@ -103,6 +103,7 @@ class Sender:
                 rate_per_s=settings.rate_per_s,
                 retry_first_s=settings.retry_first_s,
                 retry_max_s=settings.retry_max_s,
+                reply_wait_max_s=settings.reply_wait_max_s,
                 group_rate_per_s=settings.group_rate_per_s,
                 targets_max=settings.paced_targets_max,
             )

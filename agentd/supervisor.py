@@ -306,7 +306,6 @@ class _Life:
             settings,
             on_frame=self.intake.frame,
             on_burst=self.intake.flush,
-            meaning=self._platform.close_meaning,
         ) as self._link:
             self._reconnect.opened(self._loop.time())
             self.intake.attach(self._link)
@@ -445,6 +444,7 @@ class _Life:
             "resets": counters.resets,
             "shed": counters.shed,
             "acked": counters.acked,
+            "acks_declined": counters.acks_declined,
             "outbox_ready": self.sender.counts["ready"],
             "outbox_unknown": self.sender.counts["unknown"],
             "outbox_sent": self.sender.counts["sent"],

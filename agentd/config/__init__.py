@@ -15,6 +15,7 @@ from agentd.config.loader import load
 from agentd.config.search import find_configuration, find_state
 from agentd.config.settings import (
     Agentd,
+    Control,
     Dispatch,
     Identity,
     Intake,
@@ -29,6 +30,7 @@ from agentd.config.settings import (
 
 __all__ = [
     "Agentd",
+    "Control",
     "Dispatch",
     "Identity",
     "Intake",

@@ -45,7 +45,6 @@ from agentd.journal.storage import Attempt, Change, Conversation, Dead, StatePut
 
 log = logging.getLogger("agentd.dispatcher")
 
-_SIGNALS_MAX = 1_000  # signals that wait per plugin; what comes on top of them is dropped, since they are best effort
 _ROOM_LOOK_S = 1.0  # how soon a timer whose sends found the outbox full runs again
 _LAST_COMMIT_S = 1.0  # a stop waits at least this long for cursors to reach the disk
 _SUBSCRIPTIONS = "agentd.subscriptions"  # a plugin's name has no dot, so this is nobody's state
@@ -88,6 +87,7 @@ class Dispatcher:
     ) -> None:
         self._journal = journal
         self._lane_memory = settings.lane_memory
+        self._signals_max = settings.signals_max
         self._revive = revive
         self._on_queued = on_queued
         self._on_backlog = on_backlog
@@ -294,7 +294,7 @@ class Dispatcher:
                 continue
             key = _signal_key(signal)
             if key not in served.signals:
-                if len(served.signals) >= _SIGNALS_MAX:
+                if len(served.signals) >= self._signals_max:
                     self.signals_dropped += 1
                     continue
                 self._push(served, key, None)

@@ -67,6 +67,7 @@ class Counters:
         self.unknown_frames = 0
         self.shed = 0
         self.acked = 0
+        self.acks_declined = 0
         self.gaps_found = 0
         self.refetched = 0
         self.resets = 0
@@ -358,6 +359,8 @@ class Intake:
             frames = [ack(event) for event in settled if event.source is not Source.DRAIN and not event.own]
             if frames and self._link.send_burst(frames):
                 self.counters.acked += len(frames)
+            else:
+                self.counters.acks_declined += len(frames)
         if self.drain_cursor:
             for event in settled:
                 self.drain_cursor.settle((event.conversation, event.seq))

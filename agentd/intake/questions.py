@@ -4,7 +4,7 @@ A few workers per identity, born with the first question and gone with the last;
 A question that cannot be answered now is asked again later; it is never answered with a guess.
 
 Always true: a failed request proves nothing absent. A row that cannot be read holds its conversation for
-`_UNREADABLE_TRIES` requests; then the seqs that only it can have had are absent, and said to be unreadable.
+`unreadable_tries` requests; then the seqs that only it can have had are absent, and said to be unreadable.
 Not here: when to ask (core/sequencer), order, the disk.
 """
 
@@ -25,7 +25,6 @@ from agentd.wire.platform import Page, Request, Response
 
 log = logging.getLogger("agentd.intake")
 
-_UNREADABLE_TRIES = 3
 _RESET_RETRY_S = 2.0
 
 
@@ -124,7 +123,7 @@ class Questions:
         else:
             tries = self._unreadable[ask.conversation] = self._unreadable.get(ask.conversation, 0) + 1
             intake.malformed(page.malformed, "history row")
-            if tries >= _UNREADABLE_TRIES:
+            if tries >= intake.settings.unreadable_tries:
                 rows, reason = [*rows, *page.behind], "unreadable"
                 proven = max(proven + 1, rows[-1].seq + 1 if rows else 0)
             elif proven == ask.start:

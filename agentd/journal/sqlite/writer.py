@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentd.errors import JournalError
+from agentd.errors import JournalError, JournalUnusable
 from agentd.journal.sqlite import cursors, dead_letters, events, faults, marks, outbox, plugin_state, timers
 from agentd.journal.sqlite.names import Names
 from agentd.journal.storage import (
@@ -38,11 +38,15 @@ from agentd.journal.storage import (
 
 
 class Writer:
-    """Writes groups through one connection, and remembers what saves it from asking the disk."""
+    """Writes groups through one connection, and remembers what saves it from asking the disk.
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    limited: the file may not grow past a bound of its own.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, *, limited: bool) -> None:
         self._connection = connection
         self._path = path
+        self._limited = limited
         self._identities = Names(connection, "identity")
         self._plugins = Names(connection, "plugin")
         self._absences = marks.Absences(connection)
@@ -85,7 +89,7 @@ class Writer:
             if self._connection.in_transaction:  # SQLite ends it by itself when the disk fails
                 self._connection.execute("ROLLBACK")
             self._rolled_back()
-            if isinstance(error, sqlite3.Error) and (verdict := faults.verdict(error, self._path)):
+            if isinstance(error, sqlite3.Error) and (verdict := self._verdict(error)):
                 raise verdict from error
             raise
         for memory in self._memories():
@@ -102,6 +106,9 @@ class Writer:
         finally:
             if self._connection.in_transaction:
                 self._connection.execute("RELEASE one_commit")
+
+    def _verdict(self, error: sqlite3.Error) -> faults.MustWait | JournalUnusable | None:
+        return faults.verdict(error, self._path, limited=self._limited)
 
     def _rolled_back(self) -> None:
         for memory in self._memories():
@@ -125,7 +132,7 @@ class Writer:
         try:
             self._write_family(table, changes)
         except sqlite3.Error as error:
-            if verdict := faults.verdict(error, self._path):
+            if verdict := self._verdict(error):
                 raise verdict from error
             raise _Offence(table, getattr(error, "sqlite_errorname", type(error).__name__)) from error
         except faults.BrokenChange as error:
