@@ -451,6 +451,7 @@ class _Life:
             "outbox_refused": self.sender.counts["refused"],
             "outbox_expired": self.sender.counts["expired"],
             "outbox_full": self.sender.room <= 0,
+            "targets_stopped": self.sender.stopped,
             "last_pong_age_s": age(self._link.last_pong if self._link is not None else None),
             "last_inbound_age_s": age(intake.last_inbound),
             "last_audit_age_s": age(self._audit.last_audit),

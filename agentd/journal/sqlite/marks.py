@@ -79,7 +79,7 @@ def write_conversations(
 
 def _conversation_row(identities: Names, c: Conversation) -> Row:
     place = (c.number, identities.number(c.identity), c.conversation)
-    return (*place, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position)
+    return (*place, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, c.address)
 
 
 def write_gaps(connection: sqlite3.Connection, changes: Sequence[GapNoted]) -> None:
@@ -107,9 +107,19 @@ def conversations(connection: sqlite3.Connection, identity: str) -> list[Convers
     rows = connection.execute(SQL["conversation_list"], (identity,))
     return [
         Conversation(
-            number, identity, id_, epoch, anchor, mark, mark_id, top, position, _decode_ranges(ranges) if ranges else ()
+            number,
+            identity,
+            id_,
+            epoch,
+            anchor,
+            mark,
+            mark_id,
+            top,
+            position,
+            _decode_ranges(ranges) if ranges else (),
+            address,
         )
-        for number, id_, epoch, anchor, mark, mark_id, top, position, ranges in rows
+        for number, id_, epoch, anchor, mark, mark_id, top, position, address, ranges in rows
     ]
 
 

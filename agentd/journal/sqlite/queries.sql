@@ -52,15 +52,15 @@ SELECT number FROM plugin WHERE name = ?;
 
 -- name: conversation_put
 -- Hot: one row per conversation in each group. identity and id never change, so their index is not touched.
-INSERT INTO conversation (number, identity, id, epoch, anchor, mark, mark_id, top, position)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO conversation (number, identity, id, epoch, anchor, mark, mark_id, top, position, address)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (number) DO UPDATE SET
     epoch = excluded.epoch, anchor = excluded.anchor, mark = excluded.mark, mark_id = excluded.mark_id,
-    top = excluded.top, position = excluded.position;
+    top = excluded.top, position = excluded.position, address = excluded.address;
 
 -- name: conversation_list
 -- All conversations of one identity with their absent ranges.
-SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, a.ranges
+SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, c.address, a.ranges
   FROM conversation AS c LEFT JOIN absence AS a ON a.conversation = c.number
  WHERE c.identity = (SELECT number FROM identity WHERE name = ?)
  ORDER BY c.number;
@@ -250,7 +250,7 @@ ON CONFLICT (client_msg_id, identity) DO NOTHING;
 -- What became of a send.
 UPDATE outbox
    SET state = ?, attempts = ?, not_before = ?, result_id = ?, result_seq = ?, conversation = ?, error = ?,
-       changed_at = ?, code = ?, request_id = ?
+       changed_at = ?, code = ?, request_id = ?, left_after = ?
  WHERE client_msg_id = ? AND identity = ?;
 
 -- name: outbox_retried
@@ -260,7 +260,8 @@ UPDATE outbox SET state = 'ready', not_before = 0, expires_at = NULL, changed_at
 
 -- name: outbox_open
 -- What the sender still has to settle, in the order of queueing.
-SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at
+SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at,
+       o.left_after
   FROM outbox AS o JOIN identity AS i ON i.number = o.identity
  WHERE i.name = ? AND o.state IN ('ready', 'sending', 'unknown')
  ORDER BY o.number;
@@ -268,14 +269,14 @@ SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_
 -- name: outbox_find
 -- The send under a key, with what became of it.
 SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at,
-       o.error, o.queued_at, o.result_id, o.result_seq, o.conversation, o.changed_at, o.code, o.request_id
+       o.left_after, o.error, o.queued_at, o.result_id, o.result_seq, o.conversation, o.changed_at, o.code, o.request_id
   FROM outbox AS o JOIN identity AS i ON i.number = o.identity
  WHERE o.client_msg_id = ? AND i.name = ?;
 
 -- name: outbox_list
 -- Sends of one identity in any of the states of a JSON array, newest first.
 SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at,
-       o.error, o.queued_at, o.result_id, o.result_seq, o.conversation, o.changed_at, o.code, o.request_id
+       o.left_after, o.error, o.queued_at, o.result_id, o.result_seq, o.conversation, o.changed_at, o.code, o.request_id
   FROM outbox AS o JOIN identity AS i ON i.number = o.identity
  WHERE i.name = ? AND o.state IN (SELECT value FROM json_each(?))
  ORDER BY o.number DESC

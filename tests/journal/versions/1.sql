@@ -28,9 +28,10 @@ CREATE TABLE conversation (
     mark_id  TEXT NOT NULL,
     top      INTEGER NOT NULL,
     position INTEGER NOT NULL,
+    address  TEXT NOT NULL DEFAULT '',
     UNIQUE (identity, id)
 ) STRICT;
-INSERT INTO "conversation" VALUES(1,1,'conv_a',1,2,3,'msg_3',3,2);
+INSERT INTO "conversation" VALUES(1,1,'conv_a',1,2,3,'msg_3',3,2,'');
 CREATE TABLE cursor (
     plugin       INTEGER NOT NULL REFERENCES plugin,
     conversation INTEGER NOT NULL REFERENCES conversation,
@@ -108,9 +109,10 @@ CREATE TABLE outbox (
     expires_at    REAL,
     code          TEXT NOT NULL DEFAULT '',
     request_id    TEXT,
+    left_after    TEXT,
     UNIQUE (client_msg_id, identity)
 ) STRICT;
-INSERT INTO "outbox" VALUES(1,1,'key_1','@bob','{"text":"hi"}','','ready',0,0.0,3.5,3.5,'',NULL,NULL,NULL,9.5,'',NULL);
+INSERT INTO "outbox" VALUES(1,1,'key_1','@bob','{"text":"hi"}','','ready',0,0.0,3.5,3.5,'',NULL,NULL,NULL,9.5,'',NULL,NULL);
 CREATE TABLE plugin (
     number INTEGER PRIMARY KEY,
     name   TEXT NOT NULL UNIQUE
