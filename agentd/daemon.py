@@ -150,6 +150,7 @@ class Daemon:
         self.started = asyncio.Event()
         self._supervisors: dict[str, Supervisor] = {}
         self._platforms: dict[str, Platform] = {}
+        self._plugins: dict[str, Loaded] = {}
         self._tails: set[asyncio.Queue[Record]] = set()
         self._awaited: dict[str, asyncio.Future[Carried]] = {}
         self._pressure: set[str] = set()
@@ -162,7 +163,7 @@ class Daemon:
         """Start everything, serve until told to stop, stop everything. Raises JournalError, PluginLoadError."""
         async with contextlib.AsyncExitStack() as stack:
             pool = await stack.enter_async_context(Pool(self._settings.agentd.rest.connections_per_host_max))
-            plugins = await self._load_plugins(stack)
+            plugins = self._plugins = await self._load_plugins(stack)
             codes = dict(code for plugin in plugins.values() for code in plugin.codes())
             self._watch = stack.enter_context(StallWatch(self._settings.agentd.dispatch.stall_s, codes))
             await self._make_supervisors(pool)
@@ -208,6 +209,7 @@ class Daemon:
             raise ConfigError(problems)
         for plugin in plugins.values():
             plugin.backlog_of = self._backlog_of
+            plugin.state.stored_bytes = partial(self._journal.state_bytes, plugin.name)
             stack.push_async_callback(plugin.teardown)
             await plugin.setup()
         return plugins
@@ -356,6 +358,9 @@ class Daemon:
                     "name": name,
                     "use": plugin.use,
                     "identities": self._served_by(name),
+                    "state_bytes": self._journal.state_bytes(name),
+                    "state_max_bytes": plugin.state_max_mb << 20,
+                    "state_full": name in self._plugins and self._plugins[name].state.full,
                     **self._dispatcher.standing(name),
                 }
                 for name, plugin in self._settings.plugin.items()

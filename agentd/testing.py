@@ -17,6 +17,7 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -214,6 +215,11 @@ class MemoryJournal:
         """See storage.Journal."""
         return self.values.get((plugin, conversation, key))
 
+    def state_bytes(self, plugin: str) -> int:
+        """See storage.Journal."""
+        kept = [len(key.encode()) + len(value) for (name, _, key), value in self.values.items() if name == plugin]
+        return sum(kept)
+
     def _behind(self, conversation: int, after: int) -> Sequence[Record]:
         return [record for record in self.records[after:] if record.conversation == conversation]
 
@@ -251,6 +257,7 @@ class Harness:
         attempts: int = 5,
         on_dead: Literal["skip", "hold"] = "skip",
         timers_max: int = 10_000,
+        state_max_mb: int = 1_024,
         concurrency: int = 16,
     ) -> None:
         self.identity = identity
@@ -265,6 +272,7 @@ class Harness:
             attempts=attempts,
             on_dead=on_dead,
             timers_max=timers_max,
+            state_max_mb=state_max_mb,
             concurrency=concurrency,
         )
         self._ids = itertools.count(1)
@@ -417,6 +425,7 @@ class Harness:
 
     async def _load(self) -> None:
         self._loaded = Loaded(self._plugin.name, self._plugin, self._settings, "", self.journal.state_get)
+        self._loaded.state.stored_bytes = partial(self.journal.state_bytes, self._loaded.name)
         self._lives.append(self._loaded)
         await self._loaded.setup()
 

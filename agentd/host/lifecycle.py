@@ -63,7 +63,7 @@ class Loaded:
         self.version = plugin.version or version
         self.handlers = Handlers(name, plugin.declared)
         self.config = fitted(name, plugin.config, settings.config)
-        self.state = PluginState(name, read, settings.state_value_max_bytes)
+        self.state = PluginState(name, read, settings.state_value_max_bytes, settings.state_max_mb << 20)
         self.timers = 0
         self.timers_max = settings.timers_max
         self.minds_timers = any(each.event is Timer and each.every_s is None for each in self.handlers.all)

@@ -268,6 +268,10 @@ class SqliteJournal:
         """A plugin's value, or None."""
         return await self._read(lambda db: plugin_state.get(db, plugin, conversation, key))
 
+    def state_bytes(self, plugin: str) -> int:
+        """What a plugin keeps on disk, keys and values."""
+        return self._writer.state_sizes.of(plugin)
+
     async def outbox_open(self, identity: str) -> list[Send]:
         """Sends that are not settled, in the order in which they were queued."""
         return await self._read(lambda db: outbox.open_sends(db, identity))

@@ -299,6 +299,26 @@ DELETE FROM state WHERE plugin = ? AND conversation = ? AND key = ?;
 -- One value.
 SELECT value FROM state WHERE plugin = (SELECT number FROM plugin WHERE name = ?) AND conversation = ? AND key = ?;
 
+-- name: state_sizes
+-- Bytes of keys and values per plugin, read once when the journal opens.
+SELECT p.name, sum(length(CAST(s.key AS BLOB)) + length(s.value))
+  FROM state AS s JOIN plugin AS p ON p.number = s.plugin
+ GROUP BY s.plugin;
+
+-- name: state_size
+-- The same for one plugin, where a broken commit left it in doubt.
+SELECT coalesce(sum(length(CAST(s.key AS BLOB)) + length(s.value)), 0)
+  FROM state AS s
+ WHERE s.plugin = (SELECT number FROM plugin WHERE name = ?);
+
+-- name: state_replaced
+-- Bytes per plugin of what is about to be put anew or removed. CROSS JOIN: each place is found by the primary key.
+SELECT s.plugin, sum(length(CAST(s.key AS BLOB)) + length(s.value))
+  FROM (VALUES (?, ?, ?)) AS place
+ CROSS JOIN state AS s
+         ON s.plugin = place.column1 AND s.conversation = place.column2 AND s.key = place.column3
+ GROUP BY s.plugin;
+
 -- name: timer_put
 -- A timer that failed, or recurs, renews its row.
 INSERT INTO timer (id, plugin, identity, conversation, conversation_id, name, due_at, data, failures, error)

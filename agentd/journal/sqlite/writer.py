@@ -51,6 +51,7 @@ class Writer:
         self._plugins = Names(connection, "plugin")
         self._absences = marks.Absences(connection)
         self._failed = cursors.FailedLanes(connection)
+        self.state_sizes = plugin_state.StateSizes(connection)
 
     def write(self, calls: Sequence[Sequence[Change]]) -> dict[int, JournalError]:
         """Write a group of commits in one transaction.
@@ -114,8 +115,8 @@ class Writer:
         for memory in self._memories():
             memory.rolled_back()
 
-    def _memories(self) -> tuple[Names | marks.Absences | cursors.FailedLanes, ...]:
-        return self._identities, self._plugins, self._absences, self._failed
+    def _memories(self) -> tuple[Names | marks.Absences | cursors.FailedLanes | plugin_state.StateSizes, ...]:
+        return self._identities, self._plugins, self._absences, self._failed, self.state_sizes
 
     def _apply(self, changes: Iterable[Change]) -> None:
         families: dict[str, list[Any]] = {}
@@ -156,7 +157,7 @@ class Writer:
             case "dead":
                 dead_letters.write(connection, self._plugins, changes)
             case "state":
-                plugin_state.write(connection, self._plugins, changes)
+                plugin_state.write(connection, self._plugins, self.state_sizes, changes)
             case "timer":
                 timers.write(connection, self._plugins, self._identities, changes)
             case "outbox":
