@@ -402,6 +402,10 @@ class Intake:
         """The journal's number, or None for a conversation that has nothing on disk."""
         return self._numbers.get(conversation)
 
+    def survey(self) -> None:
+        """Let everything that the server still holds be offered again."""
+        self._on_survey()
+
     def reset(self, decisions: Iterable[Decision], reset: StreamReset) -> None:
         """A conversation has started over; tell the plugins behind everything that came before."""
         self.counters.resets += 1
