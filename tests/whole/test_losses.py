@@ -28,7 +28,7 @@ async def begin(rig: Rig) -> str:
     await rig.start()
     rig.hub.post("peer", "agent", "first")
     await rig.until_handled(1)
-    await rig.until(lambda: rig.status()[0]["outbox_ready"] == 0)
+    await rig.until(lambda: rig.status()[0]["outbox_sent"] == 1)  # its answer has taken the second seq
     return rig.hub.conversation("peer", "agent")
 
 
