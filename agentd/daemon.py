@@ -366,6 +366,7 @@ class Daemon:
                 for name, plugin in self._settings.plugin.items()
             ],
             "journal": self._journal_status(),
+            "signals_dropped": self._dispatcher.signals_dropped,
             "loop_stalls": self._watch.stalls,
         }
 

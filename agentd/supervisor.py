@@ -456,6 +456,7 @@ class _Life:
             "outbox_expired": self.sender.counts["expired"],
             "outbox_full": self.sender.room <= 0,
             "targets_stopped": self.sender.stopped,
+            "targets_paced": len(self.sender.pacing),
             "last_pong_age_s": age(self._link.last_pong if self._link is not None else None),
             "last_inbound_age_s": age(intake.last_inbound),
             "last_audit_age_s": age(self._audit.last_audit),
