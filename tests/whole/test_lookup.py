@@ -64,6 +64,7 @@ def said(rig: Rig) -> list[LedgerRow]:
 async def texts(rig: Rig) -> list[str]:
     """The same by the records on disk, once every seq is accounted for."""
     await rig.assert_accounted()
+    await rig._journal.commit()  # what is accounted for in memory is on disk then
     records = await rig._journal.read_log("agent", 0, 100)
     told = [msgspec.json.decode(record.payload) for record in records]
     return [row["content"]["text"] for row in told if row["sender"] == "agent"][1:]
