@@ -15,6 +15,8 @@ from agentd.config.loader import load
 from agentd.config.search import find_configuration, find_state
 from agentd.config.settings import (
     Agentd,
+    CatchUp,
+    Conduct,
     Control,
     Dispatch,
     Identity,
@@ -22,6 +24,7 @@ from agentd.config.settings import (
     JournalSettings,
     KeySource,
     Link,
+    LoopGuard,
     PluginSettings,
     Rest,
     Sending,
@@ -30,6 +33,8 @@ from agentd.config.settings import (
 
 __all__ = [
     "Agentd",
+    "CatchUp",
+    "Conduct",
     "Control",
     "Dispatch",
     "Identity",
@@ -37,6 +42,7 @@ __all__ = [
     "JournalSettings",
     "KeySource",
     "Link",
+    "LoopGuard",
     "PluginSettings",
     "Rest",
     "Secret",

@@ -335,7 +335,7 @@ class Intake:
             counters.late += 1
             self.absent = max(0, self.absent - 1) if event.seq >= self._anchor_of(conversation) else self.absent
         if isinstance(event, Message) and event.direct and not event.own:
-            self._learn(conversation, self.platform.target(event))
+            self._learn(conversation, event.answer_to or conversation)
 
     def _marks(self) -> list[Change]:
         changes: list[Change] = []
