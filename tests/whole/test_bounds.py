@@ -41,7 +41,7 @@ async def test_a_journal_at_its_limit_sheds_and_says_so_and_takes_the_rest_when_
         rig.hub.post("peer", "agent", LARGE)
     await rig.until(lambda: rig.states() == ["throttled"])
     assert rig.daemon is not None
-    status = rig.daemon.status()["journal"]
+    status = rig.daemon.operations.status()["journal"]
     assert (status["full"], status["at_limit"], status["max_bytes"]) == (True, True, 1 << 20)
     assert 0 < status["bytes"] <= 1 << 20
     assert "journal.max_mb" in rig.status()[0]["state_reason"]
@@ -57,7 +57,7 @@ async def test_a_journal_at_its_limit_sheds_and_says_so_and_takes_the_rest_when_
     assert list(dict.fromkeys(entry.seq for entry in rig.handled())) == list(said.values()), "all, and in order"
     answers = Counter(row.reply_to for row in rig.hub.ledger() if row.sender == "agent")
     assert answers == dict.fromkeys(said, 1), "each once, whatever was handled again"
-    assert not rig.daemon.status()["journal"]["at_limit"]
+    assert not rig.daemon.operations.status()["journal"]["at_limit"]
 
 
 async def test_a_plugin_whose_state_is_full_fails_in_its_own_line_and_goes_on_when_it_has_forgotten_something(
@@ -72,17 +72,17 @@ async def test_a_plugin_whose_state_is_full_fails_in_its_own_line_and_goes_on_wh
     rig.hub.post("peer", "agent", "0", "1", "2")
     await rig.until(lambda: rig.status()[0]["dead"] == 1)
     await rig.until(lambda: rig.status()[0]["outbox_sent"] == 2)
-    (plugin,) = daemon.status()["plugins"]
+    (plugin,) = daemon.operations.status()["plugins"]
     assert (plugin["state_bytes"], plugin["state_max_bytes"], plugin["state_full"]) == (2 * 400_003, 1 << 20, True)
     await rig._journal.commit()
-    (letter,) = await daemon.dead("agent", False, 10)
+    (letter,) = await daemon.operations.dead("agent", False, 10)
     assert "state_max_mb in [plugin.plugin]" in letter["error"]
     await rig.stop()
     daemon = await rig.start()
-    assert daemon.status()["plugins"][0]["state_bytes"] == 2 * 400_003
+    assert daemon.operations.status()["plugins"][0]["state_bytes"] == 2 * 400_003
     rig.hub.post("peer", "agent", "forget", "3")
     await rig.until(lambda: rig.status()[0]["outbox_sent"] == 4)
-    assert daemon.status()["plugins"][0]["state_bytes"] == 2 * 400_003
+    assert daemon.operations.status()["plugins"][0]["state_bytes"] == 2 * 400_003
     assert rig.status()[0]["dead"] == 1
 
 

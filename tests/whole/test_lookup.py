@@ -41,12 +41,12 @@ async def talk(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
 
 async def say(rig: Rig, key: str, text: str, target: str = "@peer") -> None:
     assert rig.daemon is not None
-    await rig.daemon.send("agent", target, Content(text=text), 0.0, key)
+    await rig.daemon.operations.send("agent", target, Content(text=text), 0.0, key)
 
 
 async def look(rig: Rig, key: str) -> dict[str, object]:
     assert rig.daemon is not None
-    return await rig.daemon.outbox_show("agent", key)
+    return await rig.daemon.operations.outbox_show("agent", key)
 
 
 async def until_undecided(rig: Rig, key: str) -> dict[str, object]:
@@ -119,7 +119,7 @@ async def test_several_messages_that_could_be_the_send_stop_its_target_until_som
     assert talk.status()[0]["targets_stopped"] == 1
     assert not (await look(talk, "second"))["needs_decision"]
     assert talk.daemon is not None
-    await talk.daemon.outbox_drop("agent", "first")
+    await talk.daemon.operations.outbox_drop("agent", "first")
     await talk.until(lambda: talk.status()[0]["outbox_sent"] == 2)
     assert [row.seq for row in said(talk)] == [3, 4, 5]
     assert talk.status()[0]["targets_stopped"] == 0

@@ -125,7 +125,7 @@ async def test_a_send_that_is_parked_past_its_time_expires_and_what_is_behind_it
         await say(rig, "@slow", "fresh")
         await rig.until(lambda: rig.status()[0]["outbox_expired"] == 1)
         assert rig.daemon is not None
-        assert (await rig.daemon.outbox_show("agent", "stale"))["state"] == "expired"
+        assert (await rig.daemon.operations.outbox_show("agent", "stale"))["state"] == "expired"
         assert rig.status()[0]["outbox_ready"] == 1, "what does not expire goes on waiting"
         await read_all(rig, "slow", peers["slow"])
         await rig.until(lambda: accepted(rig, "") == ["fresh"])
@@ -161,7 +161,7 @@ async def test_a_send_that_waits_for_a_reply_expires_while_it_waits(make_rig: Ca
     async with waiting_for_a_stranger(make_rig) as rig:
         assert rig.daemon is not None
         for key in keys("cold", 1, 3):
-            await rig.daemon.outbox_drop("agent", key)
+            await rig.daemon.operations.outbox_drop("agent", key)
         await say(rig, "@stranger", "stale", expires_at=time.time() + 0.3)
         await rig.until(lambda: rig.status()[0]["outbox_expired"] == 1)
         rig.hub.post("stranger", "agent", "who is there?")

@@ -166,7 +166,7 @@ async def start_a_cold_talk(rig: Rig) -> list[str]:
     await begin(rig, "stranger", "friend")
     keys = [f"key-{number}" for number in range(3)]
     for key in keys:
-        await rig.daemon.send("agent", "@stranger", Content(text=key), 0.0, key)
+        await rig.daemon.operations.send("agent", "@stranger", Content(text=key), 0.0, key)
     await rig.until(lambda: rig.hub.counters().get("rest.send", 0) == 2)
     assert [row.client_msg_id for row in said(rig, "stranger")] == keys[:1]
     await until_others_answered(rig, "friend")
@@ -256,6 +256,6 @@ async def test_a_direct_conversation_named_by_its_id_shares_the_order_of_its_han
     for number in range(3):
         for target in ("@peer", conversation):
             expected.append(f"{target} {number}")
-            await daemon.send("agent", target, Content(text=expected[-1]), 0.0, expected[-1])
+            await daemon.operations.send("agent", target, Content(text=expected[-1]), 0.0, expected[-1])
     await rig.until(lambda: rig.status()[0]["outbox_sent"] == 7)
     assert [row.client_msg_id for row in said(rig, "peer")][1:] == expected
