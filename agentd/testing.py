@@ -18,6 +18,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -261,6 +262,11 @@ class MemoryJournal:
         """See storage.Journal."""
         return self.values.get((plugin, conversation, key))
 
+    def state_bytes(self, plugin: str) -> int:
+        """See storage.Journal."""
+        kept = [len(key.encode()) + len(value) for (name, _, key), value in self.values.items() if name == plugin]
+        return sum(kept)
+
     def _behind(self, conversation: int, after: int) -> Sequence[Record]:
         return [record for record in self.records[after:] if record.conversation == conversation]
 
@@ -304,6 +310,7 @@ class Harness:
         attempts: int = 5,
         on_dead: Literal["skip", "hold", "detach"] = "skip",
         timers_max: int = 10_000,
+        state_max_mb: int = 1_024,
         timeout_max_s: float = 600.0,
         concurrency: int = 16,
         catch_up: CatchUp | None = None,
@@ -324,6 +331,7 @@ class Harness:
             attempts=attempts,
             on_dead=on_dead,
             timers_max=timers_max,
+            state_max_mb=state_max_mb,
             timeout_max_s=timeout_max_s,
             concurrency=concurrency,
         )
@@ -506,6 +514,7 @@ class Harness:
     async def load(self, plugin: Plugin[Any]) -> Loaded:
         """Check a plugin against the harness's settings and set it up; it is torn down in the end."""
         loaded = Loaded(plugin.name, plugin, self._settings, "", self.journal.state_get, secrets=self._secrets)
+        loaded.state.stored_bytes = partial(self.journal.state_bytes, loaded.name)
         self._lives.append(loaded)
         await loaded.setup()
         return loaded

@@ -70,7 +70,7 @@ class Loaded:
         self.version = plugin.version or version
         self.handlers = Handlers(name, plugin.declared)
         self.config = fitted(name, plugin.config, settings.config)
-        self.state = PluginState(name, read, settings.state_value_max_bytes)
+        self.state = PluginState(name, read, settings.state_value_max_bytes, settings.state_max_mb << 20)
         self.timers = 0
         self.timers_max = settings.timers_max
         self.takes_digests = any(each.event is Digest for each in self.handlers.all)
