@@ -187,10 +187,11 @@ class Daemon:
                     log.info("stopping")
                     self._manager.stopping()
                     pressure.cancel()
+                    # First the handlers: one that waits for the answer to a send of its own needs the sender.
+                    await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
                     for identity in identities:
                         identity.cancel()
                     await asyncio.wait(identities) if identities else None
-                    await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
             except ExceptionGroup as failed:
                 raise first_of(failed) from failed
             finally:
