@@ -126,13 +126,13 @@ class Books(Proofed):
         for number, peer in enumerate(self.said):
             self.say(peer, *(WISHES[(number + place) % len(WISHES)] for place in range(len(WISHES))))
 
-    async def settle(self) -> None:
+    async def settle(self, look_s: float = 0.05) -> None:
         """Wait until everything said has had all its answers."""
         try:
             async with asyncio.timeout(SETTLE_S):
                 while missing := self._missing():
                     assert self.running, "the daemon has ended"
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(look_s)
         except TimeoutError:
             raise AssertionError(f"answers that never came: {missing}") from None
 
