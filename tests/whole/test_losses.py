@@ -27,8 +27,8 @@ async def begin(rig: Rig) -> str:
     rig.hub.create_agent("peer")
     await rig.start()
     rig.hub.post("peer", "agent", "first")
-    await rig.until_handled(1)
-    await rig.until(lambda: rig.status()[0]["outbox_ready"] == 0)
+    # Written down is not yet answered, and what is said next must come behind the answer.
+    await rig.until(lambda: rig.status()[0]["outbox_sent"] == 1)
     return rig.hub.conversation("peer", "agent")
 
 
