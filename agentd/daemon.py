@@ -203,10 +203,11 @@ class Daemon:
                     self._manager.stopping()
                     pressure.cancel()
                     takeover.cancel()
+                    # First the handlers: one that waits for the answer to a send of its own needs the sender.
+                    await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
                     for identity in identities:
                         identity.cancel()
                     await asyncio.wait(identities) if identities else None
-                    await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
             except ExceptionGroup as failed:
                 raise first_of(failed) from failed
             finally:
@@ -319,8 +320,10 @@ class Daemon:
     # -- bells ------------------------------------------------------------------------------------------------------
 
     def _records(self, records: Sequence[Record]) -> None:
-        self._dispatcher.offer(records)
-        self._takeover.records(records)
+        # Once we stop they would only move cursors, behind the last commit. They are on disk for the next start.
+        if not self._stopping.is_set():
+            self._dispatcher.offer(records)
+            self._takeover.records(records)
         self._followers.offer(records)
 
     def _signal(self, happened: Signal) -> None:
