@@ -22,6 +22,7 @@ from typing import Any
 from agentd import config
 from agentd.core.breaker import Limits, Standing
 from agentd.core.events import Event, Record, Send, Sent, Signal
+from agentd.core.quarantine import is_tried
 from agentd.core.retry import Backoff
 from agentd.dispatcher.backlog import Backlog, Delivery, Lane, Line, ReadOn, Rewind, Served
 from agentd.dispatcher.clock import Clock, LoopClock
@@ -32,6 +33,7 @@ from agentd.dispatcher.loading import Loading, Marks
 from agentd.dispatcher.rehearsal import Rehearsed, rehearse
 from agentd.dispatcher.signals import Signals
 from agentd.dispatcher.timers import Due
+from agentd.dispatcher.trials import Trial
 from agentd.dispatcher.wakeups import Wakeups, redelivery
 from agentd.host.lifecycle import Loaded
 from agentd.journal.running import Running, Unfinished
@@ -397,6 +399,8 @@ class Dispatcher:
             for lane in line.lanes:
                 if lane.done_count < 0:
                     self._loading.read_on(lane)
+                    if lane.before is not None and is_tried(lane.before.deaths):
+                        self._engine.trials.call(Trial(lane.served, line.number, True), self._engine.clock.monotonic())
 
     # --- what comes in
 
