@@ -40,6 +40,7 @@ from agentd.dispatcher import Dispatcher
 from agentd.errors import AgentdError, ConfigError, NotSent, PluginLoadError, Unavailable, first_of
 from agentd.host.lifecycle import Loaded, load
 from agentd.host.stalls import StallWatch
+from agentd.journal.retention import Retention
 from agentd.journal.running import open_running
 from agentd.journal.sqlite import SqliteJournal, open_journal
 from agentd.journal.storage import Carried, DeadDropped, DeadRow, OutboxRow, Queued, StoredRecord
@@ -178,6 +179,8 @@ class Daemon:
                         for name, supervisor in self._supervisors.items()
                     ]
                     pressure = tasks.create_task(self._watch_journal(), name="journal pressure")
+                    retention = Retention(self._journal, self._settings.agentd.retention)
+                    trimming = tasks.create_task(retention.run(), name="retention")
                     await control.start()
                     self._greet()
                     self.started.set()
@@ -187,6 +190,7 @@ class Daemon:
                     log.info("stopping")
                     self._manager.stopping()
                     pressure.cancel()
+                    trimming.cancel()
                     for identity in identities:
                         identity.cancel()
                     await asyncio.wait(identities) if identities else None

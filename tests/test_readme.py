@@ -51,7 +51,7 @@ def test_the_configuration_loads_without_a_problem(written: Path) -> None:
 
 
 def test_every_verb_of_the_command_is_in_the_table_and_no_other() -> None:
-    assert sorted(re.findall(r"^\| `agentd (\w+)` \|", README, re.MULTILINE)) == sorted(cli.commands)
+    assert sorted(re.findall(r"^\| `agentd ([\w-]+)` \|", README, re.MULTILINE)) == sorted(cli.commands)
 
 
 def test_every_state_is_explained() -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from agentd import __version__
+from agentd.cli.words import keeping
 from agentd.control.refusal import UnreachableError
 from agentd.errors import AgentdError, ConfigError
 
@@ -445,6 +446,10 @@ def demo(
             as_json=as_json,
         )
     )
+
+
+for _verb in (keeping.backup, keeping.restore, keeping.vacuum, keeping.retention, keeping.upgrade_check):
+    cli.add_command(_verb)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from agentd.config.settings import (
     Link,
     PluginSettings,
     Rest,
+    Retention,
     Sending,
     Settings,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Link",
     "PluginSettings",
     "Rest",
+    "Retention",
     "Secret",
     "Sending",
     "Settings",

@@ -41,14 +41,23 @@ from agentd.host.handlers import Handler
 from agentd.host.lifecycle import Loaded
 from agentd.host.turns import DeadlinePassed, Failure
 from agentd.journal.running import Running, Unfinished
-from agentd.journal.storage import Attempt, Change, Conversation, Dead, StatePut, StoredRecord, TimerGone, TimerSet
+from agentd.journal.storage import (
+    SUBSCRIPTIONS,
+    Attempt,
+    Change,
+    Conversation,
+    Dead,
+    StatePut,
+    StoredRecord,
+    TimerGone,
+    TimerSet,
+)
 
 log = logging.getLogger("agentd.dispatcher")
 
 _SIGNALS_MAX = 1_000  # signals that wait per plugin; what comes on top of them is dropped, since they are best effort
 _ROOM_LOOK_S = 1.0  # how soon a timer whose sends found the outbox full runs again
 _LAST_COMMIT_S = 1.0  # a stop waits at least this long for cursors to reach the disk
-_SUBSCRIPTIONS = "agentd.subscriptions"  # a plugin's name has no dot, so this is nobody's state
 
 
 _Work = tuple[Served, Key, Item]
@@ -241,12 +250,12 @@ class Dispatcher:
     async def _subscribe(self, identity: str, plugin: str) -> int:
         """The position from which on a plugin serves an identity; what was journaled before is not its to answer."""
         key = f"{identity}/{plugin}"
-        since = await self._journal.state_get(_SUBSCRIPTIONS, 0, key)
+        since = await self._journal.state_get(SUBSCRIPTIONS, 0, key)
         if since is not None:
             return int(since)
         position = await self._journal.last_position()
         # On disk before the first event: after a crash, what came since must not look like what was there before.
-        await self._journal.commit(StatePut(_SUBSCRIPTIONS, 0, key, str(position).encode()))
+        await self._journal.commit(StatePut(SUBSCRIPTIONS, 0, key, str(position).encode()))
         return position
 
     async def _resume(

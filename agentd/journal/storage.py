@@ -17,6 +17,10 @@ import msgspec
 
 from agentd.core.events import Event, Record, Send
 
+SUBSCRIPTIONS = "agentd.subscriptions"
+"""Whose state says from which position on a plugin serves an identity, under IDENTITY/PLUGIN. No plugin's name has a
+dot."""
+
 
 class Conversation(msgspec.Struct, frozen=True, gc=False):
     """Change: how far a conversation is accounted for. Also what is read back at start.
@@ -198,6 +202,23 @@ class Account(msgspec.Struct, frozen=True):
     handle: str
 
 
+class Trim(msgspec.Struct, frozen=True):
+    """Change: let go of what nobody needs any more in a stretch of the log or of the outbox, and note that it was.
+
+    run: number of the trace that this adds to. what: "event" or "outbox". after, upto: positions or outbox numbers,
+    the first exclusive. before: Unix seconds; what is younger stays. ignoring: plugins that are not waited for.
+    """
+
+    run: int
+    what: str
+    after: int
+    upto: int
+    before: float
+    ignoring: tuple[str, ...]
+    reason: str
+    at: float
+
+
 Change = (
     Conversation
     | Appended
@@ -213,6 +234,7 @@ Change = (
     | TimerSet
     | TimerGone
     | Account
+    | Trim
 )
 
 

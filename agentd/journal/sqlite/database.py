@@ -20,7 +20,7 @@ import aiosqlite
 from agentd.config import JournalSettings
 from agentd.core.events import Send
 from agentd.errors import JournalError, JournalUnusable
-from agentd.journal.sqlite import cursors, dead_letters, events, faults, marks, outbox, plugin_state, timers
+from agentd.journal.sqlite import cursors, dead_letters, events, faults, marks, outbox, plugin_state, timers, trimming
 from agentd.journal.sqlite.group_commit import Call, GroupCommit
 from agentd.journal.sqlite.lock import OwnerLock
 from agentd.journal.sqlite.opening import SCHEMA, Schema, open_reader, open_writer
@@ -275,3 +275,27 @@ class SqliteJournal:
     async def dead_find(self, number: int) -> DeadRow | None:
         """The dead letter with this number."""
         return await self._read(lambda db: dead_letters.find(db, number))
+
+    async def trimmable(self, stretch: trimming.Stretch) -> trimming.Found:
+        """What retention may let go of in a stretch, as things stand."""
+        return await self._read(lambda db: trimming.find(db, stretch))
+
+    async def newest_in(self, after: int, upto: int) -> float | None:
+        """When the last event of a stretch came, or None if there is none."""
+        return await self._read(lambda db: trimming.newest_in(db, after, upto))
+
+    async def last_send(self) -> int:
+        """The highest number ever given to a send."""
+        return await self._read(trimming.last_send)
+
+    async def last_trim(self) -> int:
+        """The number of the last trace of retention, or 0."""
+        return await self._read(trimming.last_run)
+
+    async def trimmed(self, limit: int) -> list[trimming.Trimmed]:
+        """What retention let go, the last run first."""
+        return await self._read(lambda db: trimming.trimmed(db, limit))
+
+    async def used_bytes(self) -> int:
+        """Bytes of pages that hold something."""
+        return await self._read(trimming.used_bytes)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agentd.errors import JournalError
-from agentd.journal.sqlite import cursors, dead_letters, events, faults, marks, outbox, plugin_state, timers
+from agentd.journal.sqlite import cursors, dead_letters, events, faults, marks, outbox, plugin_state, timers, trimming
 from agentd.journal.sqlite.names import Names
 from agentd.journal.storage import (
     Account,
@@ -34,6 +34,7 @@ from agentd.journal.storage import (
     StatePut,
     TimerGone,
     TimerSet,
+    Trim,
 )
 
 
@@ -154,6 +155,8 @@ class Writer:
                 timers.write(connection, self._plugins, self._identities, changes)
             case "outbox":
                 outbox.write(connection, self._identities, changes)
+            case "trimmed":
+                trimming.write(connection, changes)
 
 
 class _Offence(Exception):
@@ -180,5 +183,6 @@ _TABLE_OF: dict[type, str] = {
     Queued: "outbox",
     Carried: "outbox",
     Retried: "outbox",
+    Trim: "trimmed",
 }
 _ORDER = tuple(dict.fromkeys(_TABLE_OF.values()))
