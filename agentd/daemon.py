@@ -189,6 +189,7 @@ class Daemon:
                         await self._stopping.wait()
                     log.info("stopping")
                     self._manager.stopping()
+                    self._manager.status("stopping: running handlers may finish")
                     pressure.cancel()
                     trimming.cancel()
                     for identity in identities:
@@ -323,6 +324,7 @@ class Daemon:
         while True:
             await asyncio.sleep(_JOURNAL_LOOK_S)
             self._feed_watchdog()
+            self._tell_status()
             # An outbox may have got room while its sender was not running, which rings nobody.
             self._dispatcher.room_again()
             if behind != (self._journal.full or self._journal.waiting > _JOURNAL_WAITING_MAX):
@@ -601,8 +603,12 @@ class Daemon:
         if waiting is None or self._journal.full or self._loop.time() - waiting < watchdog_s:
             self._fed_at = self._loop.time()
             self._manager.alive()
+
+    def _tell_status(self) -> None:
+        if self._manager.listens:
             states = Counter(supervisor.state for supervisor in self._supervisors.values())
-            self._manager.status(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+            told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+            self._manager.status(told or "no identities")
 
     @contextlib.contextmanager
     def _tailing(self) -> Iterator[asyncio.Queue[Record]]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from agentd import __version__
-from agentd.cli.words import keeping
+from agentd.cli.words import installing, keeping
 from agentd.control.refusal import UnreachableError
 from agentd.errors import AgentdError, ConfigError
 
@@ -122,7 +122,7 @@ def run(ctx: click.Context, config: Path | None, state: Path | None) -> None:
 @_config_option
 @_json_option
 def check(config: Path | None, as_json: bool) -> None:
-    """Check the configuration and the keys; tell every problem at once."""
+    """Check the configuration and the keys, and tell every problem."""
     from agentd.cli import verbs
 
     verbs.check(config, os.environ, as_json=as_json)
@@ -212,7 +212,7 @@ def gaps(
 
 @cli.group(cls=_Verbs)
 def outbox() -> None:
-    """Sends that wait, were refused or expired: list, show, retry, drop."""
+    """Sends that wait or failed: list, show, retry, drop."""
 
 
 def _as_option(command: F) -> F:
@@ -448,7 +448,14 @@ def demo(
     )
 
 
-for _verb in (keeping.backup, keeping.restore, keeping.vacuum, keeping.retention, keeping.upgrade_check):
+for _verb in (
+    installing.service,
+    keeping.backup,
+    keeping.restore,
+    keeping.vacuum,
+    keeping.retention,
+    keeping.upgrade_check,
+):
     cli.add_command(_verb)
 
 

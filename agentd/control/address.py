@@ -36,7 +36,9 @@ def find_socket(config: Path | None, environ: Mapping[str, str]) -> Path:
     if environ.get("AGENTD_STATE"):
         return named
     runtime = [folder / SOCKET_NAME for folder in _runtime_folders(environ)]
-    return next((path for path in (*runtime, named, _SYSTEM_RUNTIME / SOCKET_NAME) if _is_there(path)), named)
+    of_user = Path(environ.get("XDG_RUNTIME_DIR", "/run/user")) / "agentd" / SOCKET_NAME  # of the user's own service
+    likely = (*runtime, named, of_user, _SYSTEM_RUNTIME / SOCKET_NAME)
+    return next((path for path in likely if _is_there(path)), named)
 
 
 def _is_there(path: Path) -> bool:

@@ -20,7 +20,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--force", is_flag=True, help="Replace a FILE that is there.")
 @reads_daemon
 def backup(file: Path, force: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
-    """Copy the journal into FILE, whether a daemon runs or not."""
+    """Copy the journal into FILE, also of a running daemon."""
     from agentd.cli import storage
 
     storage.backup(storage.journal_of(config, environ_with(state)), file, force=force, as_json=as_json)
@@ -31,10 +31,10 @@ def backup(file: Path, force: bool, config: Path | None, state: Path | None, as_
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @reads_daemon
 def restore(file: Path, yes: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
-    """Put the backup in FILE in the journal's place; the present one is kept beside.
+    """Put the backup in FILE in the journal's place.
 
-    The daemon must be stopped. What came since the backup was made is fetched again as far as the platform has it, and
-    what was answered is not answered twice, as the answers have the same keys.
+    The daemon must be stopped, and the present journal is kept beside. What came since the backup was made is fetched
+    again as far as the platform has it; what was answered is not answered twice, as the answers have the same keys.
     """
     from agentd.cli import storage
 
@@ -44,7 +44,10 @@ def restore(file: Path, yes: bool, config: Path | None, state: Path | None, as_j
 @click.command()
 @reads_daemon
 def vacuum(config: Path | None, state: Path | None, as_json: bool) -> None:
-    """Give room that the journal does not use back to the disk. The daemon must be stopped."""
+    """Give unused room of the journal back to the disk.
+
+    The daemon must be stopped.
+    """
     from agentd.cli import storage
 
     storage.vacuum(storage.journal_of(config, environ_with(state)), as_json=as_json)
@@ -78,7 +81,10 @@ def upgrade_check(
     state: Path | None,
     as_json: bool,
 ) -> None:
-    """Tell whether this agentd can read the journal, or the one in FILE, and what an upgrade would do."""
+    """Tell whether this agentd can read the journal.
+
+    Or the one in FILE, which may be a backup; and what an upgrade would do.
+    """
     from agentd.cli import storage
 
     path = file or storage.journal_of(config, environ_with(state))
