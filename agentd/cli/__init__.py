@@ -449,6 +449,7 @@ def demo(
 
 
 for _verb in (
+    installing.doctor,
     installing.service,
     keeping.backup,
     keeping.restore,

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from agentd.cli.group import EXIT_FAILED, Verbs
-from agentd.cli.options import json_option
+from agentd.cli.options import environ_with, json_option, reads_daemon
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,3 +68,17 @@ def uninstall(user: bool, hub: bool, root: Path | None, dry_run: bool, yes: bool
     from agentd.cli import service as services
 
     services.uninstall(services.chosen(user, hub, root, os.environ), dry_run=dry_run, yes=yes)
+
+
+@click.command()
+@reads_daemon
+@click.pass_context
+def doctor(ctx: click.Context, config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Look for what will hurt, and say what to do about it.
+
+    Checks the configuration, keys, this machine and the way to each platform. It may run beside a daemon, and
+    acknowledges nothing. Exits with 1 if anything failed.
+    """
+    from agentd.cli import doctor as checks
+
+    ctx.exit(0 if checks.doctor(config, environ_with(state), as_json=as_json) else EXIT_FAILED)

@@ -37,6 +37,10 @@ _WAL_MAX_BYTES = 64 << 20  # what a burst left behind is given back at the next 
 _CACHE_KIB = 16_384  # the upper pages of every index stay in memory with 10,000 conversations
 _STATEMENTS = 512  # every named statement in every width stays prepared
 
+LIBRARY = sqlite3.sqlite_version
+LIBRARY_MIN = "3.37.0"
+"""The SQLite that is here, and the oldest that will do: it has STRICT tables."""
+
 
 class Schema(msgspec.Struct, frozen=True):
     """The tables of one version: how to make them, and how to get there from older ones.
