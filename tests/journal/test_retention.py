@@ -1,6 +1,7 @@
 """What retention lets go, and what it never does: a real file, the daemon's own writer, time as a number."""
 
 import contextlib
+import re
 import sqlite3
 
 import pytest
@@ -9,6 +10,8 @@ from agentd.config import Retention as Settings
 from agentd.core.events import Content, Send
 from agentd.journal.retention import SLICE, Retention
 from agentd.journal.sqlite import open_journal
+from agentd.journal.sqlite.opening import SCHEMA
+from agentd.journal.sqlite.statements import SQL
 from agentd.journal.sqlite.trimming import Stretch
 from agentd.journal.storage import (
     SUBSCRIPTIONS,
@@ -233,3 +236,14 @@ async def test_a_send_without_its_text_is_not_sent_again(state):
     gone = Send(identity="alice", target="@bob", content=Content(), client_msg_id="k1", state=state)
     with pytest.raises(JournalError, match="say it anew"):
         Sender.retry(object.__new__(Sender), OutboxRow(gone, "", 1.0, None, None, None, 2.0))
+
+
+@pytest.mark.parametrize(("table", "put_back"), [("event", "event_append"), ("outbox", "outbox_put_back")])
+def test_what_is_put_back_has_every_column_of_its_table(table, put_back):
+    """A column that is added to the table and forgotten here would be lost with the content."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(SCHEMA.create)
+        columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+    named = re.search(r"\(([\w,\s]+)\)\s*VALUES", SQL[put_back])[1]
+    assert sorted(column.strip() for column in named.split(",")) == sorted(columns)
+    assert SQL[f"trimmed_{table}"].split("FROM")[0].count(",") == len(columns) - 1
