@@ -63,3 +63,11 @@ def test_every_make_target_that_is_named_exists() -> None:
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     for target in set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    root = Path(__file__).parent.parent
+    text = (root / "docs" / "security.md").read_text()
+    files = set(re.findall(r"tests/[\w/]+\.py", text))
+    assert len(files) > 5
+    assert [file for file in files if not (root / file).exists()] == []
