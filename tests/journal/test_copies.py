@@ -9,7 +9,7 @@ import pytest
 
 from agentd.errors import JournalUnusable
 from agentd.journal.sqlite import copies, open_journal
-from agentd.journal.sqlite.opening import SCHEMA, Schema
+from agentd.journal.sqlite.opening import SCHEMA, Schema, load_schema
 from agentd.journal.storage import StatePut
 
 NEXT = Schema(
@@ -228,3 +228,29 @@ async def test_looking_at_a_backup_leaves_nothing_beside_it(closed, tmp_path):
     copies.back_up(closed, folder / "copy")
     copies.standing(folder / "copy")
     assert [each.name for each in folder.iterdir()] == ["copy"]
+
+
+async def test_a_folder_with_a_second_version_is_upgraded_to_step_by_step(closed, settings, tmp_path):
+    """What the next release will be: its page of tables, and one step from this one."""
+    folder = tmp_path / "next"
+    (folder / "migrations").mkdir(parents=True)
+    column = "ALTER TABLE identity ADD COLUMN note TEXT NOT NULL DEFAULT '';"
+    step = f"-- A note on each identity.\n{column}\nUPDATE identity SET note = 'upgraded';"
+    (folder / "migrations" / "0002_note.sql").write_text(step)
+    page = SCHEMA.create.replace("user_version = 1", "user_version = 2")
+    (folder / "schema.sql").write_text(f"{page}\n{column}")
+    schema = load_schema(folder)
+    assert copies.standing(closed, schema).steps == ((2, "A note on each identity."),)
+    before = closed.read_bytes()
+    copies.rehearse(closed, tmp_path, schema)
+    assert closed.read_bytes() == before
+    journal = await open_journal(closed, settings, schema=schema)
+    await journal.close()
+    assert copies.standing(closed, schema) == copies.Standing(2, 2, ())
+    with pytest.raises(JournalUnusable, match="newer agentd"):
+        await open_journal(closed, settings)
+    [backup] = closed.parent.glob("journal.db.v1-*.backup")
+    kept = copies.restore(backup, closed)
+    assert copies.standing(closed) == copies.Standing(1, 1, ())
+    assert copies.standing(kept, schema).version == 2, "the way back keeps the way forward"
+    assert await last_position(closed, settings) == 199
