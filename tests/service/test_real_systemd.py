@@ -36,6 +36,16 @@ async def answer(message: Message, ctx: Context) -> None:
     ctx.reply("echo: " + message.text)
 """
 
+RAISER = """
+from agentd.plugin import Context, Message, Plugin
+
+plugin = Plugin("raiser")
+
+@plugin.on(Message)
+async def answer(message: Message, ctx: Context) -> None:
+    raise ValueError("first\\nsecond")
+"""
+
 TARGETS = {
     "default.target": "[Unit]\nRequires=basic.target\nAfter=basic.target\n",
     "basic.target": "[Unit]\nDescription=Basic\n",
@@ -98,7 +108,7 @@ def require_the_tools() -> None:
     """Skip with the reason where this cannot be done."""
     if os.geteuid() != 0:
         pytest.skip("namespaces of this kind need root")
-    for program in ("unshare", "nsenter", "systemctl", "/lib/systemd/systemd"):
+    for program in ("unshare", "nsenter", "systemctl", "/lib/systemd/systemd", "/lib/systemd/systemd-journald"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not on this machine")
 
@@ -195,6 +205,30 @@ def test_it_is_installed_started_killed_bitten_and_stopped(manager: Manager) -> 
     assert manager.show("ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
     assert not manager.run(str(AGENTD), "service", "uninstall", "--user", "--yes").count("Failed")
     assert manager.show("LoadState")["LoadState"] == "not-found"
+
+
+def test_under_journald_a_line_has_its_fields_and_a_traceback_is_one_entry(manager: Manager) -> None:
+    configuration = manager.folder / "config" / "agentd"
+    (configuration / "raiser.py").write_text(RAISER)
+    (configuration / "agentd.toml").write_text('[plugin.echo]\nuse = "./raiser.py"\nattempts = 1\n')
+    manager.run(str(AGENTD), "service", "install", "--user", "--yes")
+    manager.systemctl("start", "agentd")
+    manager.until(lambda shown: shown["StatusText"] == "2 live", "StatusText")
+    manager.run(str(AGENTD), "send", "@echo", "line one", "--no-wait")
+    entries: list[dict[str, str]] = []
+    deadline = time.monotonic() + TIMEOUT_S
+    while not entries:
+        assert time.monotonic() < deadline, manager.log()
+        lines = manager.run("journalctl", "--quiet", "-o", "json", "AGENTD_PLUGIN=echo", check=False).splitlines()
+        entries = [entry for entry in map(json.loads, lines) if "ValueError" in str(entry["MESSAGE"])]
+        time.sleep(0.1)
+    entry = entries[0]
+    assert (entry["AGENTD_IDENTITY"], entry["SYSLOG_IDENTIFIER"], entry["PRIORITY"]) == ("echo", "agentd", "4")
+    assert entry["AGENTD_CONVERSATION"].startswith("conv_")
+    assert entry["AGENTD_EVENT_ID"].startswith("msg_")
+    assert "Traceback" in entry["MESSAGE"]
+    assert 'raise ValueError("first\\nsecond")' in entry["MESSAGE"]
+    assert len(manager.run("journalctl", "--quiet", "-o", "cat", "AGENTD_IDENTITY=me").splitlines()) >= 2
 
 
 def say(manager: Manager, text: str, *more: str) -> str:

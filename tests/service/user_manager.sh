@@ -28,6 +28,10 @@ mount -t cgroup2 none /sys/fs/cgroup || stop "no cgroup2"
 mkdir -p "/sys/fs/cgroup/$cgroup"
 echo 1 >"/sys/fs/cgroup/$cgroup/cgroup.procs" || stop "no cgroup of its own"
 
+# The log of this machine is not ours to read, and its audit not ours to switch on.
+printf '[Journal]\nStorage=volatile\nAudit=no\nReadKMsg=no\nForwardToSyslog=no\nForwardToWall=no\n' >/run/journald.conf
+mount --bind /run/journald.conf /etc/systemd/journald.conf || stop "journald cannot be configured"
+
 cat >/run/manager.sh <<'END'
 set -eu
 folder=$1
@@ -36,6 +40,7 @@ mount -t cgroup2 none /sys/fs/cgroup
 [ "$(cat /proc/self/cgroup | sed -n 's/^0:://p')" = / ] || { echo "not possible here: no cgroup namespace" >&2; exit 77; }
 mount --make-rshared /
 cd "$folder"
+env -i PATH="$PATH" LC_ALL=C /lib/systemd/systemd-journald >"$folder/journald.log" 2>&1 &
 env -i PATH="$PATH" HOME="$folder/home" LC_ALL=C TMPDIR="$folder/tmp" XDG_RUNTIME_DIR=/run/user/0 \
     XDG_CONFIG_HOME="$folder/config" SYSTEMD_UNIT_PATH="$folder/config/systemd/user" SYSTEMD_LOG_TARGET=console \
     ${3:-/lib/systemd/systemd} --user --unit=default.target >"$folder/manager.log" 2>&1 &
