@@ -37,7 +37,7 @@ from agentd.control.systemd import ServiceManager
 from agentd.core.events import SETTLED_STATES, Content, Event, Message, Record, Send, Sent, Signal, Source
 from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
-from agentd.dispatcher import Dispatcher
+from agentd.dispatcher import Dispatcher, Marks
 from agentd.errors import AgentdError, ConfigError, NotSent, PluginLoadError, Unavailable, first_of
 from agentd.host.lifecycle import Loaded, load
 from agentd.host.stalls import StallWatch
@@ -47,6 +47,7 @@ from agentd.journal.sqlite import SqliteJournal, open_journal
 from agentd.journal.storage import Carried, DeadDropped, DeadRow, OutboxRow, Queued, StoredRecord
 from agentd.sender import Sender
 from agentd.supervisor import Bells, Key, Shared, Supervisor
+from agentd.takeover import Takeover
 from agentd.transport.rest import Pool, Rest
 from agentd.wire.agentchat import AgentChat
 from agentd.wire.platform import Platform
@@ -126,7 +127,12 @@ def _embedded(settings: config.Settings, hub: Hub) -> tuple[config.Settings, dic
         key = hub.rotate_key(handle) if hub.has_agent(handle) else hub.create_agent(handle)
         logs.conceal(key)
         keys[name] = partial(str, key)
-        identities[name] = config.Identity(url=hub.url, key=config.KeySource(env="none: embedded"), plugins=plugins)
+        identities[name] = config.Identity(
+            url=hub.url,
+            key=config.KeySource(env="none: embedded"),
+            plugins=plugins,
+            loop_guard=config.LoopGuard(answers_max=0),  # it is a person that speaks as "me"
+        )
     plugins_in_use = settings.plugin or {"echo": config.PluginSettings(use="echo")}
     return (
         config.Settings(agentd=settings.agentd, identity=identities, plugin=plugins_in_use),
@@ -173,10 +179,18 @@ class Daemon:
             self._watch = stack.enter_context(StallWatch(self._settings.agentd.dispatch.stall_s, codes))
             await self._make_supervisors(pool)
             self._dispatcher = self._make_dispatcher(plugins)
+            self._takeover = Takeover(
+                self._journal,
+                self._settings.identity,
+                self._dispatcher.pause,
+                self._dispatcher.paused,
+                time.time,
+            )
             control = ControlServer(self, listening_paths(Path(self._settings.agentd.state), os.environ))
             try:
                 async with asyncio.TaskGroup() as tasks:
                     await self._dispatcher.start(tasks)
+                    takeover = tasks.create_task(self._takeover.run(), name="takeover")
                     identities = [
                         tasks.create_task(supervisor.run(), name=f"identity {name}")
                         for name, supervisor in self._supervisors.items()
@@ -195,6 +209,7 @@ class Daemon:
                     self._manager.status("stopping: running handlers may finish")
                     pressure.cancel()
                     trimming.cancel()
+                    takeover.cancel()
                     for identity in identities:
                         identity.cancel()
                     await asyncio.wait(identities) if identities else None
@@ -252,7 +267,13 @@ class Daemon:
             on_queued=self._queued,
             on_backlog=self._shed,
             outbox_room=self._outbox_room,
-            backlog=(intake.undispatched_high, intake.undispatched_low),
+            marks=Marks(
+                intake.undispatched_high,
+                intake.undispatched_low,
+                intake.undispatched_high_mb * 1_048_576,
+                intake.undispatched_low_mb * 1_048_576,
+            ),
+            conduct=self._settings.identity,
             backoff=Backoff(first_s=dispatch.retry_first_s, max_s=dispatch.retry_max_s),
             send_now=self._send_now,
             running=running,
@@ -287,6 +308,7 @@ class Daemon:
 
     def _records(self, records: Sequence[Record]) -> None:
         self._dispatcher.offer(records)
+        self._takeover.records(records)
         for tail in self._tails:
             for record in records:
                 if not tail.full():

@@ -13,9 +13,10 @@ import re
 import typing
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from agentd.core.events import Event, Signal, Timer
+from agentd.core.stretches import Batch
 from agentd.errors import PluginLoadError
 from agentd.plugin import Declared, Plugin
 
@@ -33,7 +34,10 @@ _FIELD_OF = {
 _HANDLER_REMEDY = "write `async def {name}(event: {event}, ctx: Context) -> None`"
 
 
-_ON_DEAD = ("skip", "hold")
+_ON_DEAD = ("skip", "hold", "detach")
+
+BATCH_MAX = 1_000
+"""Events in one batch at most: a turn's events lie in memory together, however long it takes."""
 
 
 class Filter(NamedTuple):
@@ -48,10 +52,12 @@ class Handler:
     """One function of a plugin with the events it wants. `place`: its file and line.
 
     `timeout_s`, `attempts`, `on_dead`: its own, or None. threaded: a `def`, which must not run on the event loop.
+    batch: it takes so many events at once, or None.
     """
 
     __slots__ = (
         "attempts",
+        "batch",
         "event",
         "every_s",
         "filters",
@@ -78,8 +84,10 @@ class Handler:
         self.every_s = declared.every_s
         self.threaded = not is_async(declared.function)
         _check_event(plugin, self)
-        _check_signature(plugin, self)
+        _check_signature(plugin, self, declared)
         _check_limits(plugin, self)
+        _check_batch(plugin, self, declared)
+        self.batch = None if declared.batch is None else Batch(declared.batch, declared.settle_s or 0.0)
         self.filters = tuple(_filter(plugin, self, name, wanted) for name, wanted in declared.filters.items())
         self.passes = tuple(filter_.passes for filter_ in self.filters)
         if self.event is Timer:
@@ -95,6 +103,12 @@ class Handler:
         if not self.own and isinstance(event, Event) and event.own:
             return False
         return self.is_open or all(passes(event) for passes in self.passes)
+
+
+class Matches(Protocol):
+    """A plugin, as far as matching goes."""
+
+    handlers: Handlers
 
 
 class Handlers:
@@ -123,6 +137,17 @@ class Handlers:
             if handler.function not in matched and handler.matches(event):
                 matched[handler.function] = handler
         return tuple(matched.values())
+
+
+def matching(plugin: Matches, event: Event | Signal) -> tuple[Handler, ...] | None:
+    """The handlers of a plugin that want an event; None if a filter raised.
+
+    The plugin's turn will see it raise again, as a failure like any other.
+    """
+    try:
+        return plugin.handlers.match(event)
+    except Exception:
+        return None
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -172,14 +197,21 @@ def _check_event(plugin: str, handler: Handler) -> None:
         )
 
 
-def _check_signature(plugin: str, handler: Handler) -> None:
+def _check_signature(plugin: str, handler: Handler, declared: Declared) -> None:
     remedy = _HANDLER_REMEDY.format(name=handler.name.rsplit(".", 1)[-1], event=handler.event.__name__)
     if inspect.isgeneratorfunction(handler.function) or inspect.isasyncgenfunction(handler.function):
         _refuse(plugin, handler.place, f"{handler.name} is a generator, which cannot be a handler; {remedy}")
     if not _takes(handler.function, 2):
         _refuse(plugin, handler.place, f"{handler.name} must take two arguments, the event and the context; {remedy}")
     wanted = _hint_of_first(handler.function)
-    if isinstance(wanted, type) and not issubclass(handler.event, wanted):
+    if isinstance(wanted, type) and declared.batch is not None and issubclass(wanted, (Event, Signal)):
+        _refuse(
+            plugin,
+            handler.place,
+            f"{handler.name} takes one {wanted.__name__}, but batch= gives several; "
+            f"annotate it as tuple[{wanted.__name__}, ...]",
+        )
+    if isinstance(wanted, type) and declared.batch is None and not issubclass(handler.event, wanted):
         _refuse(
             plugin,
             handler.place,
@@ -199,6 +231,20 @@ def _check_limits(plugin: str, handler: Handler) -> None:
         _refuse(plugin, handler.place, f"timeout_s={timeout_s!r} of {handler.name}: give seconds above 0")
     if attempts is not None and not (isinstance(attempts, int) and attempts >= 1):
         _refuse(plugin, handler.place, f"attempts={attempts!r} of {handler.name}: give a number from 1 on")
+
+
+def _check_batch(plugin: str, handler: Handler, declared: Declared) -> None:
+    size, settle_s = declared.batch, declared.settle_s
+    if size is None:
+        return
+    if not (isinstance(size, int) and 1 <= size <= BATCH_MAX):
+        _refuse(plugin, handler.place, f"batch={size!r} of {handler.name}: give a number from 1 to {BATCH_MAX}")
+    if not (isinstance(settle_s, (int, float)) and settle_s >= 0):
+        _refuse(plugin, handler.place, f"settle_s={settle_s!r} of {handler.name}: give seconds, 0 or more")
+    if not issubclass(handler.event, Event):
+        _refuse(
+            plugin, handler.place, f"batch= of {handler.name}: a {handler.event.__name__} comes alone; leave it out"
+        )
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:

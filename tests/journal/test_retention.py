@@ -22,7 +22,9 @@ from agentd.journal.storage import (
     DeadDropped,
     GapNoted,
     Queued,
+    Rewound,
     StatePut,
+    TimerSet,
 )
 
 DAY = 86_400.0
@@ -124,6 +126,23 @@ async def test_a_failed_attempt_keeps_its_event(journal, arrived):
     await journal.commit(Attempt("echo", arrived.number("conv_a"), 1, 1, "ValueError", 2.0))
     await run(journal)
     assert await kept(journal) == [1]
+
+
+async def test_an_event_that_will_be_delivered_late_is_kept(journal, arrived):
+    await journal.commit(*arrived(), *arrived(seq=2))
+    number = arrived.number("conv_a")
+    await journal.commit(TimerSet("t", "echo", "alice", number, "conv_a", "", 9.5, b"null", position=1))
+    await run(journal)
+    assert await kept(journal) == [1]
+
+
+async def test_a_lane_that_was_set_back_keeps_what_it_will_handle_again(journal, arrived):
+    await journal.commit(*arrived(), *arrived(seq=2), *arrived(seq=3))
+    number = arrived.number("conv_a")
+    await journal.commit(subscribed("echo"), CursorMoved("echo", number, 3))
+    await journal.commit(Rewound("echo", number, 1, 1, 3))
+    await run(journal)
+    assert await kept(journal) == [2, 3]
 
 
 async def test_an_open_gap_keeps_its_conversation(journal, arrived):

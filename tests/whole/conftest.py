@@ -41,6 +41,8 @@ class Rig:
             "use": "agentd.demo.ledger:plugin",
             "config": {"file": str(folder / "ledger")},
         }
+        # Load comes from few peers here, as fast as it can: the guard would take it for a loop.
+        self.conduct: dict[str, Any] = {"loop_guard": config.LoopGuard(answers_max=0)}
         self.keys: dict[str, str] = {}
         self.daemon: Daemon | None = None
         self._run: asyncio.Task[None] | None = None
@@ -56,7 +58,9 @@ class Rig:
         settings = config.Settings(
             agentd=agentd,
             identity={
-                name: config.Identity(url=self.hub.url, key=config.KeySource(env="unused"), plugins=("plugin",))
+                name: config.Identity(
+                    url=self.hub.url, key=config.KeySource(env="unused"), plugins=("plugin",), **self.conduct
+                )
                 for name in self.keys
             },
             plugin={"plugin": config.PluginSettings(**self.plugin)},

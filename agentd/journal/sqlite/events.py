@@ -76,6 +76,12 @@ def count_behind(connection: sqlite3.Connection, conversation: int, after: int) 
     return count
 
 
+def count_between(connection: sqlite3.Connection, conversation: int, after: int, upto: int) -> int:
+    """How many records of a conversation lie behind a position, up to another."""
+    count: int = connection.execute(SQL["event_count_between"], (conversation, after, upto)).fetchone()[0]
+    return count
+
+
 def last_position(connection: sqlite3.Connection) -> int:
     """The highest position ever given to a record, or 0."""
     position: int = connection.execute(SQL["last_position"]).fetchone()[0]
