@@ -28,7 +28,6 @@ from agentd.errors import JournalUnusable
 from agentd.journal.retention import SLICE, bounds_of_age, excess
 from agentd.journal.retention import Retention as Keeper
 from agentd.journal.sqlite import copies, open_journal, trimming
-from agentd.journal.sqlite.events import last_position
 
 JOURNAL_NAME = "journal.db"
 
@@ -165,20 +164,19 @@ def _found(journal: Path, settings: Retention) -> dict[str, trimming.Found]:
     progress = Progress("looking")
     found: dict[str, trimming.Found] = {}
     with copies.reading(journal) as connection:
-        ends = {"event": last_position(connection), "outbox": trimming.last_send(connection)}
         for bound in bounds_of_age(settings, time.time()):
-            total = trimming.Found()
-            for after in range(0, ends[bound.what], SLICE):
-                upto = min(after + SLICE, ends[bound.what])
+            total, end = trimming.Found(), trimming.last_of(connection, bound.what)
+            for after in range(0, end, SLICE):
+                upto = min(after + SLICE, end)
                 stretch = trimming.Stretch(bound.what, after, upto, bound.before, settings.forget_plugins)
                 total = total.joined(trimming.find(connection, stretch))
-                progress(upto, ends[bound.what])
+                progress(upto, end)
             found[f"{_NOUNS[bound.what]} {bound.reason}"] = total
     progress.over()
     return found
 
 
-_NOUNS = {"event": "events", "outbox": "settled sends"}
+_NOUNS = {"event": "events", "outcome": "outcomes of turns", "outbox": "settled sends"}
 
 
 def _echo_found(reason: str, found: trimming.Found) -> None:

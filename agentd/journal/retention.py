@@ -41,10 +41,6 @@ class Journal(Protocol):
         """See storage.Journal."""
         ...
 
-    async def last_position(self) -> int:
-        """See storage.Journal."""
-        ...
-
     async def trimmable(self, stretch: Stretch) -> Found:
         """What may go in a stretch, as things stand."""
         ...
@@ -53,8 +49,8 @@ class Journal(Protocol):
         """When the last event of a stretch came, or None if there is none."""
         ...
 
-    async def last_send(self) -> int:
-        """The highest number ever given to a send."""
+    async def last_of(self, what: str) -> int:
+        """The highest position or number in a table."""
         ...
 
     async def last_trim(self) -> int:
@@ -76,7 +72,8 @@ class Bound(NamedTuple):
 
 def bounds_of_age(settings: Settings, now: float) -> Iterator[Bound]:
     """What the settings say about age. now: Unix seconds."""
-    for what, days in (("event", settings.events_max_age_days), ("outbox", settings.outbox_max_age_days)):
+    events_days, outbox_days = settings.events_max_age_days, settings.outbox_max_age_days
+    for what, days in (("event", events_days), ("outcome", events_days), ("outbox", outbox_days)):
         if days:
             yield Bound(what, now - days * _DAY_S, f"older than {days:g} days")
 
@@ -120,7 +117,7 @@ class Retention:
     async def _walk(self, bound: Bound, now: float, *, enough: bool) -> int:
         """One run over a table. enough: stop once the journal is within its size."""
         journal, ignoring = self._journal, self._settings.forget_plugins
-        end = await (journal.last_position() if bound.what == "event" else journal.last_send())
+        end = await journal.last_of(bound.what)
         run = await journal.last_trim() + 1
         rows = size = after = 0
         while after < end:

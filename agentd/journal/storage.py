@@ -264,7 +264,7 @@ class Account(msgspec.Struct, frozen=True):
 class Trim(msgspec.Struct, frozen=True):
     """Change: let go of what nobody needs any more in a stretch of the log or of the outbox, and note that it was.
 
-    run: number of the trace that this adds to. what: "event" or "outbox". after, upto: positions or outbox numbers,
+    run: number of the trace that this adds to. what: "event", "outbox" or "outcome". after, upto: positions or numbers,
     the first exclusive. before: Unix seconds; what is younger stays. ignoring: plugins that are not waited for.
     """
 

@@ -21,6 +21,7 @@ from agentd.journal.storage import (
     Dead,
     DeadDropped,
     GapNoted,
+    Outcome,
     Queued,
     Rewound,
     StatePut,
@@ -181,6 +182,16 @@ async def test_a_settled_send_loses_its_content_and_keeps_its_key_and_answer(jou
     assert (await journal.outbox_find("k2", "alice")).send.content.text == "secret words"
     await journal.commit(Queued(send("k1", text="again"), 9.0))
     assert (await journal.outbox_find("k1", "alice")).send.state == "sent", "the key stays taken"
+
+
+async def test_what_turns_came_to_goes_when_it_is_old(journal, arrived):
+    await journal.commit(*arrived())
+    number = arrived.number("conv_a")
+    rows = [Outcome("echo", number, 1, 1, word, None, at) for word, at in (("answered", 1.5), ("passed", NOW - DAY))]
+    await journal.commit(*rows)
+    assert await run(journal) == 2
+    assert [row.word for row in await journal.outcomes("echo", number, 1)] == ["passed"]
+    assert {trace.what: trace.rows for trace in await journal.trimmed(10)} == {"event": 1, "outcome": 1}
 
 
 async def test_a_large_journal_lets_go_of_the_oldest_first_and_no_more_than_it_must(journal, arrived):

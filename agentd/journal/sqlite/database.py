@@ -322,9 +322,9 @@ class SqliteJournal:
         """When the last event of a stretch came, or None if there is none."""
         return await self._read(lambda db: trimming.newest_in(db, after, upto))
 
-    async def last_send(self) -> int:
-        """The highest number ever given to a send."""
-        return await self._read(trimming.last_send)
+    async def last_of(self, what: str) -> int:
+        """The highest position or number in a table that retention trims."""
+        return await self._read(lambda db: trimming.last_of(db, what))
 
     async def last_trim(self) -> int:
         """The number of the last trace of retention, or 0."""

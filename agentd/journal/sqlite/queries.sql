@@ -462,6 +462,21 @@ SELECT coalesce(max(number), 0) FROM trimmed;
 -- When the last event of a stretch of the log came; null if there is none.
 SELECT max(received_at) FROM event WHERE position > ? AND position <= ?;
 
+-- name: trimmable_outcome
+-- What turns came to, for people to read, and old. ?4, ?5: not used here.
+SELECT number, length(word) + coalesce(length(data), 0), at
+  FROM outcome
+ WHERE number > ?1 AND number <= ?2 AND at < ?3 AND ?4 IS NOT NULL AND ?5 IS NOT NULL
+ ORDER BY number;
+
+-- name: outcome_remove
+-- Nothing refers to them.
+DELETE FROM outcome WHERE number IN (SELECT value FROM json_each(?));
+
+-- name: outcome_last
+-- The highest number that is there.
+SELECT coalesce(max(number), 0) FROM outcome;
+
 -- name: outbox_last
 -- The highest number ever given to a send.
 SELECT coalesce(max(number), 0) FROM outbox;

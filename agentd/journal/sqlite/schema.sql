@@ -200,8 +200,9 @@ CREATE TABLE timer (
     progress        BLOB
 ) STRICT, WITHOUT ROWID;
 
--- What retention let go, one row per run and table: the payloads of events, the contents of settled sends. start, stop:
--- half-open, positions or outbox numbers. The rows themselves stay, as their ids and keys are taken for ever.
+-- What retention let go, one row per run and table: the payloads of events, the contents of settled sends, outcomes.
+-- start, stop: half-open, positions or numbers. Events and sends themselves stay, as their ids and keys are taken for
+-- ever.
 CREATE TABLE trimmed (
     number INTEGER PRIMARY KEY,
     what   TEXT NOT NULL,

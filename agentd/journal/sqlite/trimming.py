@@ -1,8 +1,8 @@
-"""What retention lets go: payloads of events, contents of settled sends.
+"""What retention lets go: payloads of events, contents of settled sends, and what turns came to.
 
-Always true: no row is lost, since its id or key is taken for ever; only its content goes. What may go is decided in
-the transaction that lets it go, so that nothing that has become needed meanwhile goes with it. Whatever goes leaves a
-trace.
+Always true: no event and no send is lost, since its id or key is taken for ever; only its content goes. What may go is
+decided in the transaction that lets it go, so that nothing that has become needed meanwhile goes with it. Whatever goes
+leaves a trace.
 Not here: how old is old, when to look (journal/retention.py).
 """
 
@@ -17,10 +17,15 @@ import msgspec
 from agentd.journal.sqlite.statements import SQL, write_rows
 from agentd.journal.storage import SUBSCRIPTIONS, Trim
 
-_FIND = {"event": SQL["trimmable_event"], "outbox": SQL["trimmable_outbox"]}
+_FIND = {
+    "event": SQL["trimmable_event"],
+    "outbox": SQL["trimmable_outbox"],
+    "outcome": SQL["trimmable_outcome"],
+}
 _STAYS = {"event": SQL["trimmed_event"], "outbox": SQL["trimmed_outbox"]}
-_REMOVE = {"event": SQL["event_remove"], "outbox": SQL["outbox_remove"]}
+_REMOVE = {"event": SQL["event_remove"], "outbox": SQL["outbox_remove"], "outcome": SQL["outcome_remove"]}
 _PUT_BACK = {"event": SQL["event_append"], "outbox": SQL["outbox_put_back"]}
+_LAST = {"event": SQL["last_position"], "outbox": SQL["outbox_last"], "outcome": SQL["outcome_last"]}
 
 
 class Stretch(NamedTuple):
@@ -77,9 +82,10 @@ def write(connection: sqlite3.Connection, changes: Sequence[Trim]) -> None:
         rows = _rows(connection, stretch)
         if rows:
             numbers = msgspec.json.encode([row[0] for row in rows]).decode()
-            stays = connection.execute(_STAYS[change.what], (numbers,)).fetchall()
+            stays = connection.execute(_STAYS[change.what], (numbers,)).fetchall() if change.what in _STAYS else []
             connection.execute(_REMOVE[change.what], (numbers,))
-            write_rows(connection, _PUT_BACK[change.what], stays)
+            if stays:
+                write_rows(connection, _PUT_BACK[change.what], stays)
             size = sum(row[1] for row in rows)
             trace = (change.run, change.what, rows[0][0], rows[-1][0] + 1, len(rows), size, change.reason, change.at)
             connection.execute(SQL["trimmed_put"], trace)
@@ -106,9 +112,9 @@ def newest_in(connection: sqlite3.Connection, after: int, upto: int) -> float | 
     return newest
 
 
-def last_send(connection: sqlite3.Connection) -> int:
-    """The highest number ever given to a send."""
-    number: int = connection.execute(SQL["outbox_last"]).fetchone()[0]
+def last_of(connection: sqlite3.Connection, what: str) -> int:
+    """The highest position or number there."""
+    number: int = connection.execute(_LAST[what]).fetchone()[0]
     return number
 
 
