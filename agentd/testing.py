@@ -16,8 +16,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -25,8 +26,10 @@ import msgspec
 
 from agentd.config import CatchUp, Conduct, Dispatch, LoopGuard, PluginSettings
 from agentd.core.events import FIRST_SEQ, Context, Event, Message, Record, Send, Sent, Signal
+from agentd.core.exported import Exported
+from agentd.core.exported import read as read_exported
 from agentd.dispatcher import Dispatcher, Marks
-from agentd.errors import ConfigError, PluginLoadError
+from agentd.errors import ConfigError, ExportUnreadable, PluginLoadError
 from agentd.host.lifecycle import Loaded
 from agentd.host.state import PLUGIN_WIDE
 from agentd.journal.running import Running, Unfinished
@@ -50,7 +53,7 @@ from agentd.journal.storage import (
 )
 from agentd.plugin import Plugin
 
-__all__ = ["ConfigError", "Harness", "PluginLoadError"]
+__all__ = ["ConfigError", "ExportUnreadable", "Harness", "PluginLoadError"]
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -136,7 +139,8 @@ class MemoryJournal:
     def next_seq(self, identity: str, conversation: str) -> int:
         """The seq that the next event of a conversation takes."""
         number = self.number_of(identity, conversation)
-        return FIRST_SEQ + sum(record.conversation == number for record in self.records)
+        seqs = [record.event.seq for record in self.records if record.conversation == number]
+        return max(seqs, default=FIRST_SEQ - 1) + 1
 
     def revive(self, stored: StoredRecord) -> Event:
         """The event of a stored record."""
@@ -274,6 +278,11 @@ def _stored(record: Record) -> StoredRecord:
         payload=event.payload,
         received_at=record.received_at,
     )
+
+
+def _exported(given: str | Path | Iterable[str | bytes]) -> list[Exported]:
+    lines = Path(given).read_bytes().splitlines() if isinstance(given, (str, Path)) else given
+    return list(read_exported(lines))
 
 
 class Harness:
@@ -436,6 +445,23 @@ class Harness:
         if settle:
             await self.settle()
         return message
+
+    async def replay(self, exported: str | Path | Iterable[str | bytes]) -> list[Event]:
+        """What `agentd export` wrote happens again, line by line; returns the events when the plugin is through.
+
+        exported: the file, or its lines. An identity that the harness does not have becomes its first; all else is as
+        it was, own events too, which only those are shown who ask. Time stands still. Raises ExportUnreadable, which
+        names the line, before anything happens.
+        """
+        events = []
+        for event, received_at in _exported(exported):
+            getter = event.identity if event.identity in self.identities else self.identity
+            event = msgspec.structs.replace(event, identity=getter)
+            self._conversation = event.conversation
+            self._dispatcher.offer([self.journal.append(event, received_at)])
+            await self.settle()
+            events.append(event)
+        return events
 
     async def signal(self, signal: Signal) -> None:
         """A signal arrives; returns when the plugin is through with it."""

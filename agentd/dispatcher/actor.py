@@ -207,6 +207,10 @@ class Dispatcher:
             ],
         }
 
+    def since(self, identity: str, plugin: str) -> int:
+        """The position behind which a plugin serves an identity; what was journaled up to there is never offered."""
+        return self._since[identity, plugin]
+
     def pauses(self) -> list[Paused]:
         """Conversations in which no handler runs."""
         return list(self._engine.pauses)

@@ -155,9 +155,11 @@ class Deliveries:
         if stretch.form == "batch":
             return events
         messages = [event for event in events if isinstance(event, Message)]
-        kept = self._conduct[events[0].identity].catch_up.digest_max
+        identity = events[0].identity
+        # The policy may be another one since the digest was first shown.
+        kept = (lane.served.catch_up[identity] or self._conduct[identity].catch_up).digest_max
         return Digest(
-            identity=events[0].identity,
+            identity=identity,
             conversation=events[0].conversation,
             messages=tuple(messages[-kept:]),
             count=len(events),

@@ -41,11 +41,28 @@ BATCH_MAX = 1_000
 
 
 class Filter(NamedTuple):
-    """One condition. `name`, `wanted`: as the author wrote it. `passes`: called with the event."""
+    """One condition. `name`, `wanted`: as the author wrote it. `passes`: called with the event.
+
+    field: of the event, that it looks at; "" for the author's own function.
+    """
 
     name: str
     wanted: object
     passes: Callable[[Any], object]
+    field: str = ""
+
+
+class Verdict(NamedTuple):
+    """What one filter says of one event. had: what the event has there; None where the author's function decides.
+
+    passed: None where it was not asked, or raised `error`.
+    """
+
+    name: str
+    wanted: object
+    had: object
+    passed: bool | None
+    error: Exception | None = None
 
 
 class Handler:
@@ -104,6 +121,20 @@ class Handler:
             return False
         return self.is_open or all(passes(event) for passes in self.passes)
 
+    def explain(self, event: Event) -> tuple[Verdict, ...]:
+        """What each filter says of an event; it matches if all passed. Never raises.
+
+        That it is of another type, or this identity's own, is told as a filter of that name. The author's `where` is
+        asked only where matching would ask it: behind a refusal it may not be ready for the event.
+        """
+        if not isinstance(event, self.event):
+            return (Verdict("event", self.event.__name__, type(event).__name__, False),)
+        verdicts = [Verdict("own", False, True, False)] if event.own and not self.own else []
+        for filter_ in self.filters:
+            refused = any(verdict.passed is not True for verdict in verdicts)
+            verdicts.append(_verdict(filter_, event, ask_author=not refused))
+        return tuple(verdicts)
+
 
 class Matches(Protocol):
     """A plugin, as far as matching goes."""
@@ -148,6 +179,16 @@ def matching(plugin: Matches, event: Event | Signal) -> tuple[Handler, ...] | No
         return plugin.handlers.match(event)
     except Exception:
         return None
+
+
+def _verdict(filter_: Filter, event: Event, *, ask_author: bool) -> Verdict:
+    had = getattr(event, filter_.field) if filter_.field else None
+    if not filter_.field and not ask_author:
+        return Verdict(filter_.name, filter_.wanted, had, None)
+    try:
+        return Verdict(filter_.name, filter_.wanted, had, bool(filter_.passes(event)))
+    except Exception as error:  # the author's code: its lane counts it as a failure
+        return Verdict(filter_.name, filter_.wanted, had, None, error)
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -277,7 +318,7 @@ def _filter(plugin: str, handler: Handler, name: str, wanted: object) -> Filter:
             plugin, handler.place, f"{name}= of {handler.name}: {handler.event.__name__} has no {name}; leave it out"
         )
     try:
-        return Filter(name, wanted, _MAKERS[name](field, wanted))
+        return Filter(name, wanted, _MAKERS[name](field, wanted), field)
     except (TypeError, re.error) as error:
         _refuse(plugin, handler.place, f"{name}={wanted!r} of {handler.name}: {error}")
 

@@ -361,6 +361,21 @@ class Journal(Protocol):
         """The disk has no room; commits wait."""
         ...
 
+    @property
+    def last_commit_s(self) -> float:
+        """How long the last group of commits took to reach the disk."""
+        ...
+
+    @property
+    def commits(self) -> int:
+        """Groups of commits that reached the disk since the journal was opened."""
+        ...
+
+    @property
+    def changes(self) -> int:
+        """Changes in them."""
+        ...
+
     async def handles(self) -> dict[str, str]:
         """Identity name to the handle it had last."""
         ...
@@ -408,6 +423,10 @@ class Journal(Protocol):
         ...
 
     async def last_position(self) -> int: ...
+    async def positions_of(self, id_: str, after: int, up_to: int) -> list[int]:
+        """Where an event with this platform id stands, from behind one position up to another; reads all between."""
+        ...
+
     async def timers(self, plugin: str) -> list[TimerSet]:
         """Every timer of a plugin, the earliest first."""
         ...
@@ -431,6 +450,9 @@ class Journal(Protocol):
         ...
 
     async def dead_find(self, number: int) -> DeadRow | None: ...
+    async def dead_at(self, conversation: int, position: int) -> list[DeadRow]:
+        """The dead letters of one event: at most one for each plugin."""
+        ...
 
 
 class StoredRecord(msgspec.Struct, frozen=True, gc=False):

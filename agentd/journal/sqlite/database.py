@@ -282,6 +282,10 @@ class SqliteJournal:
         """The highest position on disk, or 0."""
         return await self._read(events.last_position)
 
+    async def positions_of(self, id_: str, after: int, up_to: int) -> list[int]:
+        """Where an event with this platform id stands, from behind one position up to another; reads all between."""
+        return await self._read(lambda db: events.positions_of(db, id_, after, up_to))
+
     async def timers(self, plugin: str) -> list[TimerSet]:
         """Every timer of a plugin, the earliest first."""
         return await self._read(lambda db: timers.timers(db, plugin))
@@ -313,6 +317,10 @@ class SqliteJournal:
     async def dead_find(self, number: int) -> DeadRow | None:
         """The dead letter with this number."""
         return await self._read(lambda db: dead_letters.find(db, number))
+
+    async def dead_at(self, conversation: int, position: int) -> list[DeadRow]:
+        """The dead letters of one event: at most one for each plugin."""
+        return await self._read(lambda db: dead_letters.at(db, conversation, position))
 
     async def trimmable(self, stretch: trimming.Stretch) -> trimming.Found:
         """What retention may let go of in a stretch, as things stand."""

@@ -82,6 +82,11 @@ def count_between(connection: sqlite3.Connection, conversation: int, after: int,
     return count
 
 
+def positions_of(connection: sqlite3.Connection, id_: str, after: int, up_to: int) -> list[int]:
+    """Where an event with this platform id stands."""
+    return [row[0] for row in connection.execute(SQL["event_positions_of"], (after, up_to, id_))]
+
+
 def last_position(connection: sqlite3.Connection) -> int:
     """The highest position ever given to a record, or 0."""
     position: int = connection.execute(SQL["last_position"]).fetchone()[0]

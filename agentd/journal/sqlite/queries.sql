@@ -138,6 +138,10 @@ SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.pa
          LIMIT ?3)
  ORDER BY e.position;
 
+-- name: event_positions_of
+-- A platform id within a stretch of the log, which is read whole: the id has no index.
+SELECT position FROM event WHERE position > ? AND position <= ? AND id = ? ORDER BY position;
+
 -- name: last_position
 -- The highest position ever given to a record. Marks and cursors are asked too: they outlive old events, and a
 -- position that was used again would lie below the cursors and never be handled.
@@ -290,6 +294,16 @@ SELECT p.name, d.conversation, d.position, d.attempts, d.error, d.traceback, d.p
   JOIN conversation AS c ON c.number = d.conversation
   JOIN identity AS i ON i.number = c.identity
  WHERE d.number = ?;
+
+-- name: dead_at
+-- The dead letters of one event, one for each plugin that gave it up.
+SELECT p.name, d.conversation, d.position, d.attempts, d.error, d.traceback, d.plugin_version, d.died_at,
+       d.number, i.name, c.id, d.dropped_at
+  FROM dead AS d
+  JOIN plugin AS p ON p.number = d.plugin
+  JOIN conversation AS c ON c.number = d.conversation
+  JOIN identity AS i ON i.number = c.identity
+ WHERE d.conversation = ? AND d.position = ?;
 
 -- name: outbox_queue
 -- The first text under a key stands, whatever a rerun would have written.
