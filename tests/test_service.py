@@ -118,6 +118,13 @@ def test_a_users_unit_names_the_program_that_installed_it(tmp_path: Path) -> Non
     assert (Path(sys.prefix) / "bin" / "agentd").exists()
 
 
+def test_an_environment_without_the_program_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    told = agentd_command("install", "--user", "--root", tmp_path, "--yes")
+    assert told.exit_code == 1
+    assert f"{tmp_path}/agentd is not there" in told.stderr
+
+
 def test_the_parts_that_must_be_seen_are_those_that_run() -> None:
     parts = service.own_parts(service.own_program())
     assert Path(sys.executable).resolve() in parts

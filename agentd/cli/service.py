@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -158,8 +159,11 @@ def uninstall(service: Service, *, dry_run: bool, yes: bool) -> None:
 
 
 def own_program() -> Path:
-    """The `agentd` of the environment that runs this."""
-    return Path(sys.prefix) / "bin" / "agentd"
+    """The `agentd` of the environment that runs this. Raises ServiceError if it has none."""
+    program = Path(sysconfig.get_path("scripts")) / "agentd"
+    if not program.is_file():
+        raise ServiceError(f"{program} is not there; install agentd with pip into the environment that runs this")
+    return program
 
 
 def unit_text(template: str, program: Path) -> str:
