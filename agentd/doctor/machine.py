@@ -26,7 +26,6 @@ from agentd.control.refusal import ControlError, UnreachableError
 from agentd.doctor.finding import FAIL, OK, WARN, Finding
 from agentd.errors import JournalUnusable
 from agentd.journal.sqlite import copies, lock, marks, opening
-from agentd.transport.rest import CONNECTIONS_PER_HOST_MAX
 
 JOURNAL_NAME = "journal.db"
 
@@ -213,7 +212,11 @@ def descriptors(settings: Settings, running: Running | None) -> list[Finding]:
     """Whether the limit of open files fits the number of identities."""
     hosts = len({identity.url for identity in settings.identity.values()})
     count = len(settings.identity)
-    need = _DESCRIPTORS_BASE + _DESCRIPTORS_EACH * count + min(count, CONNECTIONS_PER_HOST_MAX) * hosts
+    need = (
+        _DESCRIPTORS_BASE
+        + _DESCRIPTORS_EACH * count
+        + min(count, settings.agentd.rest.connections_per_host_max) * hosts
+    )
     limit, whose = _limit(running)
     told = f"{whose} may open {limit} files; {count} identities may need {need}"
     if limit < need:

@@ -49,12 +49,12 @@ async def identities(settings: Settings, known: Mapping[str, str], environ: Mapp
         reachable[url] = all(each.state != FAIL for each in found)
         findings += found
     room = asyncio.Semaphore(_AT_ONCE)
-    async with Pool() as pool:
+    async with Pool(settings.agentd.rest.connections_per_host_max) as pool:
 
         async def look(name: str, identity: Identity) -> _Seen:
             async with room:
                 try:
-                    key = await asyncio.to_thread(resolve_key, identity, environ)
+                    key = await asyncio.to_thread(resolve_key, identity.key, environ)
                 except ConfigError as error:
                     return _Seen([Finding(FAIL, "key", name, problem, "mend it") for problem in error.problems])
                 return await _identity(name, identity, key, settings, pool, known.get(name))
@@ -200,9 +200,7 @@ async def _hello(name: str, platform: AgentChat, settings: Settings) -> Finding:
     began = loop.time()
     try:
         link_settings = settings.agentd.link
-        async with dial(
-            platform, link_settings, on_frame=count, on_burst=lambda: None, meaning=platform.close_meaning
-        ) as link:
+        async with dial(platform, link_settings, on_frame=count, on_burst=lambda: None) as link:
             acks = link.acks
             taken = _ms(loop.time() - began)
     except AgentdError as error:

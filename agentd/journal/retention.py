@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from agentd import metrics
 from agentd.config import Retention as Settings
 from agentd.errors import JournalError
@@ -32,6 +34,7 @@ _PAUSE_S = 0.02
 _FIRST_RUN_S = 60.0  # a start has other things to do
 _DAY_S = 86_400.0
 _FOR_EVER = float("inf")
+_BELOW_FULL = 0.8  # what lets go has to be written too, so it must not wait until nothing can be
 
 
 class Journal(Protocol):
@@ -81,6 +84,14 @@ def bounds_of_age(settings: Settings, now: float) -> Iterator[Bound]:
 def excess(settings: Settings, used_bytes: int) -> int:
     """Bytes above the bound of size; 0 where there is none."""
     return max(0, used_bytes - settings.journal_max_mb * 1_000_000) if settings.journal_max_mb else 0
+
+
+def below(settings: Settings, full_mb: int) -> Settings:
+    """The same, with its bound of size below that at which the journal takes nothing more. full_mb: 0 for none."""
+    if not full_mb:
+        return settings
+    room_mb = max(1, int(full_mb * _BELOW_FULL))
+    return msgspec.structs.replace(settings, journal_max_mb=min(room_mb, settings.journal_max_mb or room_mb))
 
 
 class Retention:

@@ -8,7 +8,7 @@ import pytest
 
 from agentd.config import Retention as Settings
 from agentd.core.events import Content, Send
-from agentd.journal.retention import SLICE, Retention
+from agentd.journal.retention import SLICE, Retention, below
 from agentd.journal.sqlite import open_journal
 from agentd.journal.sqlite.opening import SCHEMA
 from agentd.journal.sqlite.statements import SQL
@@ -208,6 +208,13 @@ async def test_a_large_journal_lets_go_of_the_oldest_first_and_no_more_than_it_m
     [trace] = await journal.trimmed(10)
     assert trace.reason == "journal above 3 MB"
     assert trace.rows == rows
+
+
+@pytest.mark.parametrize(
+    ("bound", "full", "expected"), [(100, 0, 100), (100, 50, 40), (10, 50, 10), (0, 50, 40), (0, 1, 1)]
+)
+def test_the_bound_of_size_lies_below_where_the_journal_is_full(bound, full, expected):
+    assert below(Settings(journal_max_mb=bound), full).journal_max_mb == expected
 
 
 async def test_a_journal_that_may_let_go_of_nothing_says_so_once(journal, arrived, logged):

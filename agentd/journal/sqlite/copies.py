@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from agentd.config import JournalSettings
 from agentd.errors import JournalFull, JournalUnusable
 from agentd.journal.sqlite import opening, trimming
 from agentd.journal.sqlite.lock import OwnerLock
@@ -64,7 +65,7 @@ def rehearse(path: Path, folder: Path, schema: Schema = SCHEMA) -> float:
     copy = folder / "rehearsal.db"
     _copy(path, copy, nobody_watches)
     started = time.monotonic()
-    opening.open_writer(copy, schema).close()
+    opening.open_writer(copy, JournalSettings(), schema).close()
     return time.monotonic() - started
 
 
@@ -112,7 +113,7 @@ def vacuum(path: Path) -> tuple[int, int]:
     """
     if not path.exists():
         raise _missing(path)
-    with owned(path), contextlib.closing(opening.open_writer(path)) as connection:
+    with owned(path), contextlib.closing(opening.open_writer(path, JournalSettings())) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         before = path.stat().st_size
         with opening.told(path):
@@ -205,7 +206,9 @@ def _keep(path: Path) -> Path:
         os.link(wal, kept_wal)
     os.link(path, kept)
     with contextlib.suppress(JournalUnusable, JournalFull):  # what cannot be opened is kept as it is
-        opening.open_writer(path).close()  # the last connection writes the -wal file into the journal
+        opening.open_writer(
+            path, JournalSettings()
+        ).close()  # the last connection writes the -wal file into the journal
         kept_wal.unlink(missing_ok=True)
     opening.sync(path.parent)
     return kept
