@@ -27,6 +27,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 # chapter on plugins run here as they are printed.
 PLUGIN, PLUGIN_TEST, RUN_TEST = 'Plugin("greeter")', "Harness(plugin)", "-m pytest"
 CONFIGURATION, RUN_IT = "[identity.alice]", "chmod 600 alice.key"
+RETENTION = "[agentd.retention]"
 BATCHES, CONDUCT = 'Plugin("secretary")', "[identity.alice.catch_up]"
 BLOCKS = {
     PLUGIN: "here",
@@ -36,6 +37,7 @@ BLOCKS = {
     RUN_IT: "here",
     BATCHES: "here",
     CONDUCT: "here",
+    RETENTION: "here",
     "make run": "test_makefile.py, and test_every_make_target_that_is_named_exists",
     "agentd send @echo": "test_cli.py: the embedded hub and its echo",
     "systemctl": "control/test_systemd.py; installing as root is for people",
@@ -135,6 +137,12 @@ def test_the_configuration_passes_the_check_word_for_word(written: Path) -> None
     assert settings.identity["alice"].plugins == ("greeter",)
     (written / "alice.key").chmod(0o644)
     assert shell(written, *lines[1:]).returncode == 78
+
+
+def test_the_retention_that_is_shown_is_taken_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "agentd.toml").write_text(block(RETENTION))
+    retention = load(tmp_path / "agentd.toml", {}).agentd.retention
+    assert (retention.events_max_age_days, retention.outbox_max_age_days, retention.journal_max_mb) == (30, 30, 2_000)
 
 
 def test_each_way_to_name_a_key_that_is_shown_is_one(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:

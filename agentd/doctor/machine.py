@@ -212,11 +212,8 @@ def descriptors(settings: Settings, running: Running | None) -> list[Finding]:
     """Whether the limit of open files fits the number of identities."""
     hosts = len({identity.url for identity in settings.identity.values()})
     count = len(settings.identity)
-    need = (
-        _DESCRIPTORS_BASE
-        + _DESCRIPTORS_EACH * count
-        + min(count, settings.agentd.rest.connections_per_host_max) * hosts
-    )
+    requests = min(count, settings.agentd.rest.connections_per_host_max) * hosts
+    need = _DESCRIPTORS_BASE + _DESCRIPTORS_EACH * count + requests
     limit, whose = _limit(running)
     told = f"{whose} may open {limit} files; {count} identities may need {need}"
     if limit < need:

@@ -206,9 +206,8 @@ def _keep(path: Path) -> Path:
         os.link(wal, kept_wal)
     os.link(path, kept)
     with contextlib.suppress(JournalUnusable, JournalFull):  # what cannot be opened is kept as it is
-        opening.open_writer(
-            path, JournalSettings()
-        ).close()  # the last connection writes the -wal file into the journal
+        # The last connection to close writes the -wal file into the journal.
+        opening.open_writer(path, JournalSettings()).close()
         kept_wal.unlink(missing_ok=True)
     opening.sync(path.parent)
     return kept
