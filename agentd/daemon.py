@@ -33,7 +33,7 @@ from agentd.control.systemd import ServiceManager
 from agentd.core.events import Event, Record, Send, Signal, Source
 from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
-from agentd.dispatcher import Dispatcher, Marks
+from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, first_of
 from agentd.host.lifecycle import Loaded, load
 from agentd.host.stalls import StallWatch
@@ -261,7 +261,7 @@ class Daemon:
     def _make_dispatcher(self, plugins: Mapping[str, Loaded]) -> Dispatcher:
         intake, dispatch = self._settings.agentd.intake, self._settings.agentd.dispatch
         file = Path(self._settings.agentd.state) / "running"
-        running, unfinished = open_running(file, list(plugins), dispatch.concurrency)
+        running, unfinished = open_running(file, list(plugins), calls_max(dispatch.concurrency, len(plugins)))
         return Dispatcher(
             self._journal,
             plugins,

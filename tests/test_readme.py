@@ -123,7 +123,9 @@ def test_the_first_plugins_test_passes_word_for_word(written: Path) -> None:
     result = shell(written, run + " -p no:cacheprovider")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "1 passed" in result.stdout
-    (written / "greeter.py").write_text(block(PLUGIN).replace("+ 1", "+ 2"))
+    (written / "greeter.py").write_text(
+        block(PLUGIN).replace("+ 1", "+ 10")
+    )  # of another length: what is compiled already is told by that
     assert "1 failed" in shell(written, run + " -p no:cacheprovider").stdout
 
 
