@@ -113,3 +113,4 @@ SEND_RETRIES = Counter("agentd_send_retries_total", "Attempts to send that will 
 COMMIT_SECONDS = Histogram("agentd_commit_seconds", "Journal commits, fsync included.", bounds=_COMMIT_BOUNDS_S)
 COMMIT_CHANGES = Histogram("agentd_commit_changes", "Changes per journal commit.", bounds=_BATCH_BOUNDS)
 LOOP_STALLS = Counter("agentd_loop_stalls_total", "Times the event loop was blocked past its limit.")
+TRIMMED_ROWS = Counter("agentd_trimmed_rows_total", "Rows whose content retention let go, by table.", ["table"])

@@ -27,6 +27,7 @@ from agentd.config.settings import (
     LoopGuard,
     PluginSettings,
     Rest,
+    Retention,
     Sending,
     Settings,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "LoopGuard",
     "PluginSettings",
     "Rest",
+    "Retention",
     "Secret",
     "Sending",
     "Settings",

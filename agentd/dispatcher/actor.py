@@ -38,6 +38,7 @@ from agentd.dispatcher.wakeups import Wakeups, redelivery
 from agentd.host.lifecycle import Loaded
 from agentd.journal.running import Running, Unfinished
 from agentd.journal.storage import (
+    SUBSCRIPTIONS,
     Attempt,
     Conversation,
     DeadDropped,
@@ -51,7 +52,6 @@ from agentd.journal.storage import (
 log = logging.getLogger("agentd.dispatcher")
 
 _LAST_COMMIT_S = 1.0  # a stop waits at least this long for cursors to reach the disk
-_SUBSCRIPTIONS = "agentd.subscriptions"  # a plugin's name has no dot, so this is nobody's state
 _MEBIBYTE = 1_048_576
 
 
@@ -364,12 +364,12 @@ class Dispatcher:
     async def _subscribe(self, identity: str, plugin: str) -> int:
         """The position from which on a plugin serves an identity; what was journaled before is not its to answer."""
         key = f"{identity}/{plugin}"
-        since = await self._journal.state_get(_SUBSCRIPTIONS, 0, key)
+        since = await self._journal.state_get(SUBSCRIPTIONS, 0, key)
         if since is not None:
             return int(since)
         position = await self._journal.last_position()
         # On disk before the first event: after a crash, what came since must not look like what was there before.
-        await self._journal.commit(StatePut(_SUBSCRIPTIONS, 0, key, str(position).encode()))
+        await self._journal.commit(StatePut(SUBSCRIPTIONS, 0, key, str(position).encode()))
         return position
 
     async def _restore_guard(self, identity: str) -> None:
