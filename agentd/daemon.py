@@ -38,7 +38,7 @@ from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher
 from agentd.errors import AgentdError, ConfigError, NotSent, PluginLoadError, Unavailable, first_of
-from agentd.host.lifecycle import Loaded, load
+from agentd.host.isolated import Hosted, Isolated, load_hosted
 from agentd.host.stalls import StallWatch
 from agentd.journal.running import open_running
 from agentd.journal.sqlite import SqliteJournal, open_journal
@@ -155,6 +155,7 @@ class Daemon:
         self._tails: set[asyncio.Queue[Record]] = set()
         self._awaited: dict[str, asyncio.Future[Carried]] = {}
         self._pressure: set[str] = set()
+        self._isolated: dict[str, Isolated] = {}
         self._manager = ServiceManager()
         self._fed_at = self._loop.time()
 
@@ -196,16 +197,22 @@ class Daemon:
             finally:
                 await control.close()
 
-    async def _load_plugins(self, stack: contextlib.AsyncExitStack) -> dict[str, Loaded]:
+    async def _load_plugins(self, stack: contextlib.AsyncExitStack) -> dict[str, Hosted]:
         """Load and set up every plugin that an identity uses; every problem is told at once."""
         used = {name for identity in self._settings.identity.values() for name in identity.plugins}
-        plugins: dict[str, Loaded] = {}
+        keys = {identity.key.env for identity in self._settings.identity.values() if identity.key.env is not None}
+        plugins: dict[str, Hosted] = {}
         problems: list[str] = []
         for name in sorted(used):
             try:
-                plugins[name] = load(name, self._settings.plugin[name], self._base, self._journal.state_get)
+                settings, read = self._settings.plugin[name], self._journal.state_get
+                plugins[name] = plugin = await load_hosted(name, settings, self._base, read, hidden=keys)
             except AgentdError as error:
                 problems += str(error).splitlines()
+                continue
+            if isinstance(plugin, Isolated):
+                stack.push_async_callback(plugin.end)
+                self._isolated[name] = plugin
         if problems:
             raise ConfigError(problems)
         for plugin in plugins.values():
@@ -231,7 +238,7 @@ class Daemon:
             self._platforms[name] = platform
             self._supervisors[name] = Supervisor(name, platform, rest, key, shared)
 
-    def _make_dispatcher(self, plugins: Mapping[str, Loaded]) -> Dispatcher:
+    def _make_dispatcher(self, plugins: Mapping[str, Hosted]) -> Dispatcher:
         intake, dispatch = self._settings.agentd.intake, self._settings.agentd.dispatch
         file = Path(self._settings.agentd.state) / "running"
         running, unfinished = open_running(file, list(plugins), dispatch.concurrency)
@@ -345,6 +352,7 @@ class Daemon:
                     "name": name,
                     "use": plugin.use,
                     "identities": self._served_by(name),
+                    "worker": self._isolated[name].standing() if name in self._isolated else None,
                     **self._dispatcher.standing(name),
                 }
                 for name, plugin in self._settings.plugin.items()

@@ -104,6 +104,7 @@ HANDLER_SECONDS = Histogram(
     bounds=_HANDLER_BOUNDS_S,
 )
 BREAKER_OPENED = Counter("agentd_breaker_opened_total", "Times a plugin as a whole was paused.", ["plugin"])
+WORKER_DEATHS = Counter("agentd_worker_deaths_total", "Deaths of the process of an isolated plugin.", ["plugin"])
 SENDS = Counter(
     "agentd_sends_total", "Sends that reached a state: sent, unknown, refused, expired, dropped.", ["identity", "state"]
 )

@@ -31,7 +31,12 @@ def judge(running: Collection[K], deaths: Mapping[K, int]) -> Judgement[K]:
     most = max((deaths.get(each, 0) for each in running), default=0)
     blamed = {each: most + 1 for each in running if deaths.get(each, 0) == most}
     alone = next(iter(blamed)) if len(blamed) == 1 else None
-    return Judgement(blamed, alone if most + 1 >= _DEATHS_TO_CONDEMN else None)
+    return Judgement(blamed, alone if is_condemned(most + 1) else None)
+
+
+def is_condemned(deaths: int) -> bool:
+    """Whether an event that alone is blamed, and so often, is not to be run again."""
+    return deaths >= _DEATHS_TO_CONDEMN
 
 
 def runs_alone(deaths: int) -> bool:

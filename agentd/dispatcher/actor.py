@@ -32,13 +32,13 @@ from agentd.dispatcher.clock import Clock, LoopClock
 from agentd.dispatcher.commits import Commits, Log, succeeded
 from agentd.dispatcher.fates import attempt, dead_letter, effects, log_failure, reminders, told
 from agentd.dispatcher.room import Room
-from agentd.dispatcher.suspects import ProcessDied, Suspects
+from agentd.dispatcher.suspects import ProcessDied, Suspects, condemned_by
 from agentd.dispatcher.timers import Due, Timers, next_beat, recurring
 from agentd.dispatcher.workers import Workers
 from agentd.errors import GiveUp, RetryLater
 from agentd.host.context import TurnContext
 from agentd.host.handlers import Handler
-from agentd.host.lifecycle import Loaded
+from agentd.host.isolated import Hosted, WorkerDied
 from agentd.host.turns import DeadlinePassed, Failure
 from agentd.journal.running import Running, Unfinished
 from agentd.journal.storage import Attempt, Change, Conversation, Dead, StatePut, StoredRecord, TimerGone, TimerSet
@@ -70,7 +70,7 @@ class Dispatcher:
     def __init__(
         self,
         journal: Log,
-        plugins: Mapping[str, Loaded],
+        plugins: Mapping[str, Hosted],
         serves: Mapping[str, Sequence[str]],
         settings: config.Dispatch,
         *,
@@ -108,6 +108,7 @@ class Dispatcher:
         for name, plugin in plugins.items():
             plugin.serves = frozenset(identity for identity, names in serves.items() if name in names)
             plugin.send_now = send_now or _nobody_sends
+            plugin.on_up = partial(self._up_again, self._served[name])
         self._since: dict[tuple[str, str], int] = {}
         self._backlog = Backlog(serves)
         self._commits = Commits(journal, self._journal_failed, self._stir)
@@ -338,7 +339,7 @@ class Dispatcher:
         now = self._clock.monotonic()
         while self._rota:
             served = self._rota.popleft()
-            if not served.breaker.troubled or served.breaker.may_begin(now):
+            if served.plugin.up and (not served.breaker.troubled or served.breaker.may_begin(now)):
                 taken = served.lanes.take(now)
                 if taken is not None:
                     self._rota.append(served)
@@ -465,6 +466,8 @@ class Dispatcher:
             if breaker.troubled:
                 breaker.succeeded(lane.number)
             self._handled(lane, delivery, ctx)
+        elif isinstance(failure.error, WorkerDied):
+            outcome = self._worker_died(lane, delivery, ctx, failure.error)
         else:
             outcome = self._failed(lane, delivery, ctx, failure)
         metrics.HANDLER_SECONDS.observe(self._clock.monotonic() - started, plugin.name, outcome)
@@ -627,6 +630,27 @@ class Dispatcher:
         self._once_it_ended(error, then)
         return outcome
 
+    def _worker_died(self, lane: Lane, delivery: Delivery, ctx: TurnContext[Any], died: WorkerDied) -> str:
+        """As with a death of the whole process: this event again, and no attempt counted, or never."""
+        position, breaker = delivery.record.position, lane.served.breaker
+        if not breaker.closed:  # it may be the trial
+            breaker.failed(lane.number, self._clock.monotonic())
+        failure = Failure(died, None)
+        if condemned_by(lane, died):
+            log_failure(f"dead letter after {lane.deaths} deaths", ctx, failure)
+            self._bury(lane, delivery, failure)()
+            return "dead"
+        log_failure("again once it has a worker", ctx, failure)
+        if died.blamed:
+            self._commits.commit(attempt(lane, position, died, 0.0))
+        self._delay(lane.served, lane.number, self._clock.monotonic())
+        return "postponed"
+
+    def _up_again(self, served: Served) -> None:
+        """An isolated plugin has a worker again."""
+        self._list(served)
+        self._wake()
+
     def _is_its_own(self, served: Served, key: Key, error: BaseException, asked_s: float | None) -> bool:
         """Tell the breaker of a failure; whether it is one of this event and not of the plugin as a whole."""
         breaker = served.breaker
@@ -783,14 +807,14 @@ async def _raise(error: BaseException) -> None:
     raise error
 
 
-def _matching(plugin: Loaded, event: Event | Signal) -> tuple[Handler, ...] | None:
+def _matching(plugin: Hosted, event: Event | Signal) -> tuple[Handler, ...] | None:
     try:
         return plugin.handlers.match(event)
     except Exception:  # a filter of the plugin's: its lane will see it raise again, and count it as a failure
         return None
 
 
-def _wants(plugin: Loaded, signal: Signal) -> bool:
+def _wants(plugin: Hosted, signal: Signal) -> bool:
     try:
         return bool(plugin.handlers.match(signal))
     except Exception:

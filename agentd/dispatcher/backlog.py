@@ -19,7 +19,7 @@ from agentd.core.events import Record, Signal
 from agentd.core.lanes import Lanes
 from agentd.dispatcher.timers import Due
 from agentd.host.handlers import Handler
-from agentd.host.lifecycle import Loaded
+from agentd.host.isolated import Hosted
 from agentd.journal.storage import Attempt
 
 SignalKey = tuple[object, ...]
@@ -55,7 +55,7 @@ class Served:
 
     __slots__ = ("breaker", "intervals", "lanes", "listed", "plugin", "signals", "tag")
 
-    def __init__(self, plugin: Loaded, tag: int, limits: Limits) -> None:
+    def __init__(self, plugin: Hosted, tag: int, limits: Limits) -> None:
         self.plugin = plugin
         self.tag = tag
         self.breaker = Breaker(limits)

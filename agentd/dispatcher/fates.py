@@ -17,6 +17,7 @@ from agentd.dispatcher.backlog import Lane
 from agentd.dispatcher.suspects import ProcessDied
 from agentd.errors import GiveUp, RetryLater
 from agentd.host.context import TurnContext
+from agentd.host.isolated import WorkerDied
 from agentd.host.turns import DeadlinePassed, Failure
 from agentd.journal.storage import Attempt, Change, Dead, Queued, StatePut, TimerSet
 
@@ -25,7 +26,7 @@ log = logging.getLogger("agentd.dispatcher")
 _ERROR_MAX_CHARS = 500
 _TRACEBACK_MAX_CHARS = 8_000
 
-_EXPECTED = (RetryLater, GiveUp, DeadlinePassed, ProcessDied)
+_EXPECTED = (RetryLater, GiveUp, DeadlinePassed, ProcessDied, WorkerDied)
 
 
 def effects(ctx: TurnContext[Any], now: float) -> list[Change]:

@@ -1,0 +1,180 @@
+"""What crosses the pipe about a plugin and its turns: its declarations once, then a turn in and what it staged out.
+
+Whatever a turn knows, or does, is listed in `TurnIn` and `TurnOut` and nowhere else.
+
+Always true: an event arrives as it left: its inner values are what JSON can hold, which is more than msgpack can (whole
+numbers of any size), so events and contents cross as JSON. Of a plugin nothing crosses but plain values; a `where`
+stays in the worker.
+Not here: framing and the other messages (pipe.py), running (worker.py, isolated.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from agentd.core import events
+from agentd.core.events import Event, Send, Signal
+from agentd.errors import PluginLoadError
+from agentd.host.context import Reminder, TurnContext
+from agentd.host.faults import Fault, taken_apart
+from agentd.host.handlers import Handler, place_of
+from agentd.host.lifecycle import Loaded
+from agentd.host.turns import Failure
+from agentd.plugin import Declared
+
+_EVENTS: dict[str, type[Any]] = {
+    name: each
+    for name, each in vars(events).items()
+    if isinstance(each, type) and issubclass(each, (Event, Signal)) and name == each.__name__
+}
+_DECODERS = {name: msgspec.json.Decoder(each) for name, each in _EVENTS.items()}
+_encode = msgspec.json.Encoder().encode
+_decode_sends = msgspec.json.Decoder(list[Send]).decode
+
+
+class Parcel(msgspec.Struct, frozen=True, array_like=True):
+    """An event: the name of its class, and the event as JSON."""
+
+    kind: str
+    body: bytes
+
+
+def packed(event: Event | Signal) -> Parcel:
+    """An event on its way."""
+    return Parcel(type(event).__name__, _encode(event))
+
+
+def unpacked(parcel: Parcel) -> Any:
+    """The event."""
+    return _DECODERS[parcel.kind].decode(parcel.body)
+
+
+class TurnIn(msgspec.Struct, frozen=True, array_like=True):
+    """All that a turn knows when it begins. backlog: `ctx.peer_backlog` then. timers: how many the plugin has."""
+
+    event: Parcel
+    conversation: int | None
+    attempt: int
+    backlog: int | None
+    timers: int
+
+    @classmethod
+    def of(cls, ctx: TurnContext[Any]) -> TurnIn:
+        """In the daemon: what to tell the worker of this turn."""
+        return cls(packed(ctx.event), ctx.conversation, ctx.attempt, ctx.peer_backlog, ctx.home.timers)
+
+    def context(self, plugin: Loaded) -> TurnContext[Any]:
+        """In the worker: the same turn."""
+        home = copy.copy(plugin)
+        home.timers = self.timers
+        home.backlog_of = lambda identity, target: self.backlog
+        return TurnContext(home, unpacked(self.event), self.conversation, self.attempt)
+
+
+class TurnOut(msgspec.Struct, frozen=True, array_like=True):
+    """All that a turn did, or its failure. overruns: a thread of it runs on past its deadline."""
+
+    sends: bytes | None = None
+    puts: list[tuple[int, str, bytes | None]] | None = None
+    reminders: list[Reminder] | None = None
+    fault: Fault | None = None
+    overruns: bool = False
+
+    @classmethod
+    def of(cls, ctx: TurnContext[Any], failure: Failure | None, handlers: tuple[Handler, ...]) -> TurnOut:
+        """In the worker: how this turn ended. handlers: all of the plugin's."""
+        if failure is not None:
+            error, handler = failure
+            number = None if handler is None else handlers.index(handler)
+            overruns = getattr(error, "overrun", None) is not None
+            return cls(fault=taken_apart(error, number), overruns=overruns)
+        puts = None if ctx.puts is None else [(*place, value) for place, value in ctx.puts.items()]
+        return cls(None if ctx.sends is None else _encode(ctx.sends), puts, ctx.reminders)
+
+    def stage(self, ctx: TurnContext[Any]) -> None:
+        """In the daemon: give the turn what it staged."""
+        ctx.sends = None if self.sends is None else _decode_sends(self.sends)
+        ctx.puts = None if self.puts is None else {(number, key): value for number, key, value in self.puts}
+        ctx.reminders = self.reminders
+
+
+class Declaration(msgspec.Struct, frozen=True, array_like=True):
+    """A handler as declared. function: the same number for the same function. rest: what `Declared` has besides.
+
+    filters: those that are plain values. where: it has one, which is asked in the worker.
+    """
+
+    function: int
+    name: str
+    place: str
+    event: str
+    filters: dict[str, Any]
+    where: bool
+    rest: dict[str, Any]
+
+
+_APART = ("event", "function", "filters")
+
+
+def declarations(plugin: str, declared: Iterable[Declared]) -> list[Declaration]:
+    """In the worker: every handler of the plugin. Raises PluginLoadError for an event that nobody sends."""
+    functions: list[Any] = []
+    told = []
+    for each in declared:
+        if _EVENTS.get(each.event.__name__) is not each.event:
+            raise PluginLoadError(
+                f"{place_of(each.function)}: plugin {plugin}: {each.event.__name__} is not one of the events in "
+                "agentd.plugin, which are all that a worker is sent; name one of those"
+            )
+        if each.function not in functions:
+            functions.append(each.function)
+        told.append(
+            Declaration(
+                function=functions.index(each.function),
+                name=getattr(each.function, "__qualname__", repr(each.function)),
+                place=place_of(each.function),
+                event=each.event.__name__,
+                filters={name: _plain(wanted) for name, wanted in each.filters.items() if name != "where"},
+                where="where" in each.filters,
+                rest={name: getattr(each, name) for name in Declared.__struct_fields__ if name not in _APART},
+            )
+        )
+    return told
+
+
+def declared_again(plugin: str, told: Iterable[Declaration]) -> tuple[list[Declared], list[str]]:
+    """In the daemon: the same with functions that stand for the worker's, and the place of each."""
+    functions: dict[int, _Absent] = {}
+    again = []
+    places = []
+    for each in told:
+        function = functions.setdefault(each.function, _Absent(each.name))
+        filters = {name: _restored(wanted) for name, wanted in each.filters.items()}
+        again.append(Declared(event=_EVENTS[each.event], function=function, filters=filters, **each.rest))
+        places.append(each.place)
+    return again, places
+
+
+class _Absent:
+    """Stands for a function that only the worker has."""
+
+    def __init__(self, name: str) -> None:
+        self.__qualname__ = name
+
+    async def __call__(self, event: Any, ctx: Any) -> None:
+        raise AssertionError(f"{self.__qualname__} runs in its worker")
+
+
+def _plain(wanted: Any) -> Any:
+    if isinstance(wanted, re.Pattern):
+        return {"pattern": wanted.pattern, "flags": wanted.flags}
+    return wanted if isinstance(wanted, (str, bool)) else list(wanted)
+
+
+def _restored(wanted: Any) -> Any:
+    return re.compile(wanted["pattern"], wanted["flags"]) if isinstance(wanted, Mapping) else wanted
