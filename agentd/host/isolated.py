@@ -115,7 +115,7 @@ class Isolated:
         self.restarts = 0
         self._base = base
         self._hidden = frozenset((*hidden, *_NOT_INHERITED))
-        self._declared: list[Declaration] | None = None
+        self._declared: list[Declaration] = []
         self._shape: pipe.Declares | None = None
         self._process: Process | None = None
         self._reply: asyncio.Future[pipe.FromWorker] | None = None
@@ -157,12 +157,10 @@ class Isolated:
     async def load(self) -> None:
         """Start a worker and have it load the plugin. Raises PluginLoadError or ConfigError, as lifecycle.load does."""
         loaded = await self._started()
-        told, places = declared_again(self.name, loaded.handlers)
-        self.handlers = Handlers(self.name, told)
-        for handler, place in zip(self.handlers.all, places, strict=True):
-            handler.place = place
+        self.handlers = Handlers(self.name, declared_again(loaded.handlers))
         self.minds_timers = any(each.event is Timer and each.every_s is None for each in self.handlers.all)
         self._declared = loaded.handlers
+        self._place_handlers(loaded)
 
     async def setup(self) -> None:
         """Run its setups. Raises PluginLoadError if one fails."""
@@ -190,7 +188,7 @@ class Isolated:
             self._end_calls(await process.ended)
 
     async def _torn_down(self, process: Process, shape: pipe.Declares) -> None:
-        bound_s = self.settings.timeout_s * max(1, shape.teardowns) + self.settings.kill_grace_s
+        bound_s = self.settings.timeout_s * shape.teardowns + self.settings.kill_grace_s
         try:
             await self._ask(pipe.TearDown(), bound_s)
             await asyncio.wait((process.ended,), timeout=self.settings.kill_grace_s)
@@ -229,12 +227,17 @@ class Isolated:
     async def _start_again(self) -> None:
         self.restarts += 1
         loaded = await self._started()
-        if loaded.handlers != self._declared:
+        if [each.anywhere() for each in loaded.handlers] != [each.anywhere() for each in self._declared]:
             raise PluginLoadError(
                 f"plugin {self.name}: its handlers are not those that agentd started with; restart agentd"
             )
+        self._place_handlers(loaded)
         await self._set_up()
         log.info("its worker runs again", extra={"plugin": self.name})
+
+    def _place_handlers(self, loaded: pipe.Declares) -> None:
+        for handler, declaration in zip(self.handlers.all, loaded.handlers, strict=True):
+            handler.place = declaration.place
 
     async def _give_up_start(self) -> None:
         process, self._process = self._process, None
@@ -356,7 +359,7 @@ class Isolated:
         """How long the worker may take to end a call: each step of it has a deadline there, and one after all."""
         assert self._shape is not None
         steps_s = 2 * self._shape.middlewares * self.settings.timeout_s
-        return sum(map(self.timeout_of, handlers)) + steps_s + self.settings.kill_grace_s
+        return sum(map(self.timeout_of, handlers or self.handlers.all)) + steps_s + self.settings.kill_grace_s
 
     def _overdue(self, call: _Call) -> None:
         """The worker has not even noticed that this call's deadline passed."""

@@ -117,6 +117,10 @@ class Declaration(msgspec.Struct, frozen=True, array_like=True):
     where: bool
     rest: dict[str, Any]
 
+    def anywhere(self) -> Declaration:
+        """The same wherever it stands, for comparing."""
+        return msgspec.structs.replace(self, place="")
+
 
 _APART = ("event", "function", "filters")
 
@@ -147,17 +151,15 @@ def declarations(plugin: str, declared: Iterable[Declared]) -> list[Declaration]
     return told
 
 
-def declared_again(plugin: str, told: Iterable[Declaration]) -> tuple[list[Declared], list[str]]:
-    """In the daemon: the same with functions that stand for the worker's, and the place of each."""
+def declared_again(told: Iterable[Declaration]) -> list[Declared]:
+    """In the daemon: the same with functions that stand for the worker's."""
     functions: dict[int, _Absent] = {}
     again = []
-    places = []
     for each in told:
         function = functions.setdefault(each.function, _Absent(each.name))
         filters = {name: _restored(wanted) for name, wanted in each.filters.items()}
         again.append(Declared(event=_EVENTS[each.event], function=function, filters=filters, **each.rest))
-        places.append(each.place)
-    return again, places
+    return again
 
 
 class _Absent:

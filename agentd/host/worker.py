@@ -109,7 +109,11 @@ class Worker:
 
     async def run(self) -> None:
         """Serve."""
-        asyncio.get_running_loop().set_exception_handler(self._loop_failed)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._loop_failed)
+        # Where a whole service is told to stop at once, the daemon stops its workers when their turns have ended.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _left_to_the_daemon)
         async with asyncio.TaskGroup() as self._tasks:
             self._pipe.listen(self.take)
             await asyncio.Event().wait()
@@ -260,6 +264,10 @@ class Worker:
 
 def _no_other_waits() -> None:
     """Every call has a task of its own here, so that nobody waits for this one to give up the loop."""
+
+
+def _left_to_the_daemon() -> None:
+    """It ends the pipe, or kills."""
 
 
 def main(fd: int, parent: int) -> None:

@@ -84,7 +84,10 @@ class Trial:
     async def refusal_in_process(self, source: str, **settings: Any) -> Exception:
         with pytest.raises((PluginLoadError, ConfigError)) as refused:
             plugin = load("trial", self.settings(source, isolate="none", **settings), self.folder, self.read)
-            await plugin.setup()
+            try:
+                await plugin.setup()
+            finally:
+                await plugin.teardown()
         return refused.value
 
 
@@ -691,8 +694,10 @@ async def test_a_worker_that_cannot_start_again_says_so_and_is_tried_again(trial
     waiting = asyncio.create_task(texts(plugin))
     file.write_text(source.replace("async def handle", "async def renamed"))
     await until(lambda: "restart agentd" in plugin.standing()["reason"])
-    file.write_text(source)
+    # The same, elsewhere in the file.
+    file.write_text("\n" + source)
     assert await waiting == ["hi"]
+    assert plugin.handlers.all[0].place.endswith(f":{source[: source.index('@plugin.on')].count(chr(10)) + 2}")
     assert plugin.standing()["reason"] == ""
 
 
@@ -796,6 +801,14 @@ async def test_a_teardown_that_hangs_ends_with_a_kill(trial: Trial, caplog: pyte
     await plugin.teardown()
     assert not is_running(pid)
     assert "was not torn down within 0.3 s" in caplog.text
+
+
+async def test_a_signal_to_stop_that_reaches_the_worker_too_is_left_to_the_daemon(trial: Trial) -> None:
+    plugin = await trial.start(ECHO)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(pid_of(plugin), number)
+    assert await texts(plugin) == ["hello"]
+    assert plugin.standing()["restarts"] == 0
 
 
 async def test_a_stop_leaves_nobody_waiting(trial: Trial) -> None:
