@@ -467,7 +467,7 @@ class Dispatcher:
                 breaker.succeeded(lane.number)
             self._handled(lane, delivery, ctx)
         elif isinstance(failure.error, WorkerDied):
-            outcome = self._worker_died(lane, delivery, ctx, failure.error)
+            outcome = self._worker_died(lane, delivery, ctx, failure, failure.error)
         else:
             outcome = self._failed(lane, delivery, ctx, failure)
         metrics.HANDLER_SECONDS.observe(self._clock.monotonic() - started, plugin.name, outcome)
@@ -630,12 +630,13 @@ class Dispatcher:
         self._once_it_ended(error, then)
         return outcome
 
-    def _worker_died(self, lane: Lane, delivery: Delivery, ctx: TurnContext[Any], died: WorkerDied) -> str:
+    def _worker_died(
+        self, lane: Lane, delivery: Delivery, ctx: TurnContext[Any], failure: Failure, died: WorkerDied
+    ) -> str:
         """As with a death of the whole process: this event again, and no attempt counted, or never."""
         position, breaker = delivery.record.position, lane.served.breaker
         if not breaker.closed:  # it may be the trial
             breaker.failed(lane.number, self._clock.monotonic())
-        failure = Failure(died, None)
         if condemned_by(lane, died):
             log_failure(f"dead letter after {lane.deaths} deaths", ctx, failure)
             self._bury(lane, delivery, failure)()

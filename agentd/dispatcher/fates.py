@@ -104,6 +104,7 @@ def log_failure(what: str, ctx: TurnContext[Any], failure: Failure) -> None:
     fields = {"plugin": ctx.name, "identity": event.identity, "conversation": event.conversation}
     if isinstance(event, Event):
         fields["event_id"] = event.id
-    name = handler.name if handler is not None else "a filter or middleware"
+    nameless = "its turn" if isinstance(error, WorkerDied) else "a filter or middleware"
+    name = handler.name if handler is not None else nameless
     trace = None if isinstance(error, _EXPECTED) else error
     log.warning("%s: %s: %s", what, name, told(error), extra=fields, exc_info=trace)

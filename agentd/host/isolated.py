@@ -77,6 +77,11 @@ class _Call:
         self.ended: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
         self.allowance: asyncio.TimerHandle | None = None
 
+    @property
+    def only_handler(self) -> Handler | None:
+        """Whichever of several ran, only the worker knew."""
+        return self.handlers[0] if len(self.handlers) == 1 else None
+
 
 class _Overrun(NamedTuple):
     """A thread that its turn no longer waits for. over: when it has ended. allowance: when the worker is killed."""
@@ -125,7 +130,7 @@ class Isolated:
         self._answering: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
         self._deaths: dict[object, int] = {}
-        self._innocent = False
+        self._killed = False
         self._failures = 0
         self._down_why = "it is being started"
         self._next_start_at: float | None = None
@@ -183,7 +188,7 @@ class Isolated:
         """Leave no process behind, whatever state it is in."""
         process, self._process = self._process, None
         if process is not None:
-            self._innocent = True
+            self._killed = True
             process.kill("the daemon stops")
             self._end_calls(await process.ended)
 
@@ -261,7 +266,7 @@ class Isolated:
 
     async def _set_up(self) -> None:
         assert self._shape is not None
-        bound_s = self.settings.timeout_s * max(1, self._shape.setups) + self.settings.kill_grace_s
+        bound_s = self.settings.timeout_s * self._shape.setups + self.settings.start_timeout_s
         await self._ask(pipe.SetUp(), bound_s)
         self.up = True
         self._rises.set()
@@ -363,9 +368,9 @@ class Isolated:
 
     def _overdue(self, call: _Call) -> None:
         """The worker has not even noticed that this call's deadline passed."""
-        if call.ended.done():
+        if call.ended.done() or self._killed:  # whatever waited behind another call may be without fault
             return
-        handler = call.handlers[0] if len(call.handlers) == 1 else None
+        handler = call.only_handler
         name = handler.name if handler is not None else f"a turn of {self.name}"
         error = DeadlinePassed(name, self.timeout_of(handler))
         call.ended.set_result(Failure(error, handler))
@@ -374,7 +379,7 @@ class Isolated:
     def _kill(self, why: str) -> None:
         """For a reason that is known: what else it runs is not to blame."""
         if self._process is not None:
-            self._innocent = True
+            self._killed = True
             self._go_down()
             self._process.kill(why)
 
@@ -425,12 +430,12 @@ class Isolated:
         for answer in self._answering:
             answer.cancel()
         running = [call for call in self._calls.values() if not call.ended.done()]
-        blamed = {} if self._innocent else self._judged(running)
-        self._innocent = False
+        blamed = {} if self._killed else self._judged(running)
+        self._killed = False
         for call in running:
             is_blamed = _key(call) in blamed
             died = WorkerDied(how, blamed=is_blamed, alone=is_blamed and len(blamed) == 1)
-            call.ended.set_result(Failure(died, None))
+            call.ended.set_result(Failure(died, call.only_handler))
         for call_id in list(self._overruns):
             self._overrun_ended(call_id)
 
