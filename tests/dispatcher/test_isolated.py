@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,6 +28,7 @@ from agentd.plugin import Context, Message, Plugin, Timer
 
 plugin = Plugin("trial")
 folder = Path(__file__).parent
+leaked = []
 
 
 def first_time(name):
@@ -44,6 +47,10 @@ async def handle(message: Message, ctx: Context) -> None:
         raise ValueError("no")
     if message.text == "fail once" and first_time("failed"):
         raise ValueError("no")
+    if message.text.startswith("leak"):
+        leaked.append(bytearray(20_000_000))
+    if message.text.startswith("takes"):
+        await asyncio.sleep(0.005)
     while message.text == "wait" and not (folder / "release").exists():
         await asyncio.sleep(0.005)
     ctx.reply(f"{message.conversation} {message.text}")
@@ -179,6 +186,47 @@ async def test_while_there_is_no_worker_nothing_of_the_plugin_runs_and_others_do
         await until(lambda: dispatcher.pending == {"me": 0})
         assert len(rig.answers()) == 200
         assert rig.journal.dead == []
+
+
+async def test_a_leak_costs_processes_and_no_event(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    async with rig.running(memory_max_mb=120) as dispatcher:
+        texts = [f"leak {number}" for number in range(20)]
+        dispatcher.offer([rig.said("c", text) for text in texts])
+        await until(lambda: dispatcher.pending == {"me": 0})
+        assert rig.answers() == [f"c {text}" for text in texts]
+        assert rig.trial.restarts >= 3
+        assert rig.journal.dead == []
+
+
+async def test_through_kills_from_outside_every_event_has_one_fate_and_lanes_keep_their_order(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    async with rig.running(concurrency=8) as dispatcher:
+        offered = [rig.said(f"c{number % 10}", f"takes {number}") for number in range(400)]
+        dispatcher.offer(offered)
+        for kills in range(6):
+            answered = len(rig.answers())
+            await until(
+                lambda kills=kills, answered=answered: (
+                    dispatcher.pending == {"me": 0}
+                    or (rig.trial.up and rig.trial.restarts >= kills and len(rig.answers()) >= answered + 20)
+                )
+            )
+            pid = rig.trial.standing()["pid"]
+            if isinstance(pid, int):
+                os.kill(pid, signal.SIGKILL)
+        await until(lambda: dispatcher.pending == {"me": 0})
+        dead = {each.position for each in rig.journal.dead}
+        wanted = [record.event for record in offered if record.position not in dead]
+        for number in range(10):
+            said = [str(text) for text in rig.answers() if str(text).startswith(f"c{number} ")]
+            assert said == [
+                f"{event.conversation} {event.text}"
+                for event in wanted
+                if isinstance(event, Message) and event.conversation == f"c{number}"
+            ]
+        assert all(each.error.startswith("WorkerDied") for each in rig.journal.dead)
+        assert rig.trial.restarts >= 3
 
 
 async def test_a_trial_that_dies_keeps_the_breaker_open_and_the_next_trial_closes_it(tmp_path: Path) -> None:
