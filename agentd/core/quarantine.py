@@ -11,12 +11,14 @@ Not here: how it is known what was running (journal/running.py), what becomes of
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
 _DEATHS_TO_CONDEMN = 2
+SUSPECTS_MAX = 10_000
+"""What is blamed runs again at once, so that more can only be what never came back; the oldest is forgotten first."""
 
 
 class Judgement(NamedTuple, Generic[K]):
@@ -37,6 +39,27 @@ def judge(running: Collection[K], deaths: Mapping[K, int]) -> Judgement[K]:
 def is_condemned(deaths: int) -> bool:
     """Whether an event that alone is blamed, and so often, is not to be run again."""
     return deaths >= _DEATHS_TO_CONDEMN
+
+
+class Deaths(Generic[K]):
+    """How often each event was blamed, in memory, from its first death until it is through."""
+
+    def __init__(self) -> None:
+        self._counts: dict[K, int] = {}
+
+    def died(self, running: Iterable[K]) -> Judgement[K]:
+        """Blame one more death on what was running, and remember it. Who is condemned is not run again: forgotten."""
+        judgement = judge(frozenset(running), self._counts)
+        self._counts.update(judgement.deaths)
+        if judgement.condemned is not None:
+            self.forget(judgement.condemned)
+        while len(self._counts) > SUSPECTS_MAX:
+            del self._counts[next(iter(self._counts))]
+        return judgement
+
+    def forget(self, event: K) -> None:
+        """It is through, however."""
+        self._counts.pop(event, None)
 
 
 def runs_alone(deaths: int) -> bool:

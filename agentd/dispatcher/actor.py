@@ -36,9 +36,10 @@ from agentd.dispatcher.suspects import ProcessDied, Suspects, condemned_by
 from agentd.dispatcher.timers import Due, Timers, next_beat, recurring
 from agentd.dispatcher.workers import Workers
 from agentd.errors import GiveUp, RetryLater
+from agentd.host.calls import WorkerDied
 from agentd.host.context import TurnContext
 from agentd.host.handlers import Handler
-from agentd.host.isolated import Hosted, WorkerDied
+from agentd.host.isolated import Hosted
 from agentd.host.turns import DeadlinePassed, Failure
 from agentd.journal.running import Running, Unfinished
 from agentd.journal.storage import Attempt, Change, Conversation, Dead, StatePut, StoredRecord, TimerGone, TimerSet

@@ -16,8 +16,8 @@ from agentd.core.events import Event
 from agentd.dispatcher.backlog import Lane
 from agentd.dispatcher.suspects import ProcessDied
 from agentd.errors import GiveUp, RetryLater
+from agentd.host.calls import WorkerDied
 from agentd.host.context import TurnContext
-from agentd.host.isolated import WorkerDied
 from agentd.host.turns import DeadlinePassed, Failure
 from agentd.journal.storage import Attempt, Change, Dead, Queued, StatePut, TimerSet
 

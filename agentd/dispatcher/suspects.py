@@ -16,7 +16,7 @@ import msgspec
 from agentd.core.quarantine import is_condemned, judge, runs_alone
 from agentd.dispatcher.backlog import Lane
 from agentd.dispatcher.commits import Log
-from agentd.host.isolated import WorkerDied
+from agentd.host.calls import WorkerDied
 from agentd.journal.running import Unfinished
 from agentd.journal.storage import Attempt
 

@@ -6,15 +6,14 @@ worker, as part of the turn.
 
     down ── started, loaded, set up ──> up ── it died, or was killed ──> down, and again after a growing delay
 
-Always true: no code of the plugin runs here. Every call ends: with its result, with its failure, with a deadline that
-passed, or with WorkerDied. While the plugin is down no call is begun, and `on_up` tells when one may be.
-Not here: what a turn ships (shipped.py), the process (process.py), what follows from a death (the dispatcher).
+Always true: no code of the plugin runs here. While the plugin is down no call is begun, and `on_up` tells when one may
+be.
+Not here: how calls end (calls.py), what a turn ships (shipped.py), the process (process.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import random
@@ -23,17 +22,17 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from agentd import metrics
 from agentd.config import PluginSettings
 from agentd.core.events import Event, Send, Sent, Signal, Timer
-from agentd.core.quarantine import judge
 from agentd.core.retry import Again, Backoff, after_failure
 from agentd.errors import ConfigError, PluginLoadError
 from agentd.host import pipe
+from agentd.host.calls import Calls
 from agentd.host.context import TurnContext, plugin_log
 from agentd.host.faults import made_again, taken_apart
 from agentd.host.handlers import Handler, Handlers
@@ -42,7 +41,7 @@ from agentd.host.process import Process
 from agentd.host.relay import said_again
 from agentd.host.shipped import Declaration, TurnIn, declared_again
 from agentd.host.state import PluginState, Read
-from agentd.host.turns import DeadlinePassed, Failure
+from agentd.host.turns import Failure
 from agentd.plugin import Log
 
 log = logging.getLogger("agentd.host.isolated")
@@ -50,44 +49,6 @@ log = logging.getLogger("agentd.host.isolated")
 _RESTARTS = Backoff(first_s=0.25, max_s=60.0)  # a start costs some 0.1 s of CPU; a mended plugin is back in a minute
 # The service manager's own, and what would make a worker's log look like ours.
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "JOURNAL_STREAM", "LISTEN_FDS", "LISTEN_PID")
-
-
-class WorkerDied(Exception):
-    """The worker died while this event was handled, among others perhaps.
-
-    how: it died. blamed: this event may have been the reason. alone: and no other may have been, as far as is known.
-    """
-
-    def __init__(self, how: str, *, blamed: bool, alone: bool) -> None:
-        self.how = how
-        self.blamed = blamed
-        self.alone = alone
-        super().__init__(f"its worker process died while this event was handled: {how}")
-
-
-class _Call:
-    """A turn that the worker runs. ended: its failure, or None if it did its work."""
-
-    __slots__ = ("allowance", "ctx", "ended", "handlers", "id")
-
-    def __init__(self, id_: int, ctx: TurnContext[Any], handlers: tuple[Handler, ...]) -> None:
-        self.id = id_
-        self.ctx = ctx
-        self.handlers = handlers
-        self.ended: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
-        self.allowance: asyncio.TimerHandle | None = None
-
-    @property
-    def only_handler(self) -> Handler | None:
-        """Whichever of several ran, only the worker knew."""
-        return self.handlers[0] if len(self.handlers) == 1 else None
-
-
-class _Overrun(NamedTuple):
-    """A thread that its turn no longer waits for. over: when it has ended. allowance: when the worker is killed."""
-
-    over: asyncio.Future[Any]
-    allowance: asyncio.TimerHandle
 
 
 class Isolated:
@@ -125,12 +86,8 @@ class Isolated:
         self._process: Process | None = None
         self._reply: asyncio.Future[pipe.FromWorker] | None = None
         self._told_serves: frozenset[str] = frozenset()
-        self._calls: dict[int, _Call] = {}
-        self._overruns: dict[int, _Overrun] = {}
+        self._calls = Calls(name, settings.kill_grace_s, self._kill)
         self._answering: set[asyncio.Task[None]] = set()
-        self._numbers = itertools.count(1)
-        self._deaths: dict[object, int] = {}
-        self._killed = False
         self._failures = 0
         self._down_why = "it is being started"
         self._next_start_at: float | None = None
@@ -188,7 +145,7 @@ class Isolated:
         """Leave no process behind, whatever state it is in."""
         process, self._process = self._process, None
         if process is not None:
-            self._killed = True
+            self._calls.killed = True
             process.kill("the daemon stops")
             self._end_calls(await process.ended)
 
@@ -305,7 +262,7 @@ class Isolated:
             case pipe.Said():
                 said_again(message, self.name)
             case pipe.OverrunEnded():
-                self._overrun_ended(message.id)
+                self._calls.overrun_ended(message.id)
             case pipe.Dying():
                 pass  # the process remembers why
             case _:
@@ -334,83 +291,50 @@ class Isolated:
         """Run a turn in the worker, once there is one. ctx: gets what was staged."""
         while not self.up:
             await self._rises.wait()
-        assert self._process is not None
         process = self._process
-        call = _Call(next(self._numbers), ctx, handlers)
+        assert process is not None
         if self.serves != self._told_serves:
             process.tell(pipe.Serves(sorted(self.serves)))
             self._told_serves = self.serves
+        call = self._calls.begin(ctx, handlers, self._bounds_s(handlers))
         try:
             process.tell(pipe.Call(call.id, TurnIn.of(ctx)))
+            return await call.ended
         except pipe.FrameTooLarge as error:
             return Failure(error, None)
-        self._calls[call.id] = call
-        call.allowance = self.loop.call_later(self._allowance_s(handlers), self._overdue, call)
-        try:
-            return await call.ended
         except asyncio.CancelledError:
             process.tell(pipe.Cancel(call.id))
             raise
         finally:
-            call.allowance.cancel()
-            self._calls.pop(call.id, None)
+            self._calls.forget(call)
 
-    def timeout_of(self, handler: Handler | None) -> float:
-        """Seconds that a handler may take."""
-        own = handler.timeout_s if handler is not None else None
-        return self.settings.timeout_s if own is None else own
-
-    def _allowance_s(self, handlers: tuple[Handler, ...]) -> float:
-        """How long the worker may take to end a call: each step of it has a deadline there, and one after all."""
+    def _bounds_s(self, handlers: tuple[Handler, ...]) -> tuple[float, float]:
+        """How long one handler may take, and how long all of the turn: each step of it has its own deadline."""
         assert self._shape is not None
-        steps_s = 2 * self._shape.middlewares * self.settings.timeout_s
-        return sum(map(self.timeout_of, handlers or self.handlers.all)) + steps_s + self.settings.kill_grace_s
-
-    def _overdue(self, call: _Call) -> None:
-        """The worker has not even noticed that this call's deadline passed."""
-        if call.ended.done() or self._killed:  # whatever waited behind another call may be without fault
-            return
-        handler = call.only_handler
-        name = handler.name if handler is not None else f"a turn of {self.name}"
-        error = DeadlinePassed(name, self.timeout_of(handler))
-        call.ended.set_result(Failure(error, handler))
-        self._kill(f"it did not end a call by its deadline ({name})")
-
-    def _kill(self, why: str) -> None:
-        """For a reason that is known: what else it runs is not to blame."""
-        if self._process is not None:
-            self._killed = True
-            self._go_down()
-            self._process.kill(why)
+        timeout_s = self.settings.timeout_s
+        each_s = [timeout_s if each.timeout_s is None else each.timeout_s for each in handlers or self.handlers.all]
+        return max(each_s), sum(each_s) + 2 * self._shape.middlewares * timeout_s
 
     def _done(self, done: pipe.Done) -> None:
-        call = self._calls.get(done.id)
-        if call is None or call.ended.done():
+        call = self._calls[done.id]
+        if call is None:
             return
         self._failures = 0
-        self._deaths.pop(_key(call), None)
         fault = done.turn.fault
         if fault is None:
             done.turn.stage(call.ctx)
-            call.ended.set_result(None)
+            self._calls.through(call, None)
             return
         handler = None if fault.handler is None else self.handlers.all[fault.handler]
-        overrun = self._watch(call) if done.turn.overruns else None
-        call.ended.set_result(Failure(made_again(fault, overrun), handler))
+        overrun = self._calls.overran(call) if done.turn.overruns else None
+        self._calls.through(call, Failure(made_again(fault, overrun), handler))
 
-    def _watch(self, call: _Call) -> asyncio.Future[Any]:
-        """A thread of this call runs on, for as long as it is let."""
-        over: asyncio.Future[Any] = self.loop.create_future()
-        why = "a thread of it did not end after its deadline"
-        allowance = self.loop.call_later(self.settings.kill_grace_s, self._kill, why)
-        self._overruns[call.id] = _Overrun(over, allowance)
-        return over
+    # --- up and down
 
-    def _overrun_ended(self, call_id: int) -> None:
-        overrun = self._overruns.pop(call_id, None)
-        if overrun is not None:
-            overrun.allowance.cancel()
-            overrun.over.set_result(None)
+    def _kill(self, why: str) -> None:
+        if self._process is not None:
+            self._go_down()
+            self._process.kill(why)
 
     def _go_down(self) -> None:
         """No call is begun from now on."""
@@ -426,26 +350,9 @@ class Isolated:
         self._process = None
 
     def _end_calls(self, how: str) -> None:
-        """The worker is gone: every call that it ran has failed."""
         for answer in self._answering:
             answer.cancel()
-        running = [call for call in self._calls.values() if not call.ended.done()]
-        blamed = {} if self._killed else self._judged(running)
-        self._killed = False
-        for call in running:
-            is_blamed = _key(call) in blamed
-            died = WorkerDied(how, blamed=is_blamed, alone=is_blamed and len(blamed) == 1)
-            call.ended.set_result(Failure(died, call.only_handler))
-        for call_id in list(self._overruns):
-            self._overrun_ended(call_id)
-
-    def _judged(self, running: Iterable[_Call]) -> dict[object, int]:
-        """Blame this death by the rule for deaths of the whole process, and remember it until the event is through."""
-        keys = {_key(call) for call in running}
-        deaths, condemned = judge(keys, self._deaths)
-        self._deaths.update({key: count for key, count in deaths.items() if not isinstance(key, _Call)})
-        self._deaths.pop(condemned, None)
-        return deaths
+        self._calls.end_all(how)
 
 
 Hosted = Loaded | Isolated
@@ -492,11 +399,3 @@ def _accepted(reply: pipe.FromWorker) -> pipe.FromWorker:
     if not isinstance(reply, pipe.Refused):
         return reply
     raise PluginLoadError(reply.reason) if reply.problems is None else ConfigError(reply.problems)
-
-
-def _key(call: _Call) -> object:
-    """What tells one event from another over several runs; a signal has no second one."""
-    event = call.ctx.event
-    if isinstance(event, Event):
-        return (event.identity, event.conversation, event.epoch, event.id)
-    return event.id if isinstance(event, Timer) else call

@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -73,11 +74,11 @@ class Pipe:
         except OSError:  # nobody is there
             os._exit(1)
 
-    def listen(self, take: Any) -> None:
+    def listen(self, take: Callable[[pipe.ToWorker], None]) -> None:
         """Call `take` with each message from now on; end the process when the pipe ends."""
         asyncio.get_running_loop().add_reader(self._socket, self._read, take)
 
-    def _read(self, take: Any) -> None:
+    def _read(self, take: Callable[[pipe.ToWorker], None]) -> None:
         try:
             content = self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):

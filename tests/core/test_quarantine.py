@@ -1,9 +1,11 @@
 """One death of the process proves nothing; whoever was there each time, and alone in that, is condemned."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.core.quarantine import judge, runs_alone
+from agentd.core import quarantine
+from agentd.core.quarantine import Deaths, judge, runs_alone
 
 
 def test_everything_that_ran_is_suspect_after_the_first_death() -> None:
@@ -43,3 +45,20 @@ def test_a_killer_among_any_crowd_is_condemned_by_its_third_death_and_no_other(c
             assert deaths[killer] <= 3
             return
     raise AssertionError("never condemned")
+
+
+def test_deaths_are_remembered_until_the_event_is_through_or_condemned() -> None:
+    deaths: Deaths[str] = Deaths()
+    assert deaths.died(["a", "b"]) == ({"a": 1, "b": 1}, None)
+    deaths.forget("b")
+    assert deaths.died(["a", "b"]) == ({"a": 2}, "a")
+    assert deaths.died(["a", "b"]) == ({"a": 1, "b": 1}, None)
+
+
+def test_the_oldest_suspect_is_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "SUSPECTS_MAX", 2)
+    deaths: Deaths[str] = Deaths()
+    for event in ("a", "b", "c"):
+        deaths.died([event])
+    assert deaths.died(["a"]) == ({"a": 1}, None)
+    assert deaths.died(["c"]) == ({"c": 2}, "c")

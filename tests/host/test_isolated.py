@@ -22,8 +22,9 @@ from agentd.config import PluginSettings
 from agentd.core.events import Message, Presence, Sent, Timer
 from agentd.dispatcher.fates import told
 from agentd.errors import ConfigError, GiveUp, NotSent, PluginLoadError, RetryLater
+from agentd.host.calls import WorkerDied
 from agentd.host.context import TurnContext
-from agentd.host.isolated import Isolated, WorkerDied, load_hosted
+from agentd.host.isolated import Isolated, load_hosted
 from agentd.host.lifecycle import load
 from agentd.host.turns import DeadlinePassed, Failure
 
