@@ -30,7 +30,7 @@ import msgspec
 from agentd.core.events import Send, Sent
 from agentd.errors import ConfigError, PluginLoadError
 from agentd.host import pipe
-from agentd.host.faults import made_again, taken_apart
+from agentd.host.faults import encodable, made_again, taken_apart
 from agentd.host.lifecycle import Loaded, load
 from agentd.host.limits import CpuAllowance, die_with, leave_no_core, limit_memory
 from agentd.host.relay import Relay
@@ -55,7 +55,7 @@ class Pipe:
         # Re-entrant: a collector's run inside may log.
         self._writing = threading.RLock()
         # Made now, since there is no memory when it is needed.
-        self._out_of_memory = pipe.framed(pipe.Dying("it is out of memory (memory_max_mb of its settings bounds it)"))
+        self._out_of_memory = pipe.framed(pipe.Dying("it is out of memory (see memory_max_mb of its settings)"))
 
     def tell(self, message: pipe.FromWorker) -> None:
         """Write one message, from any thread. Raises FrameTooLarge."""
@@ -98,7 +98,7 @@ class Pipe:
 
 
 class Worker:
-    """Everything of one worker. Messages come in through `take`; `run` never returns: its end is the process's."""
+    """Everything of one worker. Messages come in through `take`; `run` returns when it was told to end."""
 
     def __init__(self, out: Pipe) -> None:
         self._pipe = out
@@ -107,6 +107,7 @@ class Worker:
         self._asked: dict[int, asyncio.Future[bytes | None]] = {}
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Task[None]] = {}
+        self._over = asyncio.Event()
 
     async def run(self) -> None:
         """Serve."""
@@ -117,7 +118,7 @@ class Worker:
             loop.add_signal_handler(number, _left_to_the_daemon)
         async with asyncio.TaskGroup() as self._tasks:
             self._pipe.listen(self.take)
-            await asyncio.Event().wait()
+            await self._over.wait()
 
     def take(self, message: pipe.ToWorker) -> None:
         """Do what the daemon asks for."""
@@ -163,10 +164,10 @@ class Worker:
             plugin = load(start.name, settings, Path(start.base), self._read_state)
             handlers = declarations(start.name, plugin.plugin.declared)
         except ConfigError as error:
-            self._pipe.tell(pipe.Refused(problems=list(error.problems)))
+            self._pipe.tell(pipe.Refused(problems=[encodable(each) for each in error.problems]))
             return
         except PluginLoadError as error:
-            self._pipe.tell(pipe.Refused(reason=str(error)))
+            self._pipe.tell(pipe.Refused(reason=encodable(str(error))))
             return
         plugin.send_now = self._send_now
         self._plugin = plugin
@@ -182,7 +183,7 @@ class Worker:
         except PluginLoadError as error:
             if isinstance(error.__cause__, MemoryError):
                 self._pipe.die_out_of_memory()
-            self._pipe.tell(pipe.Refused(reason=str(error)))
+            self._pipe.tell(pipe.Refused(reason=encodable(str(error))))
         else:
             self._cpu.lift()
             self._pipe.tell(pipe.IsSetUp())
@@ -197,8 +198,8 @@ class Worker:
         self._cpu.renew()
         await self._loaded.teardown()
         self._pipe.tell(pipe.TornDown())
-        # Not by returning: a thread that a handler left behind would be waited for.
-        os._exit(0)
+        # In order, so that what a plugin left to the interpreter's end happens.
+        self._over.set()
 
     # --- calls
 

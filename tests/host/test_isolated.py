@@ -796,6 +796,43 @@ async def test_too_little_memory_to_start_is_told(trial: Trial) -> None:
     assert "out of memory" in str(refused)
 
 
+async def test_a_worker_that_is_told_to_end_does_what_its_plugin_left_to_the_exit(trial: Trial) -> None:
+    plugin = await trial.start(
+        f"""
+        import atexit
+
+        kept = open("{trial.folder}/kept", "w")
+        atexit.register(lambda: (kept.write("at exit"), kept.close()))
+
+        @plugin.on(Message)
+        async def handle(message: Message, ctx: Context) -> None:
+            kept.write("handled, ")
+            ctx.reply("hi")
+        """
+    )
+    await run(plugin)
+    pid = pid_of(plugin)
+    await plugin.teardown()
+    assert (trial.folder / "kept").read_text() == "handled, at exit"
+    assert not is_running(pid)
+
+
+async def test_a_thread_that_a_handler_left_behind_does_not_keep_its_worker(trial: Trial) -> None:
+    plugin = await trial.start(
+        """
+        @plugin.on(Message)
+        async def handle(message: Message, ctx: Context) -> None:
+            threading.Thread(target=time.sleep, args=[600]).start()
+            ctx.reply("hi")
+        """,
+        kill_grace_s=0.2,
+    )
+    assert await texts(plugin) == ["hi"]
+    pid = pid_of(plugin)
+    await plugin.teardown()
+    assert not is_running(pid)
+
+
 async def test_a_teardown_that_hangs_ends_with_a_kill(trial: Trial, caplog: pytest.LogCaptureFixture) -> None:
     plugin = await trial.start(
         "@plugin.teardown\nasync def end(ctx):\n    time.sleep(600)", timeout_s=0.2, kill_grace_s=0.3
