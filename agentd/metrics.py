@@ -103,6 +103,8 @@ HANDLER_SECONDS = Histogram(
     ["plugin", "outcome"],
     bounds=_HANDLER_BOUNDS_S,
 )
+PASSED_OVER = Counter("agentd_passed_over_total", "Events not handled, by catch-up policy.", ["identity", "plugin"])
+LOOPS_STOPPED = Counter("agentd_loops_stopped_total", "Conversations paused by the guard against loops.", ["identity"])
 BREAKER_OPENED = Counter("agentd_breaker_opened_total", "Times a plugin as a whole was paused.", ["plugin"])
 WORKER_DEATHS = Counter("agentd_worker_deaths_total", "Deaths of the process of an isolated plugin.", ["plugin"])
 SENDS = Counter(

@@ -15,12 +15,15 @@ from agentd.config.loader import load
 from agentd.config.search import find_configuration, find_state
 from agentd.config.settings import (
     Agentd,
+    CatchUp,
+    Conduct,
     Dispatch,
     Identity,
     Intake,
     JournalSettings,
     KeySource,
     Link,
+    LoopGuard,
     PluginSettings,
     Rest,
     Sending,
@@ -29,12 +32,15 @@ from agentd.config.settings import (
 
 __all__ = [
     "Agentd",
+    "CatchUp",
+    "Conduct",
     "Dispatch",
     "Identity",
     "Intake",
     "JournalSettings",
     "KeySource",
     "Link",
+    "LoopGuard",
     "PluginSettings",
     "Rest",
     "Secret",

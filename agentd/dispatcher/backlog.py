@@ -11,12 +11,15 @@ Not here: running anything, the disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from agentd import config
 from agentd.core.breaker import Breaker, Limits
 from agentd.core.events import Record, Signal
 from agentd.core.lanes import Lanes
+from agentd.core.stretches import Form
 from agentd.dispatcher.timers import Due
 from agentd.host.handlers import Handler
 from agentd.host.isolated import Hosted
@@ -26,12 +29,38 @@ SignalKey = tuple[object, ...]
 
 
 class Delivery(NamedTuple):
-    """A record for a lane's handlers. handlers: None if matching it raised. ordinal: its count in its line."""
+    """A record for a lane's handlers. handlers: None if matching it raised. ordinal: its count in its line.
+
+    plugin: the generation of it that was asked.
+    """
 
     lane: Lane
     record: Record
     handlers: tuple[Handler, ...] | None
     ordinal: int
+    plugin: Hosted
+
+
+class Stretch(NamedTuple):
+    """What a turn is about: deliveries at the head of a lane, as one event, a batch, or a digest."""
+
+    deliveries: tuple[Delivery, ...]
+    form: Form
+
+    @property
+    def first(self) -> Delivery:
+        """The oldest."""
+        return self.deliveries[0]
+
+    @property
+    def last(self) -> Delivery:
+        """The newest."""
+        return self.deliveries[-1]
+
+    @property
+    def until(self) -> int:
+        """Position that tells the same stretch at a repeat; 0 for an event alone."""
+        return self.last.record.position if len(self.deliveries) > 1 else 0
 
 
 class ReadOn(NamedTuple):
@@ -40,10 +69,19 @@ class ReadOn(NamedTuple):
     lane: Lane
 
 
+class Rewind(NamedTuple):
+    """Stands in a lane's queue where it goes back behind this position. done: the disk has it; how many lie there."""
+
+    identity: str
+    number: int
+    position: int
+    done: asyncio.Future[int]
+
+
 Key = int | SignalKey
 """Conversation number, or what tells signals apart: what has the same key runs one at a time."""
 
-Item = Delivery | ReadOn | Due | None
+Item = Delivery | ReadOn | Rewind | Due | None
 """What waits under a key; None where the key itself says it, as with signals."""
 
 
@@ -51,18 +89,35 @@ class Served:
     """A plugin in service. signals: the newest of each kind that waits. listed: it is on the rota of those to ask.
 
     tag: what stands for it among the marks of running calls. intervals: seconds by the name of the recurring handler.
+    catch_up: by identity, None where stale mail is handled like any other. replays: by conversation number, how often a
+    lane was set back and where it stood.
     """
 
-    __slots__ = ("breaker", "intervals", "lanes", "listed", "plugin", "signals", "tag")
+    __slots__ = ("breaker", "catch_up", "intervals", "lanes", "listed", "plugin", "replays", "signals", "tag")
 
-    def __init__(self, plugin: Hosted, tag: int, limits: Limits) -> None:
-        self.plugin = plugin
+    def __init__(self, plugin: Hosted, tag: int, limits: Limits, conduct: Mapping[str, config.Conduct]) -> None:
         self.tag = tag
         self.breaker = Breaker(limits)
-        self.intervals = {each.name: each.every_s for each in plugin.handlers.all if each.every_s is not None}
         self.lanes: Lanes[Key, Item] = Lanes(plugin.settings.concurrency)
+        self.replays: dict[int, tuple[int, int]] = {}
         self.signals: dict[SignalKey, Signal] = {}
         self.listed = False
+        self.run_by(plugin, conduct)
+
+    def run_by(self, plugin: Hosted, conduct: Mapping[str, config.Conduct]) -> None:
+        """This generation of the plugin handles what comes from now on."""
+        self.plugin = plugin
+        self.lanes.limit = plugin.settings.concurrency
+        self.intervals = {each.name: each.every_s for each in plugin.handlers.all if each.every_s is not None}
+        own = plugin.settings.catch_up
+        self.catch_up = {identity: _policy(own or each.catch_up, plugin) for identity, each in conduct.items()}
+
+
+def _policy(policy: config.CatchUp, plugin: Hosted) -> config.CatchUp | None:
+    # Who does not take digests gets every message: an audit must see all.
+    if policy.policy == "replay" or (policy.policy == "digest" and not plugin.takes_digests):
+        return None
+    return policy
 
 
 class Lane:
@@ -70,23 +125,33 @@ class Lane:
 
     number: the line's. loaded: position up to which records were queued or passed over; loaded_count: how many of the
     line's. done_count: how many are handled. told: the cursor as the journal has it or will. memory: deliveries queued.
-    behind: more lies in the journal, and a ReadOn stands at the end of the queue. failures: of the delivery at the
-    head. deaths: of the process, blamed on it. before: how it failed before the restart, or None.
+    behind: more lies in the journal, and a ReadOn stands at the end of the queue. still: it does not move, so that what
+    comes had better stay in the journal. failures: of the turn at the head. deaths: of the process, blamed on it.
+    until: position of that turn's last event if it has several, else 0. progress: what it noted. before: how it failed
+    before the restart, or None. apart: position up to which events are handled one by one. began_at: monotonic seconds.
+    settling: it waits for more to come. let_through: position up to which stale mail is handled like any other.
     """
 
     __slots__ = (
+        "apart",
         "before",
+        "began_at",
         "behind",
         "deaths",
         "done_count",
         "failures",
+        "let_through",
         "line",
         "loaded",
         "loaded_count",
         "memory",
         "number",
+        "progress",
         "served",
+        "settling",
+        "still",
         "told",
+        "until",
     )
 
     def __init__(self, line: Line, served: Served, cursor: int, count: int) -> None:
@@ -96,10 +161,16 @@ class Lane:
         self.loaded = self.told = cursor
         self.loaded_count = self.done_count = count
         self.memory = 0
-        self.behind = False
-        self.failures = 0
-        self.deaths = 0
+        self.behind = self.still = self.settling = False
+        self.began_at = 0.0
+        self.apart = self.let_through = 0
         self.before: Attempt | None = None
+        self.fresh()
+
+    def fresh(self) -> None:
+        """Nothing is known of the turn at the head."""
+        self.failures = self.deaths = self.until = 0
+        self.progress: bytes | None = None
 
 
 class Line:
@@ -124,17 +195,19 @@ class Backlog:
     """All lines, and the counts per identity.
 
     handled: records that every plugin of the identity is through with. pending: those that not all are.
-    in_memory: deliveries queued over all lanes.
+    in_memory: deliveries queued over all lanes; bytes_in_memory: of their payloads.
     """
 
     def __init__(self, identities: Iterable[str]) -> None:
         self.handled = dict.fromkeys(identities, 0)
         self.pending = dict.fromkeys(self.handled, 0)
-        self.in_memory = 0
+        self.in_memory = self.bytes_in_memory = 0
         self._lines: dict[int, Line] = {}
+        self._last: dict[int, int] = {}
 
     def restore(self, line: Line) -> bool:
         """Take in a line whose lanes stand where they stood before the restart. Returns whether any is behind."""
+        self._last[line.number] = line.last
         line.passed = min((lane.done_count for lane in line.lanes), default=0)
         if line.passed == line.offered:
             return False
@@ -142,15 +215,46 @@ class Backlog:
         self.pending[line.identity] += line.offered - line.passed
         return True
 
+    def lanes(self) -> Iterable[Lane]:
+        """Every lane that has something to do."""
+        return (lane for line in self._lines.values() for lane in line.lanes)
+
+    def lane(self, number: int, served: Served) -> Lane | None:
+        """One plugin's lane in a conversation, or None if there is nothing to do for anybody."""
+        line = self._lines.get(number)
+        return None if line is None else next((lane for lane in line.lanes if lane.served is served), None)
+
+    def line(self, number: int, identity: str, plugins: Iterable[Served]) -> Line:
+        """A conversation's line, begun behind what was offered last if nothing of it waits."""
+        line = self._lines.get(number)
+        if line is None:
+            line = self._lines[number] = Line(number, identity, self._last.get(number, 0))
+            line.lanes = [Lane(line, served, line.last, 0) for served in plugins]
+        return line
+
+    def loaded(self, delivery: Delivery) -> None:
+        """This is in memory now."""
+        delivery.lane.memory += 1
+        self.in_memory += 1
+        self.bytes_in_memory += len(delivery.record.event.payload)
+
+    def unloaded(self, deliveries: Iterable[Delivery]) -> None:
+        """These are not any more."""
+        for delivery in deliveries:
+            delivery.lane.memory -= 1
+            self.in_memory -= 1
+            self.bytes_in_memory -= len(delivery.record.event.payload)
+
+    def set_back(self, lane: Lane, behind: int) -> None:
+        """So many of the line's newest records are this lane's to handle, again or for the first time."""
+        lane.done_count = lane.loaded_count = lane.line.offered - behind
+        self.passed_to(lane.line, min(each.done_count for each in lane.line.lanes))
+
     def met(self, record: Record, plugins: Iterable[Served]) -> Line:
         """The line of a record that is new. Count it with `offered`."""
-        line = self._lines.get(record.conversation)
-        if line is None:
-            line = Line(record.conversation, record.event.identity, record.position - 1)
-            line.lanes = [Lane(line, served, line.last, 0) for served in plugins]
-            self._lines[line.number] = line
+        line = self.line(record.conversation, record.event.identity, plugins)
         assert record.position > line.last, (record.position, line.last)
-        line.last = record.position
+        line.last = self._last[line.number] = record.position
         line.offered += 1
         self.pending[line.identity] += 1
         return line

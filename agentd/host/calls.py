@@ -33,15 +33,27 @@ class WorkerDied(Exception):
         super().__init__(f"its worker process died while this event was handled: {how}")
 
 
+class Bounds(NamedTuple):
+    """How long the worker may take. each_s: one handler. whole_s: all steps of the turn. most_s: if it gets on."""
+
+    each_s: float
+    whole_s: float
+    most_s: float
+
+
 class Call:
-    """A turn that the worker runs. ended: its failure, or None if it did its work."""
+    """A turn that the worker runs. ended: its failure, or None if it did its work. began_at: seconds of the loop."""
 
-    __slots__ = ("allowance", "ctx", "ended", "handlers", "id")
+    __slots__ = ("allowance", "began_at", "bounds", "ctx", "ended", "handlers", "id")
 
-    def __init__(self, id_: int, ctx: TurnContext[Any], handlers: tuple[Handler, ...]) -> None:
+    def __init__(
+        self, id_: int, ctx: TurnContext[Any], handlers: tuple[Handler, ...], bounds: Bounds, began_at: float
+    ) -> None:
         self.id = id_
         self.ctx = ctx
         self.handlers = handlers
+        self.bounds = bounds
+        self.began_at = began_at
         self.ended: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
         self.allowance: asyncio.TimerHandle | None = None
 
@@ -92,13 +104,25 @@ class Calls:
         call = self._running.get(id_)
         return None if call is None or call.ended.done() else call
 
-    def begin(self, ctx: TurnContext[Any], handlers: tuple[Handler, ...], bounds_s: tuple[float, float]) -> Call:
-        """A call to be told to the worker. bounds_s: of its handler, for people; of the whole turn."""
-        call = Call(next(self._numbers), ctx, handlers)
+    def begin(self, ctx: TurnContext[Any], handlers: tuple[Handler, ...], bounds: Bounds) -> Call:
+        """A call to be told to the worker."""
+        call = Call(next(self._numbers), ctx, handlers, bounds, self._loop.time())
         self._running[call.id] = call
-        timeout_s, whole_s = bounds_s
-        call.allowance = self._loop.call_later(whole_s + self._grace_s, self._overdue, call, timeout_s)
+        self._allow(call)
         return call
+
+    def _allow(self, call: Call) -> None:
+        if call.allowance is not None:
+            call.allowance.cancel()
+        until = min(self._loop.time() + call.bounds.whole_s, call.began_at + call.bounds.most_s)
+        call.allowance = self._loop.call_at(until + self._grace_s, self._overdue, call)
+
+    def got_on(self, call: Call, noted: bytes) -> None:
+        """The worker has told its progress."""
+        self._allow(call)
+        call.ctx.progressed = noted
+        if call.ctx.on_progress is not None:
+            call.ctx.on_progress(noted)
 
     def forget(self, call: Call) -> None:
         """Nobody waits for it any more."""
@@ -139,13 +163,13 @@ class Calls:
         for call_id in list(self._overruns):
             self.overrun_ended(call_id)
 
-    def _overdue(self, call: Call, timeout_s: float) -> None:
+    def _overdue(self, call: Call) -> None:
         """The worker has not even noticed that this call's deadline passed."""
         if call.ended.done() or self.killed:  # whatever waited behind another call may be without fault
             return
         handler = call.only_handler
         name = handler.name if handler is not None else f"a turn of {self._plugin}"
-        call.ended.set_result(Failure(DeadlinePassed(name, timeout_s), handler))
+        call.ended.set_result(Failure(DeadlinePassed(name, call.bounds.each_s), handler))
         self._kill(f"it did not end a call by its deadline ({name})")
 
     def _kill(self, why: str) -> None:

@@ -28,18 +28,18 @@ import msgspec
 
 from agentd import metrics
 from agentd.config import PluginSettings
-from agentd.core.events import Event, Send, Sent, Signal, Timer
+from agentd.core.events import Digest, Send, Sent, Timer
 from agentd.core.retry import Again, Backoff, after_failure
 from agentd.errors import ConfigError, PluginLoadError
 from agentd.host import pipe
-from agentd.host.calls import Calls
+from agentd.host.calls import Bounds, Calls
 from agentd.host.context import TurnContext, plugin_log
 from agentd.host.faults import made_again, taken_apart
 from agentd.host.handlers import Handler, Handlers
 from agentd.host.lifecycle import Loaded, load
 from agentd.host.process import Process
 from agentd.host.relay import said_again
-from agentd.host.shipped import Declaration, TurnIn, declared_again
+from agentd.host.shipped import Declaration, Shown, TurnIn, declared_again
 from agentd.host.state import PluginState, Read
 from agentd.host.turns import Failure
 from agentd.plugin import Log
@@ -72,7 +72,7 @@ class Isolated:
         self.state = PluginState(name, read, settings.state_value_max_bytes)
         self.timers = 0
         self.timers_max = settings.timers_max
-        self.minds_timers = False
+        self.minds_timers = self.takes_digests = False
         self.backlog_of: Callable[[str, str], int | None] = lambda identity, target: None
         self.loop = asyncio.get_running_loop()
         self.turns = _Turns(self)
@@ -121,6 +121,7 @@ class Isolated:
         loaded = await self._started()
         self.handlers = Handlers(self.name, declared_again(loaded.handlers))
         self.minds_timers = any(each.event is Timer and each.every_s is None for each in self.handlers.all)
+        self.takes_digests = any(each.event is Digest for each in self.handlers.all)
         self._declared = loaded.handlers
         self._place_handlers(loaded)
 
@@ -255,6 +256,9 @@ class Isolated:
         match message:
             case pipe.Done():
                 self._done(message)
+            case pipe.Progress():
+                if (call := self._calls[message.id]) is not None:
+                    self._calls.got_on(call, message.noted)
             case pipe.AskState() | pipe.AskSend():
                 answer = asyncio.create_task(self._answer(message), name=f"{self.name}: answer {message.id}")
                 self._answering.add(answer)
@@ -278,16 +282,23 @@ class Isolated:
             if isinstance(ask, pipe.AskState):
                 answer = pipe.Answer(ask.id, await self.state.read((ask.conversation, ask.key)))
             else:
-                sent = await self.send_now(msgspec.json.decode(ask.send, type=Send))
-                answer = pipe.Answer(ask.id, msgspec.json.encode(sent))
+                answer = pipe.Answer(ask.id, msgspec.json.encode(await self._sent(ask)))
         except Exception as error:
             answer = pipe.Answer(ask.id, fault=taken_apart(error))
         if process is not None:
             process.tell(answer)
 
+    async def _sent(self, ask: pipe.AskSend) -> Sent:
+        call = self._calls[ask.call]
+        if call is None:
+            raise RuntimeError("this turn has ended; whatever a handler does, it does before it returns")
+        if call.ctx.before_now is not None:
+            await call.ctx.before_now()
+        return await call.ctx.home.send_now(msgspec.json.decode(ask.send, type=Send))
+
     # --- calls
 
-    async def call(self, ctx: TurnContext[Any], handlers: tuple[Handler, ...]) -> Failure | None:
+    async def call(self, shown: Shown, ctx: TurnContext[Any], handlers: tuple[Handler, ...]) -> Failure | None:
         """Run a turn in the worker, once there is one. ctx: gets what was staged."""
         while not self.up:
             await self._rises.wait()
@@ -296,9 +307,10 @@ class Isolated:
         if self.serves != self._told_serves:
             process.tell(pipe.Serves(sorted(self.serves)))
             self._told_serves = self.serves
-        call = self._calls.begin(ctx, handlers, self._bounds_s(handlers))
+        call = self._calls.begin(ctx, handlers, self._bounds(handlers))
+        batch_for = self.handlers.all.index(handlers[0]) if isinstance(shown, tuple) else None
         try:
-            process.tell(pipe.Call(call.id, TurnIn.of(ctx)))
+            process.tell(pipe.Call(call.id, TurnIn.of(shown, ctx, batch_for)))
             return await call.ended
         except pipe.FrameTooLarge as error:
             return Failure(error, None)
@@ -308,18 +320,24 @@ class Isolated:
         finally:
             self._calls.forget(call)
 
-    def _bounds_s(self, handlers: tuple[Handler, ...]) -> tuple[float, float]:
-        """How long one handler may take, and how long all of the turn: each step of it has its own deadline."""
+    def _bounds(self, handlers: tuple[Handler, ...]) -> Bounds:
+        """Each step of a turn has its own deadline."""
         assert self._shape is not None
-        timeout_s = self.settings.timeout_s
+        timeout_s, most_s = self.settings.timeout_s, self.settings.timeout_max_s
+        around = 2 * self._shape.middlewares
         each_s = [timeout_s if each.timeout_s is None else each.timeout_s for each in handlers or self.handlers.all]
-        return max(each_s), sum(each_s) + 2 * self._shape.middlewares * timeout_s
+        return Bounds(
+            each_s=max(each_s),
+            whole_s=sum(each_s) + around * timeout_s,
+            most_s=sum(max(each, most_s) for each in each_s) + around * max(timeout_s, most_s),
+        )
 
     def _done(self, done: pipe.Done) -> None:
         call = self._calls[done.id]
         if call is None:
             return
         self._failures = 0
+        call.ctx.said = done.turn.said
         fault = done.turn.fault
         if fault is None:
             done.turn.stage(call.ctx)
@@ -364,20 +382,32 @@ class _Turns:
 
     def __init__(self, plugin: Isolated) -> None:
         self._plugin = plugin
+        self.running = 0
+        self._idle: asyncio.Future[None] | None = None
 
     async def run(
         self,
-        event: Event | Signal,
+        event: Shown,
         handlers: tuple[Handler, ...] | None,
         ctx: TurnContext[Any],
         waits: Callable[[], None],
     ) -> Failure | None:
         """See turns.Turns.run."""
         waits()
+        self.running += 1
         try:
-            return await self._plugin.call(ctx, handlers or ())
+            return await self._plugin.call(event, ctx, handlers or ())
         finally:
             ctx.end()
+            self.running -= 1
+            if self._idle is not None and not self.running and not self._idle.done():
+                self._idle.set_result(None)
+
+    async def idle(self) -> None:
+        """See turns.Turns.idle."""
+        while self.running:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
 
 
 async def load_hosted(

@@ -119,10 +119,18 @@ class AskState(_Message, frozen=True):
 
 
 class AskSend(_Message, frozen=True):
-    """Send this (a Send as JSON) and tell what became of it. Its answer: a Sent as JSON."""
+    """Send this (a Send as JSON) for a call, and tell what became of it. Its answer: a Sent as JSON."""
 
     id: int
+    call: int
     send: bytes
+
+
+class Progress(_Message, frozen=True):
+    """A call is getting on. noted: JSON, for the next attempt at it."""
+
+    id: int
+    noted: bytes
 
 
 class Done(_Message, frozen=True):
@@ -158,7 +166,9 @@ class TornDown(_Message, frozen=True):
 
 
 ToWorker = Start | SetUp | Serves | Call | Cancel | Answer | TearDown
-FromWorker = Declares | Refused | IsSetUp | AskState | AskSend | Done | OverrunEnded | Said | Dying | TornDown
+FromWorker = (
+    Declares | Refused | IsSetUp | AskState | AskSend | Progress | Done | OverrunEnded | Said | Dying | TornDown
+)
 
 _encode = msgspec.msgpack.Encoder().encode
 to_worker = msgspec.msgpack.Decoder(ToWorker).decode

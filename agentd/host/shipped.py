@@ -33,6 +33,9 @@ _EVENTS: dict[str, type[Any]] = {
     if isinstance(each, type) and issubclass(each, (Event, Signal)) and name == each.__name__
 }
 _DECODERS = {name: msgspec.json.Decoder(each) for name, each in _EVENTS.items()}
+Shown = Event | Signal | tuple[Event, ...]
+"""What the handlers of a turn get."""
+
 _encode = msgspec.json.Encoder().encode
 _decode_sends = msgspec.json.Decoder(list[Send]).decode
 
@@ -55,33 +58,70 @@ def unpacked(parcel: Parcel) -> Any:
 
 
 class TurnIn(msgspec.Struct, frozen=True, array_like=True):
-    """All that a turn knows when it begins. backlog: `ctx.peer_backlog` then. timers: how many the plugin has."""
+    """All that a turn knows when it begins.
 
-    event: Parcel
+    shown: what its handlers get: one event, or a batch for the handler of this number. event, cause: as of TurnContext,
+    where they are not the last and the first of `shown`. backlog: `ctx.peer_backlog` then. timers: how many the plugin
+    has.
+    """
+
+    shown: list[Parcel]
+    batch_for: int | None
+    event: Parcel | None
+    cause: Parcel | None
     conversation: int | None
     attempt: int
+    again: str
+    progressed: bytes | None
     backlog: int | None
     timers: int
 
     @classmethod
-    def of(cls, ctx: TurnContext[Any]) -> TurnIn:
+    def of(cls, shown: Shown, ctx: TurnContext[Any], batch_for: int | None) -> TurnIn:
         """In the daemon: what to tell the worker of this turn."""
-        return cls(packed(ctx.event), ctx.conversation, ctx.attempt, ctx.peer_backlog, ctx.home.timers)
+        events = shown if isinstance(shown, tuple) else (shown,)
+        return cls(
+            shown=[packed(each) for each in events],
+            batch_for=batch_for,
+            event=None if ctx.event is events[-1] else packed(ctx.event),
+            cause=None if ctx.cause is events[0] else packed(ctx.cause),
+            conversation=ctx.conversation,
+            attempt=ctx.attempt,
+            again=ctx.again,
+            progressed=ctx.progressed,
+            backlog=ctx.peer_backlog,
+            timers=ctx.home.timers,
+        )
 
-    def context(self, plugin: Loaded) -> TurnContext[Any]:
+    def turn(self, plugin: Loaded) -> tuple[Shown, TurnContext[Any]]:
         """In the worker: the same turn."""
         home = copy.copy(plugin)
         home.timers = self.timers
         home.backlog_of = lambda identity, target: self.backlog
-        return TurnContext(home, unpacked(self.event), self.conversation, self.attempt)
+        events = tuple(unpacked(each) for each in self.shown)
+        ctx: TurnContext[Any] = TurnContext(
+            home,
+            events[-1] if self.event is None else unpacked(self.event),
+            self.conversation,
+            self.attempt,
+            cause=events[0] if self.cause is None else unpacked(self.cause),
+            again=self.again,
+            progressed=self.progressed,
+        )
+        return (events[0] if self.batch_for is None else events), ctx
 
 
 class TurnOut(msgspec.Struct, frozen=True, array_like=True):
-    """All that a turn did, or its failure. overruns: a thread of it runs on past its deadline."""
+    """All that a turn did, or its failure. overruns: a thread of it runs on past its deadline.
+
+    What it tells `ctx.progress` does not wait for its end: pipe.Progress.
+    """
 
     sends: bytes | None = None
     puts: list[tuple[int, str, bytes | None]] | None = None
     reminders: list[Reminder] | None = None
+    outcomes: list[tuple[str, bytes | None]] | None = None
+    said: int = 0
     fault: Fault | None = None
     overruns: bool = False
 
@@ -92,15 +132,17 @@ class TurnOut(msgspec.Struct, frozen=True, array_like=True):
             error, handler = failure
             number = None if handler is None else handlers.index(handler)
             overruns = getattr(error, "overrun", None) is not None
-            return cls(fault=taken_apart(error, number), overruns=overruns)
+            return cls(fault=taken_apart(error, number), overruns=overruns, said=ctx.said)
         puts = None if ctx.puts is None else [(*place, value) for place, value in ctx.puts.items()]
-        return cls(None if ctx.sends is None else _encode(ctx.sends), puts, ctx.reminders)
+        sends = None if ctx.sends is None else _encode(ctx.sends)
+        return cls(sends, puts, ctx.reminders, ctx.outcomes, ctx.said)
 
     def stage(self, ctx: TurnContext[Any]) -> None:
         """In the daemon: give the turn what it staged."""
         ctx.sends = None if self.sends is None else _decode_sends(self.sends)
         ctx.puts = None if self.puts is None else {(number, key): value for number, key, value in self.puts}
         ctx.reminders = self.reminders
+        ctx.outcomes = self.outcomes
 
 
 class Declaration(msgspec.Struct, frozen=True, array_like=True):

@@ -30,11 +30,13 @@ import msgspec
 from agentd.core.events import Send, Sent
 from agentd.errors import ConfigError, PluginLoadError
 from agentd.host import pipe
+from agentd.host.context import TurnContext
 from agentd.host.faults import encodable, made_again, taken_apart
+from agentd.host.handlers import Handler
 from agentd.host.lifecycle import Loaded, load
 from agentd.host.limits import CpuAllowance, die_with, leave_no_core, limit_memory
 from agentd.host.relay import Relay
-from agentd.host.shipped import TurnOut, declarations
+from agentd.host.shipped import Shown, TurnOut, declarations
 from agentd.host.turns import DeadlinePassed, Failure
 
 log = logging.getLogger("agentd.host.worker")
@@ -169,7 +171,6 @@ class Worker:
         except PluginLoadError as error:
             self._pipe.tell(pipe.Refused(reason=encodable(str(error))))
             return
-        plugin.send_now = self._send_now
         self._plugin = plugin
         hooks = plugin.plugin
         self._pipe.tell(
@@ -205,9 +206,14 @@ class Worker:
 
     async def _call(self, call: pipe.Call) -> None:
         plugin = self._loaded
-        ctx = call.turn.context(plugin)
-        # Matched here as well: a `where` is known here alone, and one that raises is the turn's failure.
-        failure = await plugin.turns.run(ctx.event, None, ctx, _no_other_waits)
+        shown, ctx = call.turn.turn(plugin)
+        ctx.home.send_now = partial(self._send_now, call.id)
+        ctx.on_progress = partial(self._get_on, call.id)
+        if call.turn.batch_for is None:
+            # Matched here as well: a `where` is known here alone, and one that raises is the turn's failure.
+            failure = await plugin.turns.run(shown, None, ctx, _no_other_waits)
+        else:
+            failure = await self._batch(plugin.handlers.all[call.turn.batch_for], shown, ctx)
         if failure is not None and isinstance(failure.error, MemoryError):
             self._pipe.die_out_of_memory()
         try:
@@ -215,6 +221,22 @@ class Worker:
         except Exception as error:  # too much of it, or text that is no text
             self._pipe.tell(pipe.Done(call.id, TurnOut(fault=taken_apart(error))))
         self._watch_overrun(call.id, failure)
+
+    async def _batch(self, handler: Handler, shown: Shown, ctx: TurnContext[Any]) -> Failure | None:
+        """Show a batch to its handler, without what its `where` does not want."""
+        assert isinstance(shown, tuple)
+        try:
+            wanted = tuple(event for event in shown if handler.matches(event))
+        except Exception as error:
+            return Failure(error, handler)
+        if not wanted:
+            return None
+        if ctx.event in shown and ctx.event not in wanted:
+            ctx.event = wanted[-1]
+        return await self._loaded.turns.run(wanted, (handler,), ctx, _no_other_waits)
+
+    def _get_on(self, call_id: int, noted: bytes) -> None:
+        self._pipe.tell(pipe.Progress(call_id, noted))
 
     def _watch_overrun(self, call_id: int, failure: Failure | None) -> None:
         if failure is not None and isinstance(failure.error, DeadlinePassed) and failure.error.overrun is not None:
@@ -235,8 +257,8 @@ class Worker:
     async def _read_state(self, plugin: str, conversation: int, key: str) -> bytes | None:
         return await self._answer_to(pipe.AskState(next(self._numbers), conversation, key))
 
-    async def _send_now(self, send: Send) -> Sent:
-        answer = await self._answer_to(pipe.AskSend(next(self._numbers), msgspec.json.encode(send)))
+    async def _send_now(self, call_id: int, send: Send) -> Sent:
+        answer = await self._answer_to(pipe.AskSend(next(self._numbers), call_id, msgspec.json.encode(send)))
         assert answer is not None
         return msgspec.json.decode(answer, type=Sent)
 

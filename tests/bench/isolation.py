@@ -93,6 +93,7 @@ async def _call(plugin: Hosted, text: str, number: int) -> float:
         sender="peer",
         text=text,
         payload=b"x" * 400,
+        answer_to="@peer",
     )
     handlers = plugin.handlers.match(message)
     began_ns = time.perf_counter_ns()

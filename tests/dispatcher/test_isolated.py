@@ -13,7 +13,7 @@ from typing import Any
 from agentd.config import Dispatch, PluginSettings
 from agentd.core.events import Message, Record, Send
 from agentd.core.retry import Backoff
-from agentd.dispatcher import Dispatcher
+from agentd.dispatcher import Dispatcher, Marks
 from agentd.host.isolated import Hosted, Isolated, load_hosted
 from agentd.host.lifecycle import Loaded
 from agentd.plugin import Context, Plugin
@@ -93,7 +93,7 @@ class Rig:
             revive=self.journal.revive,
             on_queued=lambda sends: None,
             on_backlog=lambda shed: None,
-            backlog=(1_000, 100),
+            marks=Marks(1_000, 100, 1 << 30, 1 << 29),
             backoff=Backoff(first_s=0.01, max_s=0.02),
             chance=lambda: 0.0,
         )
@@ -120,7 +120,13 @@ class Rig:
     def said(self, conversation: str, text: str) -> Record:
         seq = self.journal.next_seq("me", conversation)
         event = Message(
-            identity="me", conversation=conversation, seq=seq, id=f"{conversation}.{seq}", sender="peer", text=text
+            identity="me",
+            conversation=conversation,
+            seq=seq,
+            id=f"{conversation}.{seq}",
+            sender="peer",
+            text=text,
+            answer_to="@peer",
         )
         return self.journal.append(event, 0.0)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentd.core.events import Event, Message, Presence, Signal
-from agentd.host.calls import Call, Calls, WorkerDied
+from agentd.host.calls import Bounds, Call, Calls, WorkerDied
 from agentd.host.context import TurnContext
 from agentd.host.turns import DeadlinePassed
 
@@ -25,7 +25,7 @@ class Rig:
     def begin(self, event: Event | Signal, whole_s: float = 60.0) -> Call:
         home: Any = None
         ctx: TurnContext[Any] = TurnContext(home, event, 7, 1)
-        self.begun.append(self.calls.begin(ctx, (), (whole_s, whole_s)))
+        self.begun.append(self.calls.begin(ctx, (), Bounds(whole_s, whole_s, 10 * whole_s)))
         return self.begun[-1]
 
     def end_all(self) -> list[tuple[bool, bool]]:
@@ -84,6 +84,21 @@ async def test_a_deadline_that_its_worker_does_not_notice_kills_it_and_nobody_el
     assert rig.end_all() == [(False, False)]
     rig.begin(message("behind"))
     assert rig.end_all() == [(True, True)]
+
+
+async def test_a_call_that_gets_on_may_take_longer_up_to_its_ceiling() -> None:
+    rig = Rig(grace_s=0.0)
+    call = rig.begin(message("long"), 0.1)
+    noted: list[bytes] = []
+    call.ctx.on_progress = noted.append
+    began_s = asyncio.get_running_loop().time()
+    while not call.ended.done():
+        rig.calls.got_on(call, b"1")
+        await asyncio.sleep(0.01)
+    assert asyncio.get_running_loop().time() - began_s > 0.9
+    assert set(noted) == {b"1"}
+    assert call.ctx.progressed == b"1"
+    rig.calls.forget(call)
 
 
 async def test_a_thread_that_overran_is_over_when_it_ends_or_its_worker_does() -> None:

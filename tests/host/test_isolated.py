@@ -47,7 +47,7 @@ plugin = Plugin("trial")
 
 def message(text: str = "hello", **changes: Any) -> Message:
     plain = {"identity": "me", "conversation": "conv_1", "seq": 1, "id": f"msg_{text}", "sender": "bob", "text": text}
-    return Message(**{**plain, **changes})
+    return Message(**{**plain, "answer_to": "@bob", **changes})
 
 
 class Trial:
@@ -347,6 +347,93 @@ async def test_reminders_timers_and_the_peers_backlog_are_known(trial: Trial) ->
     assert await texts(plugin, beat, conversation=None) == ["beat"]
     plugin.timers = 3
     assert "timers_max" in str(await error_of(plugin))
+
+
+async def test_progress_is_noted_at_once_puts_the_deadline_off_and_is_known_to_the_next_attempt(trial: Trial) -> None:
+    plugin = await trial.start(
+        """
+        @plugin.on(Message, timeout_s=0.5)
+        async def handle(message: Message, ctx: Context) -> None:
+            for step in range(ctx.last_progress or 0, 8):
+                await asyncio.sleep(0.1)
+                ctx.progress(step + 1)
+            ctx.outcome("answered", {"steps": ctx.last_progress})
+
+        @plugin.on(Timer)
+        def block(timer: Timer, ctx: Context) -> None:
+            ctx.progress("in a thread")
+        """,
+        kill_grace_s=0.1,
+    )
+    noted: list[bytes] = []
+    ctx: TurnContext[Any] = TurnContext(plugin, message(), 7, 2, progressed=b"2")
+    ctx.on_progress = noted.append
+    assert await plugin.turns.run(ctx.event, plugin.handlers.match(ctx.event), ctx, lambda: None) is None
+    assert noted == [b"3", b"4", b"5", b"6", b"7", b"8"]
+    assert ctx.progressed == b"8"
+    assert ctx.outcomes == [("answered", b'{"steps":8}')]
+    assert ctx.staged
+    _, threaded = await run(plugin, Timer(identity="me", id="t"))
+    assert threaded.progressed == b'"in a thread"'
+
+
+async def test_a_batch_is_one_call_without_what_its_where_does_not_want(trial: Trial) -> None:
+    plugin = await trial.start(
+        """
+        def is_wanted(message):
+            if message.text == "raise":
+                raise LookupError("in where")
+            return message.text != "no"
+
+        @plugin.on(Message, batch=10, where=is_wanted)
+        async def together(messages: tuple[Message, ...], ctx: Context) -> None:
+            ctx.reply(" ".join(message.text for message in messages))
+        """
+    )
+
+    async def batch(*said: str) -> tuple[Failure | None, TurnContext[Any]]:
+        events = tuple(message(text) for text in said)
+        ctx: TurnContext[Any] = TurnContext(plugin, events[-1], 7, 1, cause=events[0])
+        return await plugin.turns.run(events, plugin.handlers.match(events[0]), ctx, lambda: None), ctx
+
+    failure, ctx = await batch("a", "no", "b", "no")
+    assert failure is None
+    assert ctx.sends is not None
+    [send] = ctx.sends
+    assert (send.content.text, send.content.metadata["reply_to"], ctx.said) == ("a b", "msg_b", 1)
+    assert (await batch("no"))[1].sends is None
+    failure, _ = await batch("a", "raise")
+    assert failure is not None
+    assert (told(failure.error), failure.handler) == ("LookupError: in where", plugin.handlers.all[0])
+    assert await texts(plugin, message("alone")) == ["alone"]
+
+
+async def test_what_is_said_at_once_goes_the_way_of_its_turn_and_not_of_its_plugin(trial: Trial) -> None:
+    plugin = await trial.start(
+        """
+        @plugin.on(Message)
+        async def handle(message: Message, ctx: Context) -> None:
+            await ctx.send_now("@ann", "now")
+        """
+    )
+    steps: list[str] = []
+
+    class Stage:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(plugin, name)
+
+        async def send_now(self, send: Any) -> Sent:
+            steps.append(send.content.text)
+            return Sent(client_msg_id=send.client_msg_id, id="x", conversation="c", seq=0)
+
+    async def before() -> None:
+        steps.append("before")
+
+    stage: Any = Stage()
+    ctx: TurnContext[Any] = TurnContext(stage, message(), 7, 1)
+    ctx.before_now = before
+    assert await plugin.turns.run(ctx.event, plugin.handlers.match(ctx.event), ctx, lambda: None) is None
+    assert (steps, ctx.said) == (["before", "now"], 1)
 
 
 async def test_signals_reach_their_handlers(trial: Trial) -> None:

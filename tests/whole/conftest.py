@@ -38,10 +38,13 @@ class Rig:
         self.folder = folder
         self.settings = QUICK
         self.audit_interval_s = 300.0
+        self.plugin_name = "plugin"
         self.plugin: Mapping[str, Any] = {
             "use": "agentd.demo.ledger:plugin",
             "config": {"file": str(folder / "ledger")},
         }
+        # Load comes from few peers here, as fast as it can: the guard would take it for a loop.
+        self.conduct: dict[str, Any] = {"loop_guard": config.LoopGuard(answers_max=0)}
         self.beside: dict[str, config.PluginSettings] = {}
         self.keys: dict[str, str] = {}
         self.daemon: Daemon | None = None
@@ -59,11 +62,14 @@ class Rig:
             agentd=agentd,
             identity={
                 name: config.Identity(
-                    url=self.hub.url, key=config.KeySource(env="unused"), plugins=("plugin", *self.beside)
+                    url=self.hub.url,
+                    key=config.KeySource(env="unused"),
+                    plugins=(self.plugin_name, *self.beside),
+                    **self.conduct,
                 )
                 for name in self.keys
             },
-            plugin={"plugin": config.PluginSettings(**self.plugin), **self.beside},
+            plugin={self.plugin_name: config.PluginSettings(**self.plugin), **self.beside},
         )
         self._journal = await open_journal(self.folder / "state" / "journal.db", agentd.journal)
         keys = {name: (lambda name=name: self.keys[name]) for name in self.keys}
@@ -98,7 +104,7 @@ class Rig:
 
     def status(self) -> list[dict[str, Any]]:
         assert self.daemon is not None
-        return self.daemon.status()["identities"]
+        return self.daemon.operations.status()["identities"]
 
     def states(self) -> list[str]:
         return [each["state"] for each in self.status()]

@@ -36,7 +36,7 @@ async def test_a_plugin_that_exits_costs_its_poison_and_the_healthy_one_never_st
     daemon = await rig.start()
 
     def deadly() -> dict[str, Any]:
-        return next(each for each in daemon.status()["plugins"] if each["name"] == "deadly")
+        return next(each for each in daemon.operations.status()["plugins"] if each["name"] == "deadly")
 
     def texts(peer: str) -> list[str]:
         """What the deadly one told this peer, in order."""
@@ -57,7 +57,7 @@ async def test_a_plugin_that_exits_costs_its_poison_and_the_healthy_one_never_st
     assert len(texts("peer") + texts("other")) <= 2 + 20
     file.write_text(DEADLY)
     await rig.until(lambda: rig.status()[0]["pending"] == 0)
-    [letter] = await daemon.dead(None, dropped_too=False, limit=10)
+    [letter] = await daemon.operations.dead(None, dropped_too=False, limit=10)
     assert letter["plugin"] == "deadly"
     assert letter["error"].startswith("WorkerDied: its worker process died while this event was handled: it exited")
     wanted = ["first", *(f"after {number}" for number in range(20))]
