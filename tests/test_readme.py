@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from agentd.cli import cli
-from agentd.config import load
+from agentd.config import CatchUp, Conduct, LoopGuard, load
 from agentd.supervisor import STATES
+from agentd.testing import Harness
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -42,6 +43,33 @@ async def test_the_first_plugins_test_passes_word_for_word(written: Path) -> Non
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     await module.test_it_counts_and_a_crash_repeats_nothing()
+
+
+async def test_the_plugin_that_takes_batches_does_what_is_said_of_it(tmp_path: Path) -> None:
+    (tmp_path / "secretary.py").write_text(block("python", 'Plugin("secretary")'))
+    spec = importlib.util.spec_from_file_location("readme_secretary", tmp_path / "secretary.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    async with Harness(module.plugin) as h:
+        for text in ("milk", "bread", "tea"):
+            await h.message(text, settle=False)
+        await h.settle()
+        assert h.texts == []
+        await h.advance(0.3)
+        assert h.texts == ["noted: milk\nnoted: bread\nnoted: tea"]
+        assert [(outcome.word, outcome.data) for outcome in h.outcomes] == [("answered", b'{"messages":3}')]
+
+
+def test_the_conduct_that_is_shown_is_the_default(tmp_path: Path) -> None:
+    (tmp_path / "agentd.toml").write_text(
+        '[identity.alice]\nurl = "https://api.agentchat.me"\nkey = { env = "K" }\ntakeover_idle_s = 900\n'
+        + block("toml", "[identity.alice.catch_up]")
+    )
+    loaded = load(tmp_path / "agentd.toml", {"K": "ac_live_0123456789abcdef0123456789"}).identity["alice"]
+    assert (loaded.catch_up, loaded.loop_guard, loaded.takeover_idle_s) == (CatchUp(), LoopGuard(), 900)
+    assert Conduct().takeover_idle_s == 900
 
 
 def test_the_configuration_loads_without_a_problem(written: Path) -> None:

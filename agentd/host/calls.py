@@ -121,8 +121,8 @@ class Calls:
         """The worker has told its progress."""
         self._allow(call)
         call.ctx.progressed = noted
-        if call.ctx.on_progress is not None:
-            call.ctx.on_progress(noted)
+        if call.ctx.owner is not None:
+            call.ctx.owner.got_on(call.ctx, noted)
 
     def forget(self, call: Call) -> None:
         """Nobody waits for it any more."""

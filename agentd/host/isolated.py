@@ -292,8 +292,8 @@ class Isolated:
         call = self._calls[ask.call]
         if call is None:
             raise RuntimeError("this turn has ended; whatever a handler does, it does before it returns")
-        if call.ctx.before_now is not None:
-            await call.ctx.before_now()
+        if call.ctx.owner is not None:
+            await call.ctx.owner.says_now(call.ctx)
         return await call.ctx.home.send_now(msgspec.json.decode(ask.send, type=Send))
 
     # --- calls

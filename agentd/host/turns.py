@@ -153,7 +153,7 @@ class _Turn:
         self._obeyed = 0
         self._result: Any = None
         self._scope: asyncio.Timeout | None = None
-        ctx.put_off = self._put_off
+        ctx.running = self
 
     @property
     def told_to_stop(self) -> bool:
@@ -203,8 +203,8 @@ class _Turn:
         timeout_s = self._turns.timeout_of(handler)
         self._ctx.allow(time.monotonic(), timeout_s, self._turns.ceiling_of(timeout_s))
 
-    def _put_off(self) -> None:
-        """The deadline of what runs is another one now."""
+    def put_off(self) -> None:
+        """See context.Running."""
         if self._scope is not None and not self._scope.expired():
             # The loop is named because finding out which one runs costs a system call.
             self._scope.reschedule(self._ctx.home.loop.time() + self._ctx.deadline_at - time.monotonic())

@@ -208,7 +208,7 @@ class Worker:
         plugin = self._loaded
         shown, ctx = call.turn.turn(plugin)
         ctx.home.send_now = partial(self._send_now, call.id)
-        ctx.on_progress = partial(self._get_on, call.id)
+        ctx.owner, ctx.about = self, call.id
         if call.turn.batch_for is None:
             # Matched here as well: a `where` is known here alone, and one that raises is the turn's failure.
             failure = await plugin.turns.run(shown, None, ctx, _no_other_waits)
@@ -235,8 +235,13 @@ class Worker:
             ctx.event = wanted[-1]
         return await self._loaded.turns.run(wanted, (handler,), ctx, _no_other_waits)
 
-    def _get_on(self, call_id: int, noted: bytes) -> None:
-        self._pipe.tell(pipe.Progress(call_id, noted))
+    def got_on(self, ctx: TurnContext[Any], noted: bytes) -> None:
+        """See context.Owner."""
+        assert isinstance(ctx.about, int)
+        self._pipe.tell(pipe.Progress(ctx.about, noted))
+
+    async def says_now(self, ctx: TurnContext[Any]) -> None:
+        """See context.Owner. The daemon tells the turn's owner there, before it sends."""
 
     def _watch_overrun(self, call_id: int, failure: Failure | None) -> None:
         if failure is not None and isinstance(failure.error, DeadlinePassed) and failure.error.overrun is not None:

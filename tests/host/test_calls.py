@@ -90,7 +90,16 @@ async def test_a_call_that_gets_on_may_take_longer_up_to_its_ceiling() -> None:
     rig = Rig(grace_s=0.0)
     call = rig.begin(message("long"), 0.1)
     noted: list[bytes] = []
-    call.ctx.on_progress = noted.append
+
+    class Owner:
+        def got_on(self, ctx: TurnContext[Any], note: bytes) -> None:
+            assert ctx is call.ctx
+            noted.append(note)
+
+        async def says_now(self, ctx: TurnContext[Any]) -> None:
+            raise AssertionError
+
+    call.ctx.owner = Owner()
     began_s = asyncio.get_running_loop().time()
     while not call.ended.done():
         rig.calls.got_on(call, b"1")

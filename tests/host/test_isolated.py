@@ -122,6 +122,19 @@ async def error_of(plugin: Isolated, event: Any = None, **given: Any) -> BaseExc
     return failure.error
 
 
+class Owner:
+    """Writes down what a turn says of itself before it ends."""
+
+    def __init__(self, told: list[Any]) -> None:
+        self._told = told
+
+    def got_on(self, ctx: TurnContext[Any], noted: bytes) -> None:
+        self._told.append(noted)
+
+    async def says_now(self, ctx: TurnContext[Any]) -> None:
+        self._told.append("before")
+
+
 async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
@@ -366,8 +379,7 @@ async def test_progress_is_noted_at_once_puts_the_deadline_off_and_is_known_to_t
         kill_grace_s=0.1,
     )
     noted: list[bytes] = []
-    ctx: TurnContext[Any] = TurnContext(plugin, message(), 7, 2, progressed=b"2")
-    ctx.on_progress = noted.append
+    ctx: TurnContext[Any] = TurnContext(plugin, message(), 7, 2, progressed=b"2", owner=Owner(noted))
     assert await plugin.turns.run(ctx.event, plugin.handlers.match(ctx.event), ctx, lambda: None) is None
     assert noted == [b"3", b"4", b"5", b"6", b"7", b"8"]
     assert ctx.progressed == b"8"
@@ -426,12 +438,8 @@ async def test_what_is_said_at_once_goes_the_way_of_its_turn_and_not_of_its_plug
             steps.append(send.content.text)
             return Sent(client_msg_id=send.client_msg_id, id="x", conversation="c", seq=0)
 
-    async def before() -> None:
-        steps.append("before")
-
     stage: Any = Stage()
-    ctx: TurnContext[Any] = TurnContext(stage, message(), 7, 1)
-    ctx.before_now = before
+    ctx: TurnContext[Any] = TurnContext(stage, message(), 7, 1, owner=Owner(steps))
     assert await plugin.turns.run(ctx.event, plugin.handlers.match(ctx.event), ctx, lambda: None) is None
     assert (steps, ctx.said) == (["before", "now"], 1)
 
