@@ -66,15 +66,33 @@ async def wake(timer: Timer, ctx: Context) -> None:
 """
 
 
+BATCHES = """
+import os
+
+from agentd.plugin import Context, Message, Plugin
+
+plugin = Plugin("trial")
+
+
+@plugin.on(Message, batch=10, settle_s=0.05)
+async def together(messages: tuple[Message, ...], ctx: Context) -> None:
+    ctx.progress(len(messages))
+    if any(message.text == "die" for message in messages):
+        os._exit(3)
+    ctx.reply(" ".join(str(message.text) for message in messages))
+    ctx.outcome("answered")
+"""
+
+
 class Rig:
     """A dispatcher on a journal in memory with an isolated plugin, and one in this process beside it."""
 
-    def __init__(self, folder: Path, **dispatch: Any) -> None:
+    def __init__(self, folder: Path, source: str = SOURCE, **dispatch: Any) -> None:
         self.folder = folder
         self.journal = MemoryJournal()
         self.settings = Dispatch(**dispatch)
         self.seen: list[str | None] = []
-        (folder / "trial.py").write_text(SOURCE)
+        (folder / "trial.py").write_text(source)
 
     @asynccontextmanager
     async def running(self, **settings: Any) -> AsyncIterator[Dispatcher]:
@@ -176,6 +194,31 @@ async def test_what_was_blamed_for_a_death_is_on_disk(tmp_path: Path) -> None:
         (tmp_path / "trial.py").write_text(SOURCE)
         await until(lambda: rig.answers() == ["c die once"])
     assert rig.notes() == ["c die once 1", "c die once 2"]
+
+
+async def test_a_batch_whose_worker_died_is_handled_one_by_one_and_the_poison_in_it_buried(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, BATCHES)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c", text) for text in ("a", "b", "die", "e")])
+        await until(lambda: rig.trial.restarts >= 1)
+        dispatcher.offer([rig.said("c", "f"), rig.said("c", "g")])
+        await until(lambda: dispatcher.pending == {"me": 0})
+        assert rig.answers() == ["a", "b", "e", "f g"]
+    [dead] = rig.journal.dead
+    assert dead.position == 3
+    assert dead.error.startswith("WorkerDied")
+
+
+async def test_a_rehearsal_in_a_worker_shows_what_a_turn_would_do_and_does_nothing(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c", "hello")])
+        await until(lambda: dispatcher.pending == {"me": 0})
+        [stored] = await rig.journal.read_log(None, 0, 1)
+        shown = await dispatcher.rehearse("trial", stored)
+        assert shown is not None
+        assert [send.content.text for send in shown.sends] == ["c hello"]
+        assert len(rig.answers()) == 1
 
 
 async def test_while_there_is_no_worker_nothing_of_the_plugin_runs_and_others_do(tmp_path: Path) -> None:
