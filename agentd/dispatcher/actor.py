@@ -48,7 +48,6 @@ from agentd.journal.storage import (
 
 log = logging.getLogger("agentd.dispatcher")
 
-_SIGNALS_MAX = 1_000  # signals that wait per plugin; what comes on top of them is dropped, since they are best effort
 _LAST_COMMIT_S = 1.0  # a stop waits at least this long for cursors to reach the disk
 _SUBSCRIPTIONS = "agentd.subscriptions"  # a plugin's name has no dot, so this is nobody's state
 _MEBIBYTE = 1_048_576
@@ -135,7 +134,7 @@ class Dispatcher:
             pause=self.pause,
             on_dead=self._count_dead,
         )
-        self._signals = Signals(engine, _SIGNALS_MAX)
+        self._signals = Signals(engine, settings.signals_max)
         engine.carry_out = self._carry_out
         engine.on_deadline = self._deadline
         engine.on_paused = self._paused

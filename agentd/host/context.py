@@ -54,6 +54,10 @@ class Home(Protocol):
     state: PluginState
     loop: asyncio.AbstractEventLoop
 
+    def secret(self, name: str) -> str:
+        """See agentd.plugin.PluginContext."""
+        ...
+
 
 class Owner(Protocol):
     """Who keeps what a turn says of itself before it ends."""
@@ -192,6 +196,10 @@ class TurnContext(Generic[C]):
         """See agentd.plugin.PluginContext."""
         config: C = self.home.config
         return config
+
+    def secret(self, name: str) -> str:
+        """See agentd.plugin.PluginContext."""
+        return self.home.secret(name)
 
     @property
     def identity(self) -> str:

@@ -3,7 +3,8 @@
 What is made again is of the same kind where the kind decides something (RetryLater, GiveUp, NotSent, DeadlinePassed),
 has the name and the text that it had, and tells the traceback of the process that it was raised in as its cause.
 
-Always true: making one up imports nothing of the plugin's. Texts and tracebacks are cut, whatever raised them.
+Always true: making one up imports nothing of the plugin's. Texts and tracebacks are cut, and hold no key that this
+process knows.
 Not here: the pipe (pipe.py), what follows from an error (the dispatcher).
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from agentd import logs
 from agentd.errors import GiveUp, NotSent, RetryLater
 from agentd.host.turns import DeadlinePassed
 
@@ -57,9 +59,9 @@ def taken_apart(error: BaseException, handler: int | None = None) -> Fault:
         kind=kind.__name__,
         module=type(error).__module__,
         name=type(error).__qualname__,
-        text=encodable(_text(error)[:_TEXT_MAX_CHARS]),
+        text=_told(_text(error))[:_TEXT_MAX_CHARS],
         # The innermost frames come last, and say the most.
-        trace=encodable("".join(traceback.format_exception(error))[-_TRACE_MAX_CHARS:]),
+        trace=_told("".join(traceback.format_exception(error)))[-_TRACE_MAX_CHARS:],
         fields=fields,
         handler=handler,
     )
@@ -87,13 +89,13 @@ def _known(error: BaseException) -> tuple[type[BaseException], dict[str, Any]]:
             whole_plugin = bool(error.whole_plugin)
             return RetryLater, {
                 "after_s": float(error.after_s),
-                "reason": encodable(str(error.reason)),
+                "reason": _told(str(error.reason)),
                 "whole_plugin": whole_plugin,
             }
         if isinstance(error, GiveUp):
-            return GiveUp, {"reason": encodable(str(error.reason))}
+            return GiveUp, {"reason": _told(str(error.reason))}
         if isinstance(error, NotSent):
-            return NotSent, {"state": encodable(str(error.state))}
+            return NotSent, {"state": _told(str(error.state))}
     except (TypeError, ValueError, AttributeError):  # a fate that makes no sense is an error like any other
         return Elsewhere, {}
     return (DeadlinePassed if isinstance(error, DeadlinePassed) else Elsewhere), {}
@@ -102,6 +104,11 @@ def _known(error: BaseException) -> tuple[type[BaseException], dict[str, Any]]:
 def encodable(text: str) -> str:
     """The text, with what is no text (half a surrogate pair, as in some file names) written out."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def _told(text: str) -> str:
+    # Here, since the keys that a worker has read are known to it alone.
+    return encodable(logs.redacted(text))
 
 
 def _text(error: BaseException) -> str:

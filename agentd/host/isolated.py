@@ -69,7 +69,7 @@ class Isolated:
         self.version = ""
         self.config = None
         self.handlers = Handlers(name, ())
-        self.state = PluginState(name, read, settings.state_value_max_bytes)
+        self.state = PluginState(name, read, settings.state_value_max_bytes, settings.state_max_mb << 20)
         self.timers = 0
         self.timers_max = settings.timers_max
         self.minds_timers = self.takes_digests = False
@@ -98,6 +98,10 @@ class Isolated:
     def log(self) -> Log:
         """The plugin's log."""
         return plugin_log(self.name)
+
+    def secret(self, name: str) -> str:
+        """See agentd.plugin.PluginContext: read in the worker, where alone they are asked for."""
+        raise LookupError(f"the secrets of {self.name} are known to its worker alone ({name!r})")
 
     def codes(self) -> Iterable[tuple[CodeType, str]]:
         """None: its code is never on a stack of this process."""
@@ -338,6 +342,8 @@ class Isolated:
             return
         self._failures = 0
         call.ctx.said = done.turn.said
+        if done.turn.state_full:
+            self.state.refused()
         fault = done.turn.fault
         if fault is None:
             done.turn.stage(call.ctx)

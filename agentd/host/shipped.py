@@ -62,7 +62,7 @@ class TurnIn(msgspec.Struct, frozen=True, array_like=True):
 
     shown: what its handlers get: one event, or a batch for the handler of this number. event, cause: as of TurnContext,
     where they are not the last and the first of `shown`. backlog: `ctx.peer_backlog` then. timers: how many the plugin
-    has.
+    has. state_bytes: how much it has stored.
     """
 
     shown: list[Parcel]
@@ -75,6 +75,7 @@ class TurnIn(msgspec.Struct, frozen=True, array_like=True):
     progressed: bytes | None
     backlog: int | None
     timers: int
+    state_bytes: int
 
     @classmethod
     def of(cls, shown: Shown, ctx: TurnContext[Any], batch_for: int | None) -> TurnIn:
@@ -91,12 +92,15 @@ class TurnIn(msgspec.Struct, frozen=True, array_like=True):
             progressed=ctx.progressed,
             backlog=ctx.peer_backlog,
             timers=ctx.home.timers,
+            state_bytes=ctx.home.state.taken_bytes,
         )
 
     def turn(self, plugin: Loaded) -> tuple[Shown, TurnContext[Any]]:
         """In the worker: the same turn."""
         home = copy.copy(plugin)
         home.timers = self.timers
+        home.state = copy.copy(plugin.state)
+        home.state.stored_bytes = lambda: self.state_bytes
         home.backlog_of = lambda identity, target: self.backlog
         events = tuple(unpacked(each) for each in self.shown)
         ctx: TurnContext[Any] = TurnContext(
@@ -112,7 +116,8 @@ class TurnIn(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TurnOut(msgspec.Struct, frozen=True, array_like=True):
-    """All that a turn did, or its failure. overruns: a thread of it runs on past its deadline.
+    """All that a turn did, or its failure. overruns: a thread of it runs on past its deadline. state_full: a put found
+    no room.
 
     What it tells `ctx.progress` does not wait for its end: pipe.Progress.
     """
@@ -124,18 +129,20 @@ class TurnOut(msgspec.Struct, frozen=True, array_like=True):
     said: int = 0
     fault: Fault | None = None
     overruns: bool = False
+    state_full: bool = False
 
     @classmethod
     def of(cls, ctx: TurnContext[Any], failure: Failure | None, handlers: tuple[Handler, ...]) -> TurnOut:
         """In the worker: how this turn ended. handlers: all of the plugin's."""
+        full = ctx.home.state.full
         if failure is not None:
             error, handler = failure
             number = None if handler is None else handlers.index(handler)
             overruns = getattr(error, "overrun", None) is not None
-            return cls(fault=taken_apart(error, number), overruns=overruns, said=ctx.said)
+            return cls(fault=taken_apart(error, number), overruns=overruns, state_full=full, said=ctx.said)
         puts = None if ctx.puts is None else [(*place, value) for place, value in ctx.puts.items()]
         sends = None if ctx.sends is None else _encode(ctx.sends)
-        return cls(sends, puts, ctx.reminders, ctx.outcomes, ctx.said)
+        return cls(sends, puts, ctx.reminders, ctx.outcomes, ctx.said, state_full=full)
 
     def stage(self, ctx: TurnContext[Any]) -> None:
         """In the daemon: give the turn what it staged."""

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agentd.config import PluginSettings
+from agentd.config import KeySource, PluginSettings
 from agentd.core.events import Message, Presence, Sent, Timer
 from agentd.dispatcher.fates import told
 from agentd.errors import ConfigError, GiveUp, NotSent, PluginLoadError, RetryLater
@@ -288,6 +288,46 @@ async def test_settings_reach_the_plugin_as_its_struct(trial: Trial) -> None:
     )
     assert plugin.version == "1.2"
     assert await texts(plugin) == ["Hi {'a': 1}"]
+
+
+async def test_secrets_are_read_in_the_worker_and_told_nowhere(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SERVICE_KEY", "s3cret-of-the-service")
+    plugin = await trial.start(
+        """
+        @plugin.on(Message)
+        async def handle(message: Message, ctx: Context) -> None:
+            ctx.log.warning("the key is %s", ctx.secret("service"))
+            if message.text == "fail":
+                raise ValueError(f"refused {ctx.secret('service')}")
+            ctx.reply(str(len(ctx.secret("service"))))
+        """,
+        secrets={"service": KeySource(env="SERVICE_KEY")},
+    )
+    assert await texts(plugin) == ["21"]
+    failure, _ = await run(plugin, message("fail"))
+    assert failure is not None
+    shown = "".join(traceback.format_exception(failure.error))
+    assert "refused [redacted]" in shown
+    assert "s3cret" not in shown + caplog.text
+
+
+async def test_state_is_bounded_as_in_process_and_says_when_it_is_full(trial: Trial) -> None:
+    plugin = await trial.start(
+        """
+        @plugin.on(Message)
+        async def keep(message: Message, ctx: Context) -> None:
+            ctx.state.put(message.text, "x" * 600_000)
+        """,
+        state_max_mb=1,
+    )
+    failure, _ = await run(plugin)
+    assert failure is None
+    assert not plugin.state.full
+    plugin.state.stored_bytes = lambda: 600_010
+    assert "state_max_mb" in str(await error_of(plugin))
+    assert plugin.state.full
 
 
 async def test_send_now_is_sent_by_the_daemon_and_its_refusal_comes_back(trial: Trial) -> None:
