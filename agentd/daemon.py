@@ -32,7 +32,7 @@ from agentd.control.systemd import ServiceManager
 from agentd.core.events import Event, Record, Send, Signal, Source
 from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
-from agentd.dispatcher import Dispatcher, Marks
+from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, first_of
 from agentd.host.isolated import Hosted, Isolated, load_hosted
 from agentd.host.stalls import StallWatch
@@ -203,10 +203,11 @@ class Daemon:
                     self._manager.stopping()
                     pressure.cancel()
                     takeover.cancel()
+                    # First the handlers: one that waits for the answer to a send of its own needs the sender.
+                    await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
                     for identity in identities:
                         identity.cancel()
                     await asyncio.wait(identities) if identities else None
-                    await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
             except ExceptionGroup as failed:
                 raise first_of(failed) from failed
             finally:
@@ -256,7 +257,7 @@ class Daemon:
     def _make_dispatcher(self, plugins: Mapping[str, Hosted]) -> Dispatcher:
         intake, dispatch = self._settings.agentd.intake, self._settings.agentd.dispatch
         file = Path(self._settings.agentd.state) / "running"
-        running, unfinished = open_running(file, list(plugins), dispatch.concurrency)
+        running, unfinished = open_running(file, list(plugins), calls_max(dispatch.concurrency, len(plugins)))
         return Dispatcher(
             self._journal,
             plugins,
@@ -324,8 +325,10 @@ class Daemon:
     # -- bells ------------------------------------------------------------------------------------------------------
 
     def _records(self, records: Sequence[Record]) -> None:
-        self._dispatcher.offer(records)
-        self._takeover.records(records)
+        # Once we stop they would only move cursors, behind the last commit. They are on disk for the next start.
+        if not self._stopping.is_set():
+            self._dispatcher.offer(records)
+            self._takeover.records(records)
         self._followers.offer(records)
 
     def _signal(self, happened: Signal) -> None:

@@ -27,7 +27,7 @@ from agentd.dispatcher.backlog import Backlog, Delivery, Lane, Line, ReadOn, Rew
 from agentd.dispatcher.clock import Clock, LoopClock
 from agentd.dispatcher.commits import Log
 from agentd.dispatcher.deliveries import Deliveries
-from agentd.dispatcher.engine import Engine, Waits, Work
+from agentd.dispatcher.engine import Engine, Waits, Work, calls_max
 from agentd.dispatcher.loading import Loading, Marks
 from agentd.dispatcher.rehearsal import Rehearsed, rehearse
 from agentd.dispatcher.signals import Signals
@@ -88,7 +88,7 @@ class Dispatcher:
     ) -> None:
         self._journal = journal
         self._revive = revive
-        self._running = running or Running(list(plugins), settings.concurrency)
+        self._running = running or Running(list(plugins), calls_max(settings.concurrency, len(plugins)))
         self._unfinished = unfinished
         self._send_now = send_now or _nobody_sends
         self._conduct = {identity: (conduct or {}).get(identity, config.Conduct()) for identity in serves}

@@ -384,11 +384,12 @@ Hosted = Loaded | Isolated
 
 
 class _Turns:
-    """See turns.Turns."""
+    """See turns.Turns. stopping: for the worker to mind, which is told so by itself."""
 
     def __init__(self, plugin: Isolated) -> None:
         self._plugin = plugin
         self.running = 0
+        self.stopping = False
         self._idle: asyncio.Future[None] | None = None
 
     async def run(

@@ -42,7 +42,7 @@ from agentd.host.turns import DeadlinePassed, Failure
 log = logging.getLogger("agentd.host.worker")
 
 _READ_BYTES = 262_144
-_CANCEL_S = 1.0  # how long a cancelled handler may take to clean up, as in the daemon
+_CANCEL_S = 3.0  # how long cancelled calls may take to end, as in the daemon
 _EXIT_DYING = 70
 
 
@@ -191,6 +191,7 @@ class Worker:
 
     async def _tear_down(self) -> None:
         """The daemon waits for no call any more."""
+        self._loaded.turns.stopping = True
         running = list(self._calls.values())
         for call in running:
             call.cancel()
