@@ -216,13 +216,14 @@ class Daemon:
     async def _load_plugins(self, stack: contextlib.AsyncExitStack) -> dict[str, Hosted]:
         """Load and set up every plugin that an identity uses; every problem is told at once."""
         used = {name for identity in self._settings.identity.values() for name in identity.plugins}
-        keys = {identity.key.env for identity in self._settings.identity.values() if identity.key.env is not None}
         plugins: dict[str, Hosted] = {}
         problems: list[str] = []
         for name in sorted(used):
             try:
                 settings, read = self._settings.plugin[name], self._journal.state_get
-                plugins[name] = plugin = await load_hosted(name, settings, self._base, read, hidden=keys)
+                plugins[name] = plugin = await load_hosted(
+                    name, settings, self._base, read, hidden=self._hidden_from(name)
+                )
             except AgentdError as error:
                 problems += str(error).splitlines()
                 continue
@@ -236,6 +237,14 @@ class Daemon:
             stack.push_async_callback(plugin.teardown)
             await plugin.setup()
         return plugins
+
+    def _hidden_from(self, plugin: str) -> set[str]:
+        """Variables of the environment that hold keys which are not this plugin's."""
+        sources = [identity.key for identity in self._settings.identity.values()]
+        for name, each in self._settings.plugin.items():
+            sources += each.secrets.values() if name != plugin else ()
+        own = {source.env for source in self._settings.plugin[plugin].secrets.values()}
+        return {source.env for source in sources if source.env is not None} - own
 
     async def _make_supervisors(self, pool: Pool) -> None:
         settings = self._settings.agentd
