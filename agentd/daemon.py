@@ -35,7 +35,7 @@ from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, first_of
-from agentd.host.lifecycle import Loaded, load
+from agentd.host.isolated import Hosted, Isolated, load_hosted
 from agentd.host.stalls import StallWatch
 from agentd.journal.retention import Retention, below
 from agentd.journal.running import open_running
@@ -222,16 +222,22 @@ class Daemon:
             finally:
                 await control.close()
 
-    async def _load_plugins(self, stack: contextlib.AsyncExitStack) -> dict[str, Loaded]:
+    async def _load_plugins(self, stack: contextlib.AsyncExitStack) -> dict[str, Hosted]:
         """Load and set up every plugin that an identity uses; every problem is told at once."""
         used = {name for identity in self._settings.identity.values() for name in identity.plugins}
-        plugins: dict[str, Loaded] = {}
+        plugins: dict[str, Hosted] = {}
         problems: list[str] = []
         for name in sorted(used):
             try:
-                plugins[name] = load(name, self._settings.plugin[name], self._base, self._journal.state_get)
+                settings, read = self._settings.plugin[name], self._journal.state_get
+                plugins[name] = plugin = await load_hosted(
+                    name, settings, self._base, read, hidden=self._hidden_from(name)
+                )
             except AgentdError as error:
                 problems += str(error).splitlines()
+                continue
+            if isinstance(plugin, Isolated):
+                stack.push_async_callback(plugin.end)
         if problems:
             raise ConfigError(problems)
         for plugin in plugins.values():
@@ -240,6 +246,14 @@ class Daemon:
             stack.push_async_callback(plugin.teardown)
             await plugin.setup()
         return plugins
+
+    def _hidden_from(self, plugin: str) -> set[str]:
+        """Variables of the environment that hold keys which are not this plugin's."""
+        sources = [identity.key for identity in self._settings.identity.values()]
+        for name, each in self._settings.plugin.items():
+            sources += each.secrets.values() if name != plugin else ()
+        own = {source.env for source in self._settings.plugin[plugin].secrets.values()}
+        return {source.env for source in sources if source.env is not None} - own
 
     async def _make_supervisors(self, pool: Pool) -> None:
         settings = self._settings.agentd
@@ -258,7 +272,7 @@ class Daemon:
             self._platforms[name] = platform
             self._supervisors[name] = Supervisor(name, platform, rest, key, shared)
 
-    def _make_dispatcher(self, plugins: Mapping[str, Loaded]) -> Dispatcher:
+    def _make_dispatcher(self, plugins: Mapping[str, Hosted]) -> Dispatcher:
         intake, dispatch = self._settings.agentd.intake, self._settings.agentd.dispatch
         file = Path(self._settings.agentd.state) / "running"
         running, unfinished = open_running(file, list(plugins), calls_max(dispatch.concurrency, len(plugins)))
@@ -284,7 +298,7 @@ class Daemon:
             unfinished=unfinished,
         )
 
-    def _parts(self, plugins: Mapping[str, Loaded]) -> Parts:
+    def _parts(self, plugins: Mapping[str, Hosted]) -> Parts:
         return Parts(
             settings=self._settings,
             journal=self._journal,

@@ -363,6 +363,23 @@ def test_a_conversation_that_is_held_is_shown_and_released(ask: Callable[..., Re
     assert (refused.exit_code, refused.stdout) == (1, "greeter does not hold conv_other\n")
 
 
+def test_a_plugin_whose_process_is_down_is_shown_with_the_reason(ask: Callable[..., Result], served: Any) -> None:
+    up = {"up": True, "pid": 7, "restarts": 0, "reason": "", "next_start_in_s": None}
+    down = {"up": False, "pid": None, "restarts": 3, "reason": "plugin a:\nno module", "next_start_in_s": 12.0}
+    starting = {**down, "next_start_in_s": None}
+    served.daemon.plugins = [
+        {"name": "a", "breaker": "closed", "worker": down},
+        {"name": "b", "breaker": "closed", "worker": starting},
+        {"name": "healthy", "breaker": "closed", "worker": up},
+        {"name": "plain", "breaker": "closed", "worker": None},
+    ]
+    told = ask("status").stdout
+    assert "plugin a: has no process, the next starts in 12 s: plugin a:\\nno module" in told
+    assert "plugin b: has no process, the next is being started: plugin a:" in told
+    assert "healthy" not in told
+    assert "plain" not in told
+
+
 def test_no_gaps_are_no_rows(ask: Callable[..., Result]) -> None:
     result = ask("gaps")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "no open gaps\n")

@@ -224,6 +224,16 @@ def test_a_plugin_file_that_is_not_there_is_told(folder: Folder) -> None:
     assert problem == f":2: plugin.p.use: there is no file {folder.path}/gone.py; mend the path"
 
 
+@pytest.mark.parametrize("limit", ["memory_max_mb", "cpu_max_s"])
+def test_limits_of_a_process_are_refused_where_there_is_none(folder: Folder, limit: str) -> None:
+    assert folder.problem(f'[plugin.p]\nuse = "echo"\n{limit} = 100') == (
+        f":3: plugin.p.{limit}: limits a process, which this plugin does not have; "
+        f'add isolate = "process", or remove {limit}'
+    )
+    limited = folder.load(f'[plugin.p]\nuse = "echo"\nisolate = "process"\n{limit} = 100').plugin["p"]
+    assert getattr(limited, limit) == 100
+
+
 @pytest.mark.parametrize("url", ["", "api.agentchat.me", "ftp://host", "https://", "https://host:port", "http://[::1"])
 def test_an_address_that_is_none_is_told(folder: Folder, url: str) -> None:
     problem = folder.problem(alice().replace("https://api.agentchat.me", url))

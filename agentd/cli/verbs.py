@@ -97,6 +97,11 @@ def _echo_trouble(plugin: Mapping[str, Any]) -> None:
     if plugin.get("breaker", "closed") != "closed":
         trial = f"the next trial in {age(plugin['trial_in_s'])}" if plugin.get("trial_in_s") is not None else "on trial"
         click.echo(f"plugin {plugin['name']}: out of order as a whole, its conversations wait; {trial}")
+    worker = plugin.get("worker")
+    if worker is not None and not worker["up"]:
+        next_in_s = worker["next_start_in_s"]
+        when = "is being started" if next_in_s is None else f"starts in {age(next_in_s)}"
+        click.echo(f"plugin {plugin['name']}: has no process, the next {when}: {printable(worker['reason'])}")
     for timer in plugin.get("timers_given_up", ()):
         click.echo(f"plugin {plugin['name']}: gave a timer of {timer['identity']} up: {printable(timer['error'])}")
     for held in plugin.get("held", ()):

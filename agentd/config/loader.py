@@ -51,6 +51,7 @@ _RISING = (  # pairs of settings of which the first may not exceed the second
     (("rest", "backoff_first_s"), ("rest", "backoff_max_s")),
     (("sending", "retry_first_s"), ("sending", "retry_max_s")),
 )
+_OF_ISOLATED = ("memory_max_mb", "cpu_max_s")
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
@@ -276,6 +277,10 @@ def _check_plugins(settings: Settings, reading: _Reading) -> None:
             reading.problem(("plugin", name, "use"), 'is empty; name "./file.py", "module:attribute" or an entry point')
         elif _is_file(plugin) and not Path(plugin.use).exists():
             reading.problem(("plugin", name, "use"), f"there is no file {plugin.use}; mend the path")
+        for key in _OF_ISOLATED if plugin.isolate == "none" else ():
+            if getattr(plugin, key) is not None:
+                remedy = f'add isolate = "process", or remove {key}'
+                reading.problem(("plugin", name, key), f"limits a process, which this plugin does not have; {remedy}")
 
 
 def _check_identities(raw: Mapping[str, Any], reading: _Reading) -> None:

@@ -219,6 +219,11 @@ class PluginSettings(_Section, frozen=True, kw_only=True):
     state_value_max_bytes: Limit = 1_048_576  # one value of `ctx.state` as JSON; it is written whole at each put
     state_max_mb: Limit = 1_024  # all of its `ctx.state`; far above what is kept on purpose, far below a disk
     timers_max: Limit = 10_000  # wake-ups that may be waiting; a few hundred bytes each
+    isolate: Literal["none", "process"] = "none"  # a process of its own costs some 28 MB, and 0.2 ms a call
+    memory_max_mb: Limit | None = None  # what its process may write to (RLIMIT_DATA); a thread's stack counts in full
+    cpu_max_s: Interval | None = None  # CPU that its process may burn from the begin of one call to that of another
+    start_timeout_s: Interval = 30.0  # for its process to begin and import it; half of what the service may take
+    kill_grace_s: Seconds = 5.0  # past a deadline that its process does not even notice, before it is killed
     on_dead: OnDead = (
         "skip"  # what its conversation does then: go on, wait for `agentd release`, or go on and try later
     )

@@ -31,7 +31,12 @@ def judge(running: Collection[K], deaths: Mapping[K, int]) -> Judgement[K]:
     """Count one death of the process. running: what was under way. deaths: at how many deaths each was there before."""
     counted = {each: deaths.get(each, 0) + 1 for each in running}
     alone = next(iter(counted)) if len(counted) == 1 else None
-    return Judgement(counted, alone if alone is not None and counted[alone] >= _DEATHS_TO_CONDEMN else None)
+    return Judgement(counted, alone if alone is not None and is_condemned(counted[alone]) else None)
+
+
+def is_condemned(deaths: int) -> bool:
+    """Whether an event that ran alone, and was there so often, is not to be run again."""
+    return deaths >= _DEATHS_TO_CONDEMN
 
 
 def is_tried(deaths: int) -> bool:

@@ -35,7 +35,7 @@ from agentd.dispatcher.signals import Signals
 from agentd.dispatcher.timers import Due
 from agentd.dispatcher.trials import Trial
 from agentd.dispatcher.wakeups import Wakeups, redelivery
-from agentd.host.lifecycle import Loaded
+from agentd.host.isolated import Hosted
 from agentd.journal.running import Running, Unfinished
 from agentd.journal.storage import (
     SUBSCRIPTIONS,
@@ -71,7 +71,7 @@ class Dispatcher:
     def __init__(
         self,
         journal: Log,
-        plugins: Mapping[str, Loaded],
+        plugins: Mapping[str, Hosted],
         serves: Mapping[str, Sequence[str]],
         settings: config.Dispatch,
         *,
@@ -141,11 +141,13 @@ class Dispatcher:
         engine.on_deadline = self._deadline
         engine.on_paused = self._paused
 
-    def _introduce(self, plugin: Loaded) -> None:
+    def _introduce(self, plugin: Hosted) -> None:
         """Tell a plugin what it needs to know of everything else."""
         name = plugin.name
         plugin.serves = frozenset(identity for identity, served in self._serves.items() if self._served[name] in served)
         plugin.send_now = self._send_now
+        served = self._served[name]
+        plugin.on_up = lambda: self._engine.up_again(served)
 
     def _count_dead(self, identity: str) -> None:
         self.dead[identity] += 1
@@ -289,7 +291,7 @@ class Dispatcher:
         record = stored.record(self._revive(stored))
         return await rehearse(self._served[plugin].plugin, record)
 
-    def swap(self, plugin: Loaded) -> Loaded:
+    def swap(self, plugin: Hosted) -> Hosted:
         """Another generation of a plugin, set up, handles what comes from now on. Returns the one before.
 
         Turns under way end with the old one: tear it down when `turns.idle` returns.
@@ -400,7 +402,7 @@ class Dispatcher:
                 if lane.done_count < 0:
                     self._loading.read_on(lane)
                     if lane.before is not None and is_tried(lane.before.deaths):
-                        self._engine.trials.call(Trial(lane.served, line.number, True), self._engine.clock.monotonic())
+                        self._engine.trials.call(Trial(lane.served, line.number, True))
 
     # --- what comes in
 

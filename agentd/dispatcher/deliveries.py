@@ -21,6 +21,7 @@ from typing import Any
 from agentd import config, metrics
 from agentd.core.events import Digest, Event, Message
 from agentd.core.loop_guard import Budget, LoopGuard, hops_of
+from agentd.core.quarantine import is_tried
 from agentd.core.retry import Again
 from agentd.core.stretches import Hold, Pass, Take, Wait, Waiting, next_turn
 from agentd.dispatcher.backlog import Backlog, Delivery, Lane, Rewind, Served, Stretch
@@ -28,9 +29,11 @@ from agentd.dispatcher.commits import succeeded
 from agentd.dispatcher.engine import Engine, Waits
 from agentd.dispatcher.fates import attempt, dead_letter, log_failure
 from agentd.dispatcher.loading import Loading
-from agentd.dispatcher.suspects import ProcessDied, Suspects
+from agentd.dispatcher.suspects import ProcessDied, Suspects, condemned_by
+from agentd.dispatcher.trials import Trial
 from agentd.dispatcher.wakeups import Wakeups, set_aside
 from agentd.errors import GiveUp
+from agentd.host.calls import WorkerDied
 from agentd.host.context import TurnContext
 from agentd.host.handlers import matching
 from agentd.host.turns import Failure
@@ -115,11 +118,13 @@ class Deliveries:
         )
         shown = first.event if stretch.form == "event" else self._shown(lane, stretch)
         started = lane.began_at = engine.taken_at
-        mark = self._running.began(served.tag, first.position, last.position)
+        # What runs in a worker cannot end this process.
+        mark = self._running.began(served.tag, first.position, last.position) if plugin.in_process else None
         try:
             failure = await plugin.turns.run(shown, stretch.deliveries[0].handlers, ctx, waits)
         finally:
-            self._running.ended(mark)
+            if mark is not None:
+                self._running.ended(mark)
         if engine.trials:
             engine.trials.over(served, lane.number)
         if failure is None:
@@ -127,6 +132,9 @@ class Deliveries:
             if breaker.troubled:
                 breaker.succeeded(lane.number)
             self._handled(lane, stretch, ctx)
+        elif isinstance(failure.error, WorkerDied):
+            lane.progress = ctx.progressed
+            outcome = self._worker_died(lane, stretch, ctx, failure, failure.error)
         else:
             lane.progress = ctx.progressed
             outcome = self._failed(lane, stretch, ctx, failure)
@@ -345,6 +353,28 @@ class Deliveries:
         engine.once_it_ended(failure.error, then)
         return outcome
 
+    def _worker_died(
+        self, lane: Lane, stretch: Stretch, ctx: TurnContext[Any], failure: Failure, died: WorkerDied
+    ) -> str:
+        """As with a death of the whole process: these events again, one by one, and no attempt counted, or never."""
+        engine, breaker = self._engine, lane.served.breaker
+        lane.began_at = 0.0
+        if not breaker.closed:  # it may be the trial
+            breaker.failed(lane.number, engine.clock.monotonic())
+        if condemned_by(lane, died) and not stretch.until:
+            log_failure(f"dead letter after {lane.deaths} deaths", ctx, failure)
+            self._bury(lane, stretch, failure)()
+            return "dead"
+        log_failure("again once it has a worker", ctx, failure)
+        if is_tried(lane.deaths):
+            engine.trials.call(Trial(lane.served, lane.number, False))
+        if died.blamed:
+            engine.commits.commit(self._attempt(lane, stretch, died, 0.0))
+            if stretch.until:
+                lane.apart, lane.until = stretch.until, 0
+        self._delay(lane, stretch.last, engine.clock.monotonic())
+        return "postponed"
+
     def _try_again(self, lane: Lane, stretch: Stretch, failure: Failure, after_s: float) -> Callable[[], None]:
         engine = self._engine
         engine.commits.commit(self._attempt(lane, stretch, failure.error, engine.clock.unix() + after_s))
@@ -370,7 +400,7 @@ class Deliveries:
         own = failure.handler.on_dead if failure.handler is not None else None
         policy = own or lane.served.plugin.settings.on_dead
         past = self._loading.position_past(lane, stretch.deliveries)
-        if policy == "detach" and not isinstance(failure.error, (GiveUp, ProcessDied)):
+        if policy == "detach" and not isinstance(failure.error, (GiveUp, ProcessDied, WorkerDied)):
             due_at = self._engine.clock.unix() + self._engine.backoff.max_s
             rows = [set_aside(each, due_at) for each in stretch.deliveries]
             self._engine.commits.with_cursor(lane, past, *rows)

@@ -164,7 +164,7 @@ class Engine:
         while self.trials and (trial := self.trials.current(now)) is not None:
             if (work := self._tried(trial, now)) is not None:
                 return work
-            if trial.served.lanes.is_running(trial.key):
+            if trial.served.lanes.is_running(trial.key) or not trial.served.plugin.up:
                 break
             self.trials.over(trial.served, trial.key)
         if self.trials and trial is not None and trial.whole:
@@ -174,7 +174,7 @@ class Engine:
             if not self._has_share(served) or (self.trials and trial is not None and served is trial.served):
                 self._short.append(served)
                 continue
-            if not served.breaker.troubled or served.breaker.may_begin(now):
+            if served.plugin.up and (not served.breaker.troubled or served.breaker.may_begin(now)):
                 while (taken := served.lanes.take(now)) is not None:
                     if self.pauses and self._is_paused(served, taken[0]):
                         continue
@@ -187,7 +187,7 @@ class Engine:
     def _tried(self, trial: Trial, now: float) -> Work | None:
         """Work of the lane that has the floor."""
         served, key = trial.served, trial.key
-        item = served.lanes.take_only(key, now)
+        item = served.lanes.take_only(key, now) if served.plugin.up else None
         if item is None or self._is_paused(served, key):
             return None
         self.taken_at = now
@@ -219,6 +219,11 @@ class Engine:
         for served in self.pauses.end(number):
             served.lanes.release(number)
             self.enlist(served)
+        self.wake()
+
+    def up_again(self, served: Served) -> None:
+        """An isolated plugin has a worker again."""
+        self.enlist(served)
         self.wake()
 
     def done(self, served: Served, key: Key, count: int = 1) -> None:

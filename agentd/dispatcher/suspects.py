@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from agentd.core.quarantine import judge
+from agentd.core.quarantine import is_condemned, judge
 from agentd.dispatcher.backlog import Lane
 from agentd.dispatcher.commits import Log
+from agentd.host.calls import WorkerDied
 from agentd.journal.running import Unfinished
 from agentd.journal.storage import Attempt
 
@@ -27,6 +28,15 @@ class ProcessDied(Exception):
 
     def __init__(self, deaths: int) -> None:
         super().__init__(f"the process died {deaths} times while this event was handled")
+
+
+def condemned_by(lane: Lane, died: WorkerDied) -> bool:
+    """Count a death of an isolated plugin's worker against the event at the head of a lane, by the same rule.
+
+    Whether that event is not to be run again; else it is, and no attempt is counted.
+    """
+    lane.deaths += died.blamed
+    return died.alone and is_condemned(lane.deaths)
 
 
 class Suspects:

@@ -29,27 +29,28 @@ class Trial(NamedTuple):
 
 
 class Trials:
-    """Those of one dispatcher."""
+    """Those of one dispatcher. The time that all may take begins with the first turn."""
 
     def __init__(self) -> None:
         self._called: deque[Trial] = deque()
-        self._all_end_at = 0.0
+        self._all_end_at: float | None = None
         self._ends_at: float | None = None
 
     def __bool__(self) -> bool:
         """There is one."""
         return bool(self._called)
 
-    def call(self, trial: Trial, now: float) -> None:
+    def call(self, trial: Trial) -> None:
         """Give a lane the floor, once those before it had it."""
         if not self._called:
-            self._all_end_at = now + TRIALS_S
+            self._all_end_at = None
         self._called.append(trial)
 
     def current(self, now: float) -> Trial | None:
         """Who has the floor."""
-        if self._called and now >= self._all_end_at:
+        if self._all_end_at is not None and now >= self._all_end_at:
             self._called.clear()
+            self._ends_at = self._all_end_at = None
         elif self._ends_at is not None and now >= self._ends_at:
             self._called.popleft()
             self._ends_at = None
@@ -58,6 +59,8 @@ class Trials:
     def began(self, now: float) -> None:
         """The turn of who has the floor begins."""
         self._ends_at = now + TRIAL_S
+        if self._all_end_at is None:
+            self._all_end_at = now + TRIALS_S
 
     def over(self, served: Served, key: Key) -> None:
         """This lane's turn has ended, or cannot begin."""
@@ -67,6 +70,5 @@ class Trials:
 
     def next_end(self) -> float | None:
         """When somebody else may begin at the latest."""
-        if not self._called:
-            return None
-        return self._all_end_at if self._ends_at is None else min(self._ends_at, self._all_end_at)
+        ends = [each for each in (self._ends_at, self._all_end_at) if each is not None]
+        return min(ends) if self._called and ends else None

@@ -147,6 +147,16 @@ class TurnContext(Generic[C]):
         self._ended = False
 
     @property
+    def cause(self) -> Event | Signal:
+        """See above."""
+        return self._cause
+
+    @property
+    def again(self) -> str:
+        """See above."""
+        return self._again
+
+    @property
     def staged(self) -> bool:
         """There is something to commit besides "handled"."""
         return bool(self.puts or self.sends or self.reminders or self.outcomes)

@@ -43,6 +43,8 @@ _generation = itertools.count(1)
 class Loaded:
     """A plugin that can run. name: as in the configuration, which is what its cursors and state are kept under.
 
+    up: calls may begin, which for a plugin in this process is always so; on_up would tell of it. in_process: its code
+    runs in this process, and may end it.
     alias: the module name that it was given, if it came from a file; forgotten at teardown. serves: names of the
     identities that have it among their plugins; the dispatcher says which. backlog_of: what a recipient (identity,
     target) had not taken yet, or None; the daemon knows.
@@ -52,6 +54,8 @@ class Loaded:
     loop: asyncio.AbstractEventLoop
     send_now: Callable[[Send], Awaitable[Sent]]
     serves: frozenset[str] = frozenset()
+    up = True
+    in_process = True
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class Loaded:
         self.takes_digests = any(each.event is Digest for each in self.handlers.all)
         self.minds_timers = any(each.event is Timer and each.every_s is None for each in self.handlers.all)
         self.backlog_of: Callable[[str, str], int | None] = _no_backlog
+        self.on_up: Callable[[], None] = _nothing
         self._alias = alias
         self._secrets = dict(secrets or {})
         self._threads = Threads(f"agentd-{name}", settings.concurrency)
@@ -134,6 +139,10 @@ class Loaded:
                 await hook(self)
             else:
                 await self._threads.submit(hook, self)
+
+
+def _nothing() -> None:
+    """For nobody to call."""
 
 
 def _no_backlog(identity: str, target: str) -> int | None:

@@ -72,12 +72,21 @@ class PluginState:
         """
         beside = {other: staged[other] for other in staged if other != place}
         stored = self.stored_bytes()
-        if stored + self._under_way_bytes + _size({**beside, place: value}) > self.max_bytes:
-            self._refused_at = stored
+        if self.taken_bytes + _size({**beside, place: value}) > self.max_bytes:
+            self.refused()
             raise ValueError(
                 f"{place[1]}: {self._plugin} keeps {stored:,} bytes already, and state_max_mb in "
                 f"[plugin.{self._plugin}] allows {self.max_bytes:,}; delete what is not needed, or raise it"
             )
+
+    @property
+    def taken_bytes(self) -> int:
+        """What is on disk, and on its way there."""
+        return self.stored_bytes() + self._under_way_bytes
+
+    def refused(self) -> None:
+        """There was no room for a put, here or in the worker of an isolated plugin."""
+        self._refused_at = self.stored_bytes()
 
     @property
     def full(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from agentd import __version__
 from agentd.core.moments import iso
+from agentd.host.isolated import Isolated
 from agentd.operations.parts import Parts
 
 
@@ -38,6 +39,7 @@ class Status:
                     "name": name,
                     "use": plugin.use,
                     "identities": parts.served_by(name),
+                    "worker": self._worker(name),
                     "state_bytes": parts.journal.state_bytes(name),
                     "state_max_bytes": plugin.state_max_mb << 20,
                     "state_full": name in parts.plugins and parts.plugins[name].state.full,
@@ -49,6 +51,11 @@ class Status:
             "signals_dropped": parts.dispatcher.signals_dropped,
             "loop_stalls": parts.stalls.stalls,
         }
+
+    def _worker(self, plugin: str) -> dict[str, Any] | None:
+        """How the process of a plugin that has one of its own fares."""
+        hosted = self._parts.plugins.get(plugin)
+        return hosted.standing() if isinstance(hosted, Isolated) else None
 
     def _identity(self, name: str) -> dict[str, Any]:
         parts = self._parts

@@ -21,6 +21,7 @@ from tests.bench import report
 from tests.bench.clients import SDK_PYTHON, Client
 from tests.bench.drain import Drain
 from tests.bench.idle import Idle
+from tests.bench.isolation import Isolation
 from tests.bench.latency import Answers, Latency
 from tests.bench.measuring import KINDS, QUICK, Measurement, Sample, Sizes, measure
 from tests.bench.neighbours import Neighbours
@@ -36,6 +37,7 @@ _MEASUREMENTS: dict[str, Callable[[Sizes], Measurement]] = {
     "drain": Drain,
     "idle": Idle,
     "start": Start,
+    "isolation": Isolation,
 }
 
 
