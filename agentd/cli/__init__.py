@@ -39,6 +39,7 @@ for _verb in (
     asking.tail,
     asking.gaps,
     recorded.export,
+    recorded.import_,
     recorded.explain,
     undelivered.outbox,
     undelivered.dead,

@@ -1,4 +1,4 @@
-"""Verbs on what is recorded: taking it along, and telling what the plugins made of it.
+"""Verbs on what is recorded: taking it along and in, and telling what the plugins made of it.
 
 Always true: a verb imports what it needs when it runs.
 """
@@ -52,6 +52,25 @@ def export(
     from agentd.cli import recording, verbs
 
     recording.export(verbs.client(config, environ_with(state)), identity, conversation, since, to)
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True, allow_dash=True))
+@click.option("--as", "identity", metavar="NAME", help="Whose the conversations become; else whose they were.")
+@reads_daemon
+def import_(file: Path, identity: str | None, config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Take exported conversations into the journal.
+
+    FILE is what `agentd export` wrote; "-" stands for stdin. The daemon must be stopped. Only conversations that the
+    journal does not know are added, all of the file or nothing; doing it twice does no harm. Plugins do not handle
+    what is imported, and can be told to with `agentd replay`. What comes next in these conversations is handled as
+    ever.
+    """
+    from agentd.cli import importing
+    from agentd.cli.storage import journal_of
+
+    environ = environ_with(state)
+    importing.import_file(journal_of(config, environ), file, identity, config, environ, as_json=as_json)
 
 
 @click.command()

@@ -375,6 +375,10 @@ DELETE FROM state WHERE plugin = ? AND conversation = ? AND key = ?;
 -- One value.
 SELECT value FROM state WHERE plugin = (SELECT number FROM plugin WHERE name = ?) AND conversation = ? AND key = ?;
 
+-- name: state_keys
+-- What a plugin keeps that belongs to no conversation.
+SELECT key FROM state WHERE plugin = (SELECT number FROM plugin WHERE name = ?) AND conversation = 0;
+
 -- name: state_sizes
 -- Bytes of keys and values per plugin, read once when the journal opens.
 SELECT p.name, sum(length(CAST(s.key AS BLOB)) + length(s.value))
