@@ -169,6 +169,11 @@ class ScriptedDaemon:
         self.asked.append(("release", plugin, identity, conversation))
         return int(conversation == "conv_held")
 
+    async def conversations(self, identity: str | None, prefix: str, limit: int) -> list[dict[str, Any]]:
+        self.asked.append(("conversations", identity, prefix, limit))
+        found = [{"identity": "alice", "conversation": id_} for id_ in ("conv_2", "conv_1", "grp_7")]
+        return [each for each in found if each["conversation"].startswith(prefix)]
+
     async def gaps(self, identity: str | None, open_only: bool, limit: int) -> list[dict[str, Any]]:
         self.asked.append(("gaps", identity, open_only, limit))
         return self.gap_list

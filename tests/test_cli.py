@@ -86,7 +86,7 @@ def test_status_says_where_an_outbox_is_full(ask: Callable[..., Result], served:
     [
         ("held_full", True, "alice: more came behind a gap than is held (intake.held_max)"),
         ("questions_full", True, "alice: more repeats have come than are looked up at once (intake.questions_max)"),
-        ("targets_stopped", 2, "alice: 2 targets wait for a decision; see: agentd outbox ls --state unknown"),
+        ("targets_stopped", 2, "alice: 2 targets wait for a decision; see: agentd outbox ls --only unknown"),
     ],
 )
 def test_status_says_which_bound_of_an_identity_is_reached(

@@ -22,7 +22,15 @@ from agentd.cli.group import Verbs
 from agentd.cli.words import asking, installing, keeping, recorded, starting, undelivered
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_EPILOG = (
+    "Each has --help. Exit codes: 0 fine, 1 failed, 2 usage, 69 no daemon to be reached, 78 configuration, "
+    "130 interrupted. The whole of it: man agentd."
+)
+
+
+@click.group(
+    cls=Verbs, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="agentd")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
@@ -51,6 +59,7 @@ for _verb in (
     keeping.upgrade_check,
     installing.doctor,
     installing.service,
+    installing.completion,
     starting.new,
     starting.hub,
     starting.demo,

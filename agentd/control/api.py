@@ -6,6 +6,7 @@ Protocol, version 1. Within a version, fields and calls are only added.
     GET  /v1/status[?identity=NAME]   what `Daemon.status` gives; with a name, that identity alone
     POST /v1/send                     {target, content, identity?, wait_s?, client_msg_id?} to {client_msg_id, ...}
     POST /v1/release                  {plugin, conversation, identity?} to {released: number of conversations}
+    GET  /v1/conversations[?identity=NAME][&prefix=TEXT][&limit=N]  {conversations: [...]}, newest first
     GET  /v1/gaps[?identity=NAME][&open=0|1][&limit=N]     {gaps: [...]}, newest first
     GET  /v1/outbox[?identity=NAME][&states=A,B][&limit=N]  {outbox: [...]}, newest first; without states all but sent
                                                             and dropped
@@ -99,6 +100,10 @@ class Daemon(Protocol):
 
         identity: None for every identity that has a conversation of this id.
         """
+        ...
+
+    async def conversations(self, identity: str | None, prefix: str, limit: int) -> list[dict[str, Any]]:
+        """Conversations whose id begins so, those with the newest records first: {identity, conversation}."""
         ...
 
     async def gaps(self, identity: str | None, open_only: bool, limit: int) -> list[dict[str, Any]]:
@@ -266,6 +271,7 @@ class ControlServer:
         application.router.add_get("/v1/status", self._status)
         application.router.add_post("/v1/send", self._send)
         application.router.add_post("/v1/release", self._release)
+        application.router.add_get("/v1/conversations", self._conversations)
         application.router.add_get("/v1/gaps", self._gaps)
         application.router.add_get("/v1/outbox", self._outbox)
         application.router.add_get("/v1/outbox/send", self._outbox_show)
@@ -312,6 +318,11 @@ class ControlServer:
             raise _bad_request(str(error)) from None
         released = self._daemon.release(wanted.plugin, self._identity(wanted.identity), wanted.conversation)
         return _json({"released": released})
+
+    async def _conversations(self, request: web.Request) -> web.StreamResponse:
+        identity = self._identity(request.query.get("identity"))
+        prefix = request.query.get("prefix", "")
+        return _json({"conversations": await self._daemon.conversations(identity, prefix, _limit(request))})
 
     async def _gaps(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))

@@ -23,10 +23,11 @@ _SEARCH_TIMEOUT_S = 60.0  # an id has no index
 
 
 class Client:
-    """One daemon, one connection per question."""
+    """One daemon, one connection per question. patience_s: how long an answer from its memory may take."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, patience_s: float = _ANSWER_TIMEOUT_S) -> None:
         self._path = path
+        self._patience_s = patience_s
 
     def status(self, identity: str | None = None) -> dict[str, Any]:
         """The daemon and its identities, or only one of them."""
@@ -49,7 +50,13 @@ class Client:
             "wait_s": wait_s,
             "client_msg_id": client_msg_id,
         }
-        return self._ask("POST", "/v1/send", body, _ANSWER_TIMEOUT_S + wait_s)
+        return self._ask("POST", "/v1/send", body, self._patience_s + wait_s)
+
+    def conversations(self, identity: str | None = None, *, prefix: str = "", limit: int = 100) -> list[dict[str, Any]]:
+        """Conversations whose id begins so, those with the newest records first."""
+        query = _target("/v1/conversations", identity=identity, prefix=prefix, limit=str(limit))
+        found: list[dict[str, Any]] = self._ask("GET", query)["conversations"]
+        return found
 
     def gaps(self, identity: str | None = None, *, open_only: bool = True, limit: int = 100) -> list[dict[str, Any]]:
         """Gaps, newest first."""
@@ -136,9 +143,9 @@ class Client:
         return self._ask("GET", target, timeout_s=_SEARCH_TIMEOUT_S)
 
     def _ask(
-        self, method: str, target: str, body: Mapping[str, Any] | None = None, timeout_s: float = _ANSWER_TIMEOUT_S
+        self, method: str, target: str, body: Mapping[str, Any] | None = None, timeout_s: float | None = None
     ) -> dict[str, Any]:
-        with _Connection(self._path, timeout_s) as connection:
+        with _Connection(self._path, timeout_s or self._patience_s) as connection:
             try:
                 answer: dict[str, Any] = json.loads(self._response(connection, method, target, body).read())
             except (OSError, http.client.HTTPException, ValueError) as error:

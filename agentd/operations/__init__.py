@@ -5,7 +5,7 @@
     sending.py    saying something, and waiting for what becomes of it
     outbox.py     sends that wait, were refused or expired
     letters.py    dead letters
-    reading.py    what is recorded: the log as it grows, exports, gaps
+    reading.py    what is recorded: conversations, the log as it grows, exports, gaps
     explaining.py what the plugins make of an event
     rows.py       how all this looks as JSON
     following.py  records on their way to those who wait for them
@@ -43,6 +43,7 @@ class Operations:
         self.dead = letters.listed
         self.dead_show = letters.show
         self.dead_drop = letters.drop
+        self.conversations = reading.conversations
         self.gaps = reading.gaps
         self.tail = reading.tail
         self.export = reading.export

@@ -30,6 +30,17 @@ class Reading:
         self._journal = parts.journal
         self._followers = followers
 
+    async def conversations(self, identity: str | None, prefix: str, limit: int) -> list[dict[str, Any]]:
+        """See control.api.Daemon."""
+        found = [
+            each
+            for name in self._parts.names(identity)
+            for each in await self._journal.conversations(name)
+            if each.conversation.startswith(prefix)
+        ]
+        newest = sorted(found, key=lambda each: each.position, reverse=True)[:limit]
+        return [{"identity": each.identity, "conversation": each.conversation} for each in newest]
+
     async def gaps(self, identity: str | None, open_only: bool, limit: int) -> list[dict[str, Any]]:
         """See control.api.Daemon."""
         found = [

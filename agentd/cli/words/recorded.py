@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from agentd.cli.options import environ_with, finds_daemon, reads_daemon
+from agentd.cli import completing
+from agentd.cli.options import as_option, environ_with, finds_daemon, reads_daemon
 
 
 def _moment(ctx: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
@@ -26,8 +27,10 @@ def _moment(ctx: click.Context, parameter: click.Parameter, given: str | None) -
 
 
 @click.command()
-@click.option("--as", "identity", metavar="NAME", help="Of this identity only.")
-@click.option("--conversation", metavar="ID", help="Of this conversation only.")
+@as_option("Of this identity only.")
+@click.option(
+    "--conversation", metavar="ID", shell_complete=completing.conversations, help="Of this conversation only."
+)
 @click.option("--since", metavar="TIME", callback=_moment, help="Received from then on: a date and time in UTC, or 2h.")
 @click.option(
     "--to",
@@ -56,7 +59,7 @@ def export(
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True, allow_dash=True))
-@click.option("--as", "identity", metavar="NAME", help="Whose the conversations become; else whose they were.")
+@as_option("Whose the conversations become; else whose they were.")
 @reads_daemon
 def import_(file: Path, identity: str | None, config: Path | None, state: Path | None, as_json: bool) -> None:
     """Take exported conversations into the journal.
@@ -75,8 +78,8 @@ def import_(file: Path, identity: str | None, config: Path | None, state: Path |
 
 @click.command()
 @click.argument("event")
-@click.option("--as", "identity", metavar="NAME", help="Of this identity only.")
-@click.option("--plugin", metavar="NAME", help="This plugin only.")
+@as_option("Of this identity only.")
+@click.option("--plugin", metavar="NAME", shell_complete=completing.plugins, help="This plugin only.")
 @reads_daemon
 def explain(
     event: str, identity: str | None, plugin: str | None, config: Path | None, state: Path | None, as_json: bool

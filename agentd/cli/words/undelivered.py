@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 
 from agentd.cli.group import EXIT_FAILED, Verbs
-from agentd.cli.options import F, environ_with, limit_option, reads_daemon
+from agentd.cli import completing
+from agentd.cli.options import as_option, environ_with, limit_option, name_argument, reads_daemon
 
 
 @click.group(cls=Verbs)
@@ -18,14 +19,11 @@ def outbox() -> None:
     """Sends that wait or failed: list, show, retry, drop."""
 
 
-def _as_option(command: F) -> F:
-    return click.option("--as", "identity", metavar="NAME", help="Whose send, if several identities have the key.")(
-        command
-    )
+_as_option = as_option("Whose send, if several identities have the key.")
 
 
 @outbox.command("ls")
-@click.argument("name", required=False)
+@name_argument
 @click.option("--only", "states", multiple=True, metavar="STATE", help="In this state, for example refused.")
 @click.option("--all", "every", is_flag=True, help="What is sent or dropped too.")
 @limit_option
@@ -95,9 +93,9 @@ def outbox_drop(
 
 
 @click.command()
-@click.argument("plugin")
-@click.argument("conversation")
-@click.option("--as", "identity", metavar="NAME", help="Of this identity only.")
+@click.argument("plugin", shell_complete=completing.plugins)
+@click.argument("conversation", shell_complete=completing.conversations)
+@as_option("Of this identity only.")
 @reads_daemon
 @click.pass_context
 def release(
@@ -122,7 +120,7 @@ def dead() -> None:
 
 
 @dead.command("ls")
-@click.argument("name", required=False)
+@name_argument
 @click.option("--all", "dropped_too", is_flag=True, help="Dropped ones too.")
 @limit_option
 @reads_daemon
