@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import uvloop
 
-from agentd import __version__, config, logs
+from agentd import __version__, config, logs, metrics
 from agentd.control.address import listening_paths
 from agentd.control.api import ControlServer
 from agentd.control.refusal import ControlError
 from agentd.control.systemd import ServiceManager
 from agentd.core.events import SETTLED_STATES, Content, Event, Message, Record, Send, Sent, Signal, Source
+from agentd.core.health import Lags
 from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher
@@ -50,6 +51,7 @@ from agentd.wire.agentchat import AgentChat
 from agentd.wire.platform import Platform
 
 if TYPE_CHECKING:
+    from agentd.control.http import HttpServer
     from agentd.hub.server import Hub
 
 log = logging.getLogger("agentd")
@@ -157,6 +159,10 @@ class Daemon:
         self._pressure: set[str] = set()
         self._manager = ServiceManager()
         self._fed_at = self._loop.time()
+        self._position = 0
+        self._lags = Lags(_JOURNAL_LOOK_S, settings.agentd.health.lag_window_s)
+        self._pressed_at: float | None = None
+        self._http: HttpServer | None = None
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -170,6 +176,7 @@ class Daemon:
             await self._make_supervisors(pool)
             self._dispatcher = self._make_dispatcher(plugins)
             control = ControlServer(self, listening_paths(Path(self._settings.agentd.state), os.environ))
+            self._position = await self._journal.last_position()
             try:
                 async with asyncio.TaskGroup() as tasks:
                     await self._dispatcher.start(tasks)
@@ -179,6 +186,7 @@ class Daemon:
                     ]
                     pressure = tasks.create_task(self._watch_journal(), name="journal pressure")
                     await control.start()
+                    await self._start_http(stack)
                     self._greet()
                     self.started.set()
                     self._manager.ready()
@@ -195,6 +203,16 @@ class Daemon:
                 raise first_of(failed) from failed
             finally:
                 await control.close()
+
+    async def _start_http(self, stack: contextlib.AsyncExitStack) -> None:
+        """Serve the page and the metrics, where the configuration asks for them."""
+        if self._settings.agentd.http.listen:
+            # Only here: nobody else pays for loading it.
+            from agentd.control.http import HttpServer
+
+            self._http = HttpServer(self, self._settings.agentd)
+            stack.push_async_callback(self._http.close)
+            await self._http.start()
 
     async def _load_plugins(self, stack: contextlib.AsyncExitStack) -> dict[str, Loaded]:
         """Load and set up every plugin that an identity uses; every problem is told at once."""
@@ -279,6 +297,8 @@ class Daemon:
 
     def _records(self, records: Sequence[Record]) -> None:
         self._dispatcher.offer(records)
+        if records:
+            self._position = records[-1].position
         for tail in self._tails:
             for record in records:
                 if not tail.full():
@@ -309,6 +329,8 @@ class Daemon:
 
     def _press(self, reason: str, pressed: bool) -> None:
         """Shed while there is any reason to: what is not taken in stays with the server."""
+        if pressed and not self._pressure:
+            self._pressed_at = self._loop.time()
         (self._pressure.add if pressed else self._pressure.discard)(reason)
         for supervisor in self._supervisors.values():
             supervisor.shed(", ".join(sorted(self._pressure)))
@@ -317,7 +339,9 @@ class Daemon:
         """A disk that takes nothing must not make the queue before it grow."""
         behind = False
         while True:
+            self._lags.slept(self._loop.time())
             await asyncio.sleep(_JOURNAL_LOOK_S)
+            metrics.LOOP_LAG_SECONDS.observe(self._lags.woke(self._loop.time()))
             self._feed_watchdog()
             # An outbox may have got room while its sender was not running, which rings nobody.
             self._dispatcher.room_again()
@@ -351,6 +375,21 @@ class Daemon:
             ],
             "journal": self._journal_status(),
             "loop_stalls": self._watch.stalls,
+            **self._process_status(),
+        }
+
+    def _process_status(self) -> dict[str, Any]:
+        now = self._loop.time()
+        lag_at, lag_s = self._lags.worst(now)
+        pressed = self._pressed_at if self._pressure else None
+        return {
+            "http_url": None if self._http is None else self._http.url,
+            "position": self._position,
+            "shedding": ", ".join(sorted(self._pressure)),
+            "shedding_s": None if pressed is None else round(now - pressed, 3),
+            "undispatched": self._dispatcher.undispatched,
+            "loop_lag_s": round(lag_s, 3),
+            "loop_lag_age_s": round(now - lag_at, 3),
         }
 
     def _identity_status(self, name: str) -> dict[str, Any]:
@@ -372,6 +411,7 @@ class Daemon:
         waiting = self._journal.waiting_since
         return {
             "full": self._journal.full,
+            "size_bytes": self._journal.size_bytes,
             "commits": self._journal.commits,
             "changes": self._journal.changes,
             "last_commit_s": self._journal.last_commit_s,

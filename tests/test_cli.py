@@ -645,7 +645,21 @@ def test_wrong_words_end_with_the_code_for_usage(words: list[str]) -> None:
 
 
 def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
-    verbs = ["run", "check", "status", "send", "tail", "gaps", "outbox", "dead", "release", "new", "hub", "demo"]
+    verbs = [
+        "run",
+        "check",
+        "status",
+        "dashboard",
+        "send",
+        "tail",
+        "gaps",
+        "outbox",
+        "dead",
+        "release",
+        "new",
+        "hub",
+        "demo",
+    ]
     lines = agentd_command("--help").stdout.split("Commands:\n")[1].splitlines()
     assert [line.split()[0] for line in lines] == verbs
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)

@@ -11,7 +11,7 @@ import pytest
 
 from agentd.cli import cli
 from agentd.config import load
-from agentd.supervisor import STATES
+from agentd.core.health import STATES
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

@@ -138,6 +138,17 @@ def status(name: str | None, config: Path | None, state: Path | None, as_json: b
 
 
 @cli.command()
+@click.option("--open", "opened", is_flag=True, help="Start a browser with it.")
+@_reads_daemon
+def dashboard(opened: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Print a link that opens the daemon's page, once."""
+    from agentd.cli import dashboard as page
+    from agentd.cli import verbs
+
+    page.dashboard(verbs.client(config, _environ(state)), opened=opened, as_json=as_json)
+
+
+@cli.command()
 @click.argument("target")
 @click.argument("text")
 @click.option("--as", "identity", metavar="NAME", help="The identity that speaks; not needed if there is only one.")

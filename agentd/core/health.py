@@ -16,6 +16,10 @@ from typing import Literal, get_args
 
 import msgspec
 
+State = Literal["off", "connecting", "catching_up", "live", "throttled", "parked", "deaf"]
+STATES: tuple[State, ...] = get_args(State)
+"""What an identity can be doing. README, "The command", says what each means."""
+
 Code = Literal[
     "key_refused",
     "deaf",
@@ -54,7 +58,7 @@ class IdentityFacts(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    state: str
+    state: State
     since: float
     began: float
     why: str = ""

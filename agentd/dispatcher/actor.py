@@ -47,6 +47,7 @@ log = logging.getLogger("agentd.dispatcher")
 
 _SIGNALS_MAX = 1_000  # signals that wait per plugin; what comes on top of them is dropped, since they are best effort
 _ROOM_LOOK_S = 1.0  # how soon a timer whose sends found the outbox full runs again
+_DEEPEST_SHOWN = 10  # lanes that `standing` names; the rest is counted
 _LAST_COMMIT_S = 1.0  # a stop waits at least this long for cursors to reach the disk
 _SUBSCRIPTIONS = "agentd.subscriptions"  # a plugin's name has no dot, so this is nobody's state
 
@@ -145,10 +146,16 @@ class Dispatcher:
         if served is None:
             return {}
         breaker = served.breaker
+        lanes, deepest = self._backlog.lanes_of(served, _DEEPEST_SHOWN)
         trial_in_s = max(0.0, breaker.until - self._clock.monotonic()) if breaker.standing is Standing.OPEN else None
         return {
             "breaker": breaker.standing.value,
             "trial_in_s": trial_in_s,
+            "lanes": lanes,
+            "deepest": [
+                {"identity": lane.line.identity, "conversation": lane.line.conversation, "depth": lane.depth}
+                for lane in deepest
+            ],
             "timers": self._timers.count(plugin),
             "timers_given_up": [
                 {"id": timer.id, "identity": timer.identity, "error": timer.error}
@@ -255,7 +262,7 @@ class Dispatcher:
         cursors: Mapping[str, Mapping[int, int]],
         failed: Mapping[tuple[str, int], Attempt],
     ) -> None:
-        line = Line(conversation.number, conversation.identity, conversation.position)
+        line = Line(conversation.number, conversation.identity, conversation.conversation, conversation.position)
         for served in self._serves[line.identity]:
             name = served.plugin.name
             cursor = cursors[name].get(line.number, self._since[line.identity, name])

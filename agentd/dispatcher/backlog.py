@@ -11,6 +11,7 @@ Not here: running anything, the disk.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -101,19 +102,25 @@ class Lane:
         self.deaths = 0
         self.before: Attempt | None = None
 
+    @property
+    def depth(self) -> int:
+        """Records that are not handled yet, those in the journal included."""
+        return self.line.offered - self.done_count
+
 
 class Line:
     """A conversation in which some lane has something to do.
 
-    last: position of its newest record. offered: its records so far, counted from when it was met. passed: how many of
-    them every lane has handled.
+    conversation: its id. last: position of its newest record. offered: its records so far, counted from when it was
+    met. passed: how many of them every lane has handled.
     """
 
-    __slots__ = ("identity", "lanes", "last", "number", "offered", "passed")
+    __slots__ = ("conversation", "identity", "lanes", "last", "number", "offered", "passed")
 
-    def __init__(self, number: int, identity: str, last: int) -> None:
+    def __init__(self, number: int, identity: str, conversation: str, last: int) -> None:
         self.number = number
         self.identity = identity
+        self.conversation = conversation
         self.last = last
         self.offered = 0
         self.passed = 0
@@ -146,7 +153,7 @@ class Backlog:
         """The line of a record that is new. Count it with `offered`."""
         line = self._lines.get(record.conversation)
         if line is None:
-            line = Line(record.conversation, record.event.identity, record.position - 1)
+            line = Line(record.conversation, record.event.identity, record.event.conversation, record.position - 1)
             line.lanes = [Lane(line, served, line.last, 0) for served in plugins]
             self._lines[line.number] = line
         assert record.position > line.last, (record.position, line.last)
@@ -154,6 +161,11 @@ class Backlog:
         line.offered += 1
         self.pending[line.identity] += 1
         return line
+
+    def lanes_of(self, served: Served, deepest: int) -> tuple[int, list[Lane]]:
+        """How many lanes of a plugin have something to do, and the deepest of them."""
+        lanes = [lane for line in self._lines.values() for lane in line.lanes if lane.served is served and lane.depth]
+        return len(lanes), heapq.nlargest(deepest, lanes, key=lambda lane: lane.depth)
 
     def handled_to(self, lane: Lane, count: int) -> None:
         """This lane is through with so many records of its line."""

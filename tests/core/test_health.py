@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.core.health import CODES, IdentityFacts, Lags, Limits, ProcessFacts, Reason, reasons
+from agentd.core.health import CODES, STATES, IdentityFacts, Lags, Limits, ProcessFacts, Reason, reasons
 
 NOW = 100_000.0
 LIMITS = Limits()
@@ -126,7 +126,7 @@ times = st.none() | st.floats(0, NOW)
 facts = st.builds(
     IdentityFacts,
     name=st.just("alice"),
-    state=st.sampled_from(["off", "connecting", "catching_up", "live", "throttled", "parked", "deaf"]),
+    state=st.sampled_from(STATES),
     since=st.floats(0, NOW),
     began=st.floats(0, NOW),
     why=st.sampled_from(["", "because"]),

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from agentd.core.health import STATES
 from agentd.demo.proof import IMPATIENT, Proof
 from agentd.hub.faults import Action, Point, Rule
-from agentd.supervisor import STATES
 
 TIMEOUT_S = 20.0
 

@@ -186,6 +186,12 @@ class SqliteJournal:
         return self._group.waiting
 
     @property
+    def size_bytes(self) -> int:
+        """What the journal takes on disk, its log of recent commits included."""
+        files = (self._path, self._path.with_name(f"{self._path.name}-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    @property
     def last_commit_s(self) -> float:
         """How long the last group took to reach the disk."""
         return self._group.last_commit_s
