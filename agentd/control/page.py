@@ -20,6 +20,7 @@ from typing import Any
 from agentd.control.markup import NOTHING, Markup, joined, markup
 from agentd.control.readings import why_not_ready
 from agentd.core.health import Limits, Reason
+from agentd.logs import printable
 
 Row = Mapping[str, Any]
 
@@ -49,6 +50,7 @@ def doorway() -> str:
         "agentd",
         markup(
             """<main id="main" class="doorway" data-doorway>
+<img src="/static/icon.svg" alt="" width="44" height="44">
 <h1>agentd</h1>
 <p id="doorway" role="status">This page opens with a link that works once. To get one, run</p>
 <pre><code>agentd dashboard</code></pre>
@@ -65,7 +67,7 @@ def document(status: Row, made: Mapping[str, str]) -> str:
         """<a class="skip" href="#main">Skip to the content</a>
 <header class="top">
   <p class="brand"><img src="/static/icon.svg" alt="" width="28" height="28"> agentd</p>
-  <p class="about"><span>version {version}</span> <span>process {pid}</span> <span>since {since}</span></p>
+  <p class="about"><span>version {version}</span> <span>process {pid}</span> <span>started {since}</span></p>
   <button type="button" class="quiet" data-post="/session/end" data-then="leave">Sign out</button>
 </header>
 <p id="lost" class="lost" role="alert" hidden>The daemon does not answer. What you see is what it said last; it is asked
@@ -210,39 +212,48 @@ def _listed(rows: Sequence[Row], shown: Callable[[Row], Markup], empty: str) -> 
 
 
 def _health(status: Row, reasons: Sequence[Reason], now: float) -> Markup:
-    identities = status["identities"]
     if not reasons:
-        live = sum(each["state"] == "live" for each in identities)
         return markup(
             '<div class="health good"><h1>Mail is flowing</h1><p>{summary}</p></div>',
-            summary=f"{live} of {_many(len(identities), 'identity', 'identities')} live"
-            if identities
-            else "No identity is configured.",
+            summary=_summary([each["state"] for each in status["identities"]]),
         )
     return markup(
         '<div class="health bad"><h1>Mail is not flowing</h1><ul>{reasons}</ul></div>',
         reasons=joined(
             markup(
-                "<li>{who}{words} <small>{since}</small></li>",
-                who=markup("<b>{name}</b>: ", name=each.identity) if each.identity else NOTHING,
-                words=each.words
-                if each.code not in ("loop_blocked", "silent", "commit_hangs", "not_audited")
-                else _without_numbers(each),
-                since=_ago(_iso(time.time() - (now - each.since))),
+                "<li>{words} <small>{since}</small></li>",
+                words=markup("<b>{name}</b>: {words}", name=each.identity, words=_without_numbers(each))
+                if each.identity
+                else _capitalised(_without_numbers(each)),
+                since=_lasting(_iso(time.time() - (now - each.since))),
             )
             for each in reasons
         ),
     )
 
 
+def _summary(states: Sequence[str]) -> str:
+    live = states.count("live")
+    if not states:
+        return "No identity is configured."
+    if live == len(states):
+        return "Its identity is live." if live == 1 else f"All {live:,} identities are live."
+    return f"{live:,} of {_many(len(states), 'identity', 'identities')} live."
+
+
+def _capitalised(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
 def _without_numbers(reason: Reason) -> str:
-    """The same without how long it lasts, which the time beside it tells and which would change at every look."""
-    return {
+    """Its words, without how long it lasts: the time beside it tells, and it would change at every look."""
+    timeless = {
         "loop_blocked": "the event loop stood still; the log names the code that blocked it",
         "silent": "no ping is answered",
         "commit_hangs": "a commit waits for the disk",
         "not_audited": "marks cannot be compared with the server's; the log tells why",
-    }[reason.code]
+    }
+    return timeless.get(reason.code, reason.words)
 
 
 def _identities(identities: Sequence[Row]) -> Markup:
@@ -274,7 +285,13 @@ def _identity(row: Row) -> Markup:
         name=row["name"],
         handle=row["handle"],
         pill=_pill(*_STATES[row["state"]]),
-        reason=markup('<p class="why">{why}</p>', why=row["state_reason"]) if row["state_reason"] else NOTHING,
+        reason=markup(
+            '<p class="{look}">{why}</p>',
+            look="dim" if row["state"] == "live" else "why",
+            why=_short(row["state_reason"]),
+        )
+        if row["state_reason"]
+        else NOTHING,
         times=joined(
             markup("<span>{what} {at}</span> ", what=what, at=_aged(row[field]))
             for what, field in heard
@@ -311,7 +328,9 @@ def _plugins(plugins: Sequence[Row]) -> Markup:
 def _plugin(row: Row) -> Markup:
     if "breaker" not in row:
         return markup(
-            '<li><div class="line"><b>{name}</b> {pill}</div></li>', name=row["name"], pill=_pill("idle", "not used")
+            '<li><div class="line"><b class="who">{name}</b> {pill}</div></li>',
+            name=row["name"],
+            pill=_pill("idle", "not used"),
         )
     breaker = {"closed": ("good", "works"), "open": ("bad", "paused"), "half-open": ("warn", "on trial")}
     deepest = row["deepest"]
@@ -393,7 +412,7 @@ def _send(row: Row) -> Markup:
         target=row["target"],
         pill=_pill(_SEND_STATES[row["state"]], row["state"]),
         text=_short(content),
-        error=markup('<p class="why">{error}</p>', error=row["error"]) if row["error"] else NOTHING,
+        error=markup('<p class="why">{error}</p>', error=_short(row["error"])) if row["error"] else NOTHING,
         attempts=_many(row["attempts"], "attempt", "attempts"),
         queued=_ago(row["queued_at"]),
         retry=retry,
@@ -457,16 +476,16 @@ def _record(row: Row) -> Markup:
         word for word, true in (("late", row["late"]), (row["source"], row["source"] not in ("live", "own"))) if true
     ]
     return markup(
-        """<li class="{kind}"><div class="line"><span class="who">{way} <b>{sender}</b>
-<span class="dim">{identity} <code>{conversation}</code> {seq}</span> {marks}</span> {at}</div>
+        """<li class="{kind}"><div class="line"><span class="who">{who}
+<span class="dim"><code>{conversation}</code> #{seq}</span> {marks}</span> {at}</div>
 <p class="text">{text}</p></li>""",
         kind="own" if row["own"] else "in",
-        way="said by" if row["own"] else "from",
-        sender=row["sender"],
-        identity=row["identity"],
+        who=markup("<b>{identity}</b> said", identity=row["identity"])
+        if row["own"]
+        else markup("<b>{sender}</b> to {identity}", sender=_short(row["sender"]), identity=row["identity"]),
         conversation=row["conversation"],
         seq=row["seq"],
-        marks=joined(_pill("idle", mark) for mark in marks),
+        marks=joined(markup("{pill} ", pill=_pill("idle", mark)) for mark in marks),
         at=_clock(row["received_at"]),
         text=_short(text) if text else markup('<span class="dim">{kind}</span>', kind=row["type"]),
     )
@@ -512,12 +531,19 @@ def _many(count: int, one: str, several: str) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _TEXT_MAX_CHARS else f"{text[: _TEXT_MAX_CHARS - 1]}…"
+    """What somebody wrote: not too long, and with characters written out that show nothing or turn others around."""
+    cut = text if len(text) <= _TEXT_MAX_CHARS else f"{text[: _TEXT_MAX_CHARS - 1]}…"
+    return "\n".join(map(printable, cut.split("\n")))
 
 
 def _ago(iso: str) -> Markup:
     """A time that the script turns into "12 s ago"."""
     return markup('<time datetime="{iso}" data-ago title="{iso}">{clock}</time>', iso=iso, clock=_hms(iso))
+
+
+def _lasting(iso: str) -> Markup:
+    """A time that the script turns into "for 12 s"."""
+    return markup('<time datetime="{iso}" data-lasting title="{iso}">since {clock}</time>', iso=iso, clock=_hms(iso))
 
 
 def _clock(iso: str) -> Markup:

@@ -20,11 +20,11 @@ async function ask(path, body) {
   } catch {
     throw new Error("the daemon does not answer");
   }
-  const told = await answer.json();
+  const said = await answer.json();
   if (!answer.ok) {
-    throw new Error(told.remedy ? `${told.message}; ${told.remedy}` : told.message);
+    throw new Error(said.remedy ? `${said.message}; ${said.remedy}` : said.message);
   }
-  return told;
+  return said;
 }
 
 // --- the doorway
@@ -46,23 +46,27 @@ async function enter() {
 
 // --- times
 
-function ago(seconds) {
-  if (seconds < 1.5) return "just now";
-  if (seconds < 90) return `${Math.round(seconds)} s ago`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)} min ago`;
-  if (seconds < 129600) return `${Math.round(seconds / 3600)} h ago`;
-  return `${Math.round(seconds / 86400)} days ago`;
+function span(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 129600) return `${Math.round(seconds / 3600)} h`;
+  return `${Math.round(seconds / 86400)} days`;
+}
+
+function told(kind, at, now) {
+  const seconds = Math.max(0, (now - at) / 1000);
+  if ("lasting" in kind) return `for ${span(seconds)}`;
+  if ("ago" in kind) return seconds < 1.5 ? "just now" : `${span(seconds)} ago`;
+  const clock = { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false };
+  return new Date(at).toLocaleTimeString([], clock);
 }
 
 function tellTimes(within) {
   const now = Date.now();
   for (const time of within.querySelectorAll("time")) {
-    const at = Date.parse(time.dateTime);
-    const told = "ago" in time.dataset
-      ? ago(Math.max(0, (now - at) / 1000))
-      : new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
-    if (time.textContent !== told) {
-      time.textContent = told;
+    const words = told(time.dataset, Date.parse(time.dateTime), now);
+    if (time.textContent !== words) {
+      time.textContent = words;
     }
   }
 }
@@ -216,14 +220,22 @@ async function press(button) {
   }
 }
 
+// With characters written out that show nothing, or that turn the direction of writing around.
+function printable(text) {
+  return String(text).replace(
+    /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g,
+    (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
+}
+
 function describe(list, pairs) {
   list.replaceChildren();
   for (const [name, value] of pairs) {
     const term = document.createElement("dt");
-    const told = document.createElement("dd");
+    const words = document.createElement("dd");
     term.textContent = name;
-    told.textContent = value;
-    list.append(term, told);
+    words.textContent = printable(value);
+    list.append(term, words);
   }
 }
 
@@ -252,7 +264,7 @@ async function showLetter(number) {
 function spoken(words, kind) {
   const line = document.createElement("li");
   line.className = kind;
-  line.textContent = words;
+  line.textContent = printable(words);
   byId("talk").append(line);
   while (byId("talk").children.length > EVENTS_MAX) {
     byId("talk").firstElementChild.remove();
