@@ -41,6 +41,9 @@ _RESTART_FIRST_S = 1.0
 _RESTART_MAX_S = 60.0
 _DRAIN_RETRY_FIRST_S = 0.5
 _DRAIN_RETRY_MAX_S = 30.0
+_CLEAN_AUDITS = 3
+"""Audits in a row that find nothing, after which a deaf connection is believed again though nothing was pushed: one
+alone proves little, since the drain at the reconnect took what there was."""
 
 
 class Key:
@@ -216,6 +219,8 @@ class _Life:
         self._drain_wanted = asyncio.Event()
         self._account_asked = False
         self._hears_nothing = False
+        self._pushed_then = ""
+        self._clean_audits = 0
         self._last_pong: float | None = None
         self.intake = Intake(
             owner.name,
@@ -405,13 +410,20 @@ class _Life:
         self._questions.ask(question)
 
     def _deaf(self, found: int) -> None:
-        self._hears_nothing = found > 0
         if found:
+            self._hears_nothing, self._clean_audits = True, 0
+            self._pushed_then = self.intake.pushed_until
             self._owner.enter("deaf", f"{found} events were found that this connection had not pushed")
             if self._link is not None:
                 self._link.close(1000, "deaf")
-        elif self._owner.state == "deaf":
-            self._owner.enter("live", "hears again")
+            return
+        self._clean_audits += 1
+        if self._hears_nothing and (
+            self.intake.pushed_until > self._pushed_then or self._clean_audits >= _CLEAN_AUDITS
+        ):
+            self._hears_nothing = False
+            if self._owner.state == "deaf":
+                self._owner.enter("live", "hears again")
 
     def _credentials_refused(self, refused: CredentialsRefused) -> None:
         self._refused = refused
