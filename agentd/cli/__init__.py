@@ -142,10 +142,9 @@ def status(name: str | None, config: Path | None, state: Path | None, as_json: b
 @_reads_daemon
 def dashboard(opened: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
     """Print a link that opens the daemon's page, once."""
-    from agentd.cli import dashboard as page
-    from agentd.cli import verbs
+    from agentd.cli import invitation, verbs
 
-    page.dashboard(verbs.client(config, _environ(state)), opened=opened, as_json=as_json)
+    invitation.show(verbs.client(config, _environ(state)), opened=opened, as_json=as_json)
 
 
 @cli.command()

@@ -122,7 +122,7 @@ def test_a_link_lets_a_browser_in_once_and_leaves_no_trace_in_the_url(page: Page
 
 def test_a_file_that_leads_on_to_the_link_lets_the_browser_in(page: Page, browser: Browser, tmp_path: Path) -> None:
     """What `agentd dashboard --open` gives a browser."""
-    from agentd.cli.dashboard import _LEADS_ON
+    from agentd.cli.invitation import _LEADS_ON
 
     (tmp_path / "leads.html").write_text(_LEADS_ON.format(url=f"{page.url}/#{page.invitation()}"))
     context = browser.new_context()

@@ -24,13 +24,13 @@ from agentd.control.refusal import UnreachableError
 from agentd.errors import AgentdError
 
 _TIMEOUT_S = 15.0
-_BROWSER_STARTS_S = 10.0
+_BROWSER_STARTS_S = 5.0
 _LEADS_ON = (
     '<!doctype html><meta charset="utf-8"><title>agentd</title><meta http-equiv="refresh" content="0;url={url}">'
 )
 
 
-def dashboard(daemon: Client, *, opened: bool, as_json: bool) -> None:
+def show(daemon: Client, *, opened: bool, as_json: bool) -> None:
     """Print the link. opened: start a browser with it, too."""
     status = daemon.status()
     url = status.get("http_url")
