@@ -11,7 +11,7 @@ import pytest
 
 from agentd.cli import cli
 from agentd.config import load
-from agentd.core.health import STATES
+from agentd.core.health import CODES, STATES
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -57,6 +57,23 @@ def test_every_verb_of_the_command_is_in_the_table_and_no_other() -> None:
 def test_every_state_is_explained() -> None:
     told = README[README.index("An identity is in one of these states") :].split("\n\n")[0]
     assert set(re.findall(r"`([a-z_]+)`", told)) == set(STATES)
+
+
+def test_every_reason_of_readyz_is_named() -> None:
+    row = next(line for line in README.splitlines() if line.startswith("| `/readyz`"))
+    assert tuple(re.findall(r"`([a-z_]+)`", row)) == CODES
+
+
+def test_the_page_is_turned_on_as_shown(tmp_path: Path) -> None:
+    (tmp_path / "agentd.toml").write_text(block("toml", "[agentd.http]"))
+    settings = load(tmp_path / "agentd.toml", {})
+    assert settings.agentd.http.listen == "127.0.0.1:8788"
+    assert settings.embedded
+
+
+def test_every_file_that_is_linked_exists() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (Path(__file__).parent.parent / target).exists(), target
 
 
 def test_every_make_target_that_is_named_exists() -> None:

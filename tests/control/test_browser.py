@@ -9,6 +9,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -295,6 +297,85 @@ def test_one_talks_to_the_embedded_hubs_agent_and_only_there(page: Page, visit: 
         tab.locator("#talk .theirs").wait_for()
         assert tab.locator("#talk li").all_inner_texts() == ["hello", "hello back"]
         assert page.daemon.asked[-1][:3] == ("send", None, "@echo")
+
+
+# --- a real daemon behind it
+
+ANSWERS = """
+from agentd.plugin import Context, GiveUp, Message, Plugin
+
+plugin = Plugin("echo")
+
+
+@plugin.on(Message)
+async def answer(message: Message, ctx: Context) -> None:
+    if message.text == "poison":
+        raise GiveUp("this one is poison")
+    ctx.reply(f"you said {message.text}")
+"""
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "agentd", *words, "--state", str(folder / "state")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=folder,
+    )
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Iterator[Path]:
+    """A daemon process with its own hub, live. Gives its folder."""
+    (tmp_path / "answers.py").write_text(ANSWERS)
+    (tmp_path / "agentd.toml").write_text(
+        '[agentd.http]\nlisten = "127.0.0.1:0"\n[plugin.echo]\nuse = "./answers.py"\n'
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agentd", "run"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        live = 0
+        while live < 2:
+            line = process.stdout.readline()
+            assert line, "the daemon ended"
+            live += '"message":"live"' in line
+        yield tmp_path
+    finally:
+        process.terminate()
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+
+
+def test_a_real_daemon_answers_gives_up_and_forgets_what_was_dropped(
+    browser: Browser, embedded: Path, tmp_path: Path
+) -> None:
+    context = browser.new_context(viewport={"width": DESK[0], "height": DESK[1]}, reduced_motion="reduce")
+    tab = context.new_page()
+    tab.set_default_timeout(15_000)
+    tab.goto(json.loads(command(embedded, "dashboard", "--json").stdout)["url"])
+    tab.get_by_role("heading", name="Mail is flowing").wait_for()
+    tab.get_by_label("Your message").fill("hello")
+    tab.get_by_role("button", name="Send", exact=True).click()
+    tab.locator("#talk").get_by_text("you said hello").wait_for()
+    tab.locator("#events li.own", has_text="you said hello").first.wait_for()
+    tab.get_by_label("Your message").fill("poison")
+    tab.keyboard.press("Enter")
+    tab.get_by_role("button", name="Show dead letter 1").click()
+    tab.get_by_role("dialog").get_by_text("GiveUp").first.wait_for()
+    tab.get_by_role("button", name="Close").click()
+    picture(tab, tmp_path, "real-desk-light")
+    tab.get_by_role("button", name="Drop dead letter 1").click()
+    tab.get_by_role("button", name="Drop it").click()
+    tab.get_by_text("No event was given up.").wait_for()
+    assert json.loads(command(embedded, "dead", "ls", "--json").stdout) == []
+    context.close()
 
 
 # --- by keyboard, on a phone, for a screen reader
