@@ -21,7 +21,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ from agentd.journal.running import open_running
 from agentd.journal.sqlite import SqliteJournal, open_journal
 from agentd.journal.storage import Carried, DeadDropped, DeadRow, OutboxRow, Queued, StoredRecord
 from agentd.sender import Sender
-from agentd.supervisor import Bells, Key, Shared, Supervisor
+from agentd.supervisor import Bells, Change, Key, Shared, Supervisor
 from agentd.transport.rest import Pool, Rest
 from agentd.wire.agentchat import AgentChat
 from agentd.wire.platform import Platform
@@ -63,6 +63,7 @@ _JOURNAL_LOOK_S = 0.25
 _JOURNAL_WAITING_MAX = 20_000
 _TAIL_QUEUE_MAX = 1_000
 _TAIL_PAGE = 200
+_CHANGES_REMEMBERED = 20_000  # changes of state as status tells them: they stay the same from one question to the next
 _EMBEDDED_USER = "me"
 _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
 """Identity to its handle on the embedded hub and its plugins."""
@@ -399,7 +400,7 @@ class Daemon:
             **status,
             "url": self._settings.identity[name].url,
             "state_since": _iso(status["state_since"]),
-            "history": [{**change, "at": _iso(change["at"])} for change in status["history"]],
+            "history": [_change_row(change) for change in status["history"]],
             "plugins": list(self._settings.identity[name].plugins),
             "handled": self._dispatcher.handled[name],
             "pending": self._dispatcher.pending[name],
@@ -672,6 +673,11 @@ def _own_command() -> str:
     if program.name == "__main__.py":
         return f"{sys.executable} -m agentd"
     return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)
+
+
+@lru_cache(maxsize=_CHANGES_REMEMBERED)
+def _change_row(change: Change) -> dict[str, Any]:
+    return {"state": change.state, "at": _iso(change.at), "reason": change.reason}
 
 
 def _gap_row(identity: str, conversation: str, gap: Any) -> dict[str, Any]:

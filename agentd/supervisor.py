@@ -195,7 +195,7 @@ class Supervisor:
             "state_reason": last.reason,
             "up_s": round(now - self._began, 3),
             "last_live_age_s": None if self._live_at is None else round(now - self._live_at, 3),
-            "history": [msgspec.structs.asdict(change) for change in self.history],
+            "history": list(self.history),
             "reconnects": self.reconnects,
             "restarts": self.restarts,
             **(self._life.status() if self._life is not None else {}),

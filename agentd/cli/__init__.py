@@ -121,7 +121,7 @@ def run(ctx: click.Context, config: Path | None, state: Path | None) -> None:
 @_config_option
 @_json_option
 def check(config: Path | None, as_json: bool) -> None:
-    """Check the configuration and the keys; tell every problem at once."""
+    """Check configuration and keys; tell every problem at once."""
     from agentd.cli import verbs
 
     verbs.check(config, os.environ, as_json=as_json)
@@ -141,7 +141,7 @@ def status(name: str | None, config: Path | None, state: Path | None, as_json: b
 @click.option("--open", "opened", is_flag=True, help="Start a browser with it.")
 @_reads_daemon
 def dashboard(opened: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
-    """Print a link that opens the daemon's page, once."""
+    """Print a link that opens the page, once."""
     from agentd.cli import invitation, verbs
 
     invitation.show(verbs.client(config, _environ(state)), opened=opened, as_json=as_json)
@@ -221,7 +221,7 @@ def gaps(
 
 @cli.group(cls=_Verbs)
 def outbox() -> None:
-    """Sends that wait, were refused or expired: list, show, retry, drop."""
+    """Sends that wait, were refused or expired: list, retry, drop."""
 
 
 def _as_option(command: F) -> F:

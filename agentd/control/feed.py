@@ -1,7 +1,8 @@
 """Keeps pages up to date: which of their parts have changed, and records as they are committed.
 
-Always true: a part is made at most once a second, however many pages look at it, and not at all while none does. A
-flood of records costs a page no more than the newest few of each moment: what it leaves out, it counts.
+Always true: a part is made at most once a second, however many pages look at it, and not at all while none does; that
+is done in a thread, beside the loop. A flood of records costs a page no more than the newest few of each moment: what
+it leaves out, it counts.
 Not here: what a part shows (page.py), who may look (http.py).
 """
 
@@ -34,6 +35,7 @@ class Feed:
         self._streams_max = streams_max
         self._streams = 0
         self._parts: dict[str, str] = {}
+        self._position = 0
         self._made_at = float("-inf")
         self._making = asyncio.Lock()
 
@@ -48,9 +50,11 @@ class Feed:
 
     async def _make(self) -> dict[str, str]:
         status = self._daemon.status()
+        self._position = status["position"]
         gaps = await self._daemon.gaps(None, False, _LISTED)
         letters = await self._daemon.dead(None, False, _LISTED)
-        return page.parts(status, self._limits, gaps, await self._sends(status), letters)
+        sends = await self._sends(status)
+        return await asyncio.to_thread(page.parts, status, self._limits, gaps, sends, letters)
 
     async def _sends(self, status: dict[str, Any]) -> list[dict[str, Any]]:
         """What the outbox holds, asked only of identities that have something there."""
@@ -76,12 +80,15 @@ class Feed:
     async def events(self, goes_on: Callable[[], bool]) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """(name, data) of what has changed, at once and then as it happens, while `goes_on` says so."""
         shown: dict[str, str] = {}
-        recent = _Recent(self._daemon, max(0, self._daemon.status()["position"] - _BEFORE))
+        await self.parts()
+        recent = _Recent(self._daemon, lambda: self._position, max(0, self._position - _BEFORE))
         reading = asyncio.ensure_future(recent.read())
         try:
             while goes_on() and not reading.done():
                 for name, html in (await self.parts()).items():
                     if shown.get(name) != html:
+                        if name == page.LIST:  # made anew, with an empty place for each
+                            shown = {each: html for each, html in shown.items() if not page.is_listed(each)}
                         shown[name] = html
                         yield "part", {"name": name, "html": html}
                 if taken := recent.take():
@@ -96,10 +103,11 @@ class Feed:
 
 
 class _Recent:
-    """The newest records since the last look."""
+    """The newest records since the last look. newest: the last position, or one not much older."""
 
-    def __init__(self, daemon: Daemon, position: int) -> None:
+    def __init__(self, daemon: Daemon, newest: Callable[[], int], position: int) -> None:
         self._daemon = daemon
+        self._newest = newest
         self._last = position
         self._records: list[dict[str, Any]] = []
         self._taken = asyncio.Event()
@@ -107,7 +115,7 @@ class _Recent:
     async def read(self) -> None:
         """Until the daemon stops. Whoever is left behind by a flood goes on at its end."""
         while True:
-            since = max(self._last, self._daemon.status()["position"] - _SHOWN_MAX)
+            since = max(self._last, self._newest() - _SHOWN_MAX)
             async with contextlib.aclosing(self._daemon.tail(None, since)) as tail:
                 async for record in tail:
                     self._records.append(record)

@@ -262,7 +262,7 @@ class HttpServer:
         return _json(told, status=503 if found else 200)
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(body=self._readings.page().encode(), headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(body=(await self._readings.page()).encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
         return _json(self._daemon.status())

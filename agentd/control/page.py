@@ -24,6 +24,9 @@ from agentd.logs import printable
 
 Row = Mapping[str, Any]
 
+LIST = "identities"
+"""The part that lists the identities: an empty place for each, since each is a part of its own."""
+
 ECHO = "@echo"
 """Who answers on the embedded hub."""
 
@@ -108,7 +111,7 @@ again every few seconds.</p>
         pid=status["pid"],
         since=_ago(_iso(time.time() - status["uptime_s"])),
         health=parts["health"],
-        identities=_card("identities", "Identities", parts["identities"]),
+        identities=_card(LIST, "Identities", _identities(status["identities"], parts)),
         events=_events_card(),
         talk=_talk_card() if status["hub_url"] is not None else NOTHING,
         plugins=_card("plugins", "Plugins", parts["plugins"]),
@@ -126,7 +129,8 @@ def parts(
     now = time.monotonic()
     return {
         "health": _health(status, why_not_ready(status, limits, now), now),
-        "identities": _identities(status["identities"]),
+        LIST: _identities(status["identities"], {}),
+        **{_part_of(each): _identity(each) for each in status["identities"]},
         "plugins": _plugins(status["plugins"]),
         "outbox": _listed(sends, _send, "Nothing waits to be sent, and nothing was refused."),
         "dead": _listed(letters, _letter, "No event was given up."),
@@ -237,7 +241,9 @@ def _summary(states: Sequence[str]) -> str:
     if not states:
         return "No identity is configured."
     if live == len(states):
-        return "Its identity is live." if live == 1 else f"All {live:,} identities are live."
+        return {1: "Its identity is live.", 2: "Both identities are live."}.get(
+            live, f"All {live:,} identities are live."
+        )
     return f"{live:,} of {_many(len(states), 'identity', 'identities')} live."
 
 
@@ -256,10 +262,25 @@ def _without_numbers(reason: Reason) -> str:
     return timeless.get(reason.code, reason.words)
 
 
-def _identities(identities: Sequence[Row]) -> Markup:
+def _identities(identities: Sequence[Row], made: Mapping[str, Markup]) -> Markup:
     if not identities:
         return markup('<p class="empty">No identity is configured.</p>')
-    return markup('<ul class="rows">{rows}</ul>', rows=joined(map(_identity, identities)))
+    return markup(
+        '<ul class="rows">{rows}</ul>',
+        rows=joined(
+            markup('<li id="part-{part}">{row}</li>', part=_part_of(each), row=made.get(_part_of(each)))
+            for each in identities
+        ),
+    )
+
+
+def is_listed(part: str) -> bool:
+    """Whether this part stands in a place of the list."""
+    return part.startswith("identity-")
+
+
+def _part_of(identity: Row) -> str:
+    return f"identity-{identity['name']}"
 
 
 def _identity(row: Row) -> Markup:
@@ -275,13 +296,11 @@ def _identity(row: Row) -> Markup:
         ("reconnects", row.get("reconnects")),
     )
     return markup(
-        """<li id="identity-{name}">
-<div class="line"><span class="who"><b>{name}</b> <span class="dim">{handle}</span></span> {pill}</div>
+        """<div class="line"><span class="who"><b>{name}</b> <span class="dim">{handle}</span></span> {pill}</div>
 {reason}
 <p class="dim times">{times}</p>
 <dl class="counts">{counts}</dl>
-<details id="history-{name}"><summary>History of {name}</summary><ol class="history">{history}</ol></details>
-</li>""",
+<details id="history-{name}"><summary>History of {name}</summary><ol class="history">{history}</ol></details>""",
         name=row["name"],
         handle=row["handle"],
         pill=_pill(*_STATES[row["state"]]),

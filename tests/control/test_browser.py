@@ -150,7 +150,7 @@ def test_signing_out_leads_to_the_door(visit: Callable[..., Any]) -> None:
 def test_it_shows_an_identity_that_is_live_and_says_that_mail_flows(visit: Callable[..., Any]) -> None:
     with visit() as tab:
         assert tab.locator("#part-health h1").inner_text() == "Mail is flowing"
-        row = tab.locator("#identity-alice")
+        row = tab.locator("#part-identity-alice")
         assert row.locator(".pill").first.inner_text() == "live"
         assert "last audit 20 s ago" in row.inner_text().replace("\n", " ") or "s ago" in row.inner_text()
         row.locator("summary").click()
@@ -219,7 +219,7 @@ def test_a_gap_is_seen_to_open_and_to_close(page: Page, visit: Callable[..., Any
 
 def test_a_daemon_that_went_away_is_said_to_be_gone(page: Page, visit: Callable[..., Any]) -> None:
     with visit() as tab:
-        tab.wait_for_selector("#identity-alice")
+        tab.wait_for_selector("#part-identity-alice")
         page.call(page.server.close())
         tab.get_by_role("alert").wait_for()
         assert "does not answer" in tab.get_by_role("alert").inner_text()
@@ -409,9 +409,21 @@ def test_history_that_was_opened_stays_open_when_the_part_changes(page: Page, vi
     with visit() as tab:
         tab.locator("#history-alice summary").click()
         page.daemon.identities = [{**page.daemon.identities[0], "journaled": 1_234_569}]
-        tab.locator("#identity-alice dd").get_by_text("1,234,569").wait_for()
+        tab.locator("#part-identity-alice dd").get_by_text("1,234,569").wait_for()
         assert tab.locator("#history-alice").get_attribute("open") is not None
         assert tab.evaluate("document.activeElement.tagName") == "SUMMARY"
+
+
+def test_an_identity_that_joins_appears_and_one_that_left_goes(page: Page, visit: Callable[..., Any]) -> None:
+    from tests.control.pages import identity
+
+    with visit() as tab:
+        page.daemon.identities = [identity("alice"), identity("zoe", "catching_up")]
+        tab.locator("#part-identity-zoe .pill").first.wait_for()
+        assert tab.locator("#part-identity-alice .pill").first.inner_text() == "live"
+        page.daemon.identities = [identity("zoe")]
+        tab.locator("#part-identity-alice").wait_for(state="detached")
+        tab.locator("#part-identity-zoe .pill", has_text="live").first.wait_for()
 
 
 @pytest.mark.parametrize("state", ["empty", "busy", "broken"])

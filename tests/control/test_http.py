@@ -296,10 +296,13 @@ def stream(page: Page, count: int, **headers: str) -> list[tuple[str, dict[str, 
 
 def test_a_stream_begins_with_every_part_and_the_newest_records(page: Page) -> None:
     page.daemon.busy()
-    *parts, (last, records) = stream(page, 7)
+    *parts, (last, records) = stream(page, 10)
     assert {data["name"] for name, data in parts if name == "part"} == {
         "health",
         "identities",
+        "identity-alice",
+        "identity-a-rather-long-name-for-an-identity.example",
+        "identity-carol",
         "plugins",
         "outbox",
         "dead",

@@ -273,7 +273,7 @@ async def test_a_whole_daemon_answers_with_its_own_numbers(rig: Rig, path: str) 
             'agentd_handler_seconds_count{plugin="plugin",outcome="handled"}',
             "agentd_ready 1",
         ],
-        "/": ['id="identity-alice"', 'id="identity-bob"', 'id="plugin-plugin"', "Mail is flowing"],
+        "/": ['id="part-identity-alice"', 'id="part-identity-bob"', 'id="plugin-plugin"', "Mail is flowing"],
     }
     for each in expected[path]:
         assert each in text

@@ -75,10 +75,25 @@ function tellTimes(within) {
 
 const shown = new Map();
 
+// The list of identities comes with an empty place for each: it is made anew only when it has others.
+function listsTheSame(part, html) {
+  const fresh = document.createElement("template");
+  fresh.innerHTML = html;
+  const places = (within) => [...within.querySelectorAll("li[id]")].map((each) => each.id).join();
+  return places(fresh.content) !== "" && places(fresh.content) === places(part);
+}
+
 function show(name, html) {
   const part = byId(`part-${name}`);
   if (!part || shown.get(name) === html) {
     return;
+  }
+  if (name === "identities") {
+    shown.clear();
+    if (listsTheSame(part, html)) {
+      shown.set(name, html);
+      return;
+    }
   }
   shown.set(name, html);
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
