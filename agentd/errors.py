@@ -10,6 +10,7 @@ AgentdError
 ├── JournalError         the disk does not hold what was asked of it
 │   ├── JournalFull          no room; ends by itself when there is room again
 │   └── JournalUnusable      locked, corrupt or from a newer version; carries the remedy
+├── ExportUnreadable     a line that `agentd export` did not write so; export anew
 ├── NotSent              a message that a handler waited for will never arrive
 └── PluginLoadError      a plugin cannot run as written; names the file and line
 
@@ -88,6 +89,14 @@ class JournalUnusable(JournalError):
 
 class PluginLoadError(AgentdError):
     """A plugin cannot be loaded or is written wrongly; the text names file, line and remedy."""
+
+
+class ExportUnreadable(AgentdError):
+    """A line is no exported event. line: its number, from 1 on."""
+
+    def __init__(self, line: int, why: str) -> None:
+        self.line = line
+        super().__init__(f"line {line} is no event as `agentd export` writes it ({why}); export the conversation anew")
 
 
 class NotSent(AgentdError):

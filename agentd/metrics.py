@@ -138,6 +138,8 @@ HANDLER_SECONDS = Histogram(
     ["plugin", "outcome"],
     bounds=_HANDLER_BOUNDS_S,
 )
+PASSED_OVER = Counter("agentd_passed_over_total", "Events not handled, by catch-up policy.", ["identity", "plugin"])
+LOOPS_STOPPED = Counter("agentd_loops_stopped_total", "Conversations paused by the guard against loops.", ["identity"])
 BREAKER_OPENED = Counter("agentd_breaker_opened_total", "Times a plugin as a whole was paused.", ["plugin"])
 SENDS = Counter(
     "agentd_sends_total", "Sends that reached a state: sent, unknown, refused, expired, dropped.", ["identity", "state"]

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, over
 import msgspec
 
 from agentd.core.events import (
+    Digest,
     Event,
     GapReport,
     GroupDeleted,
@@ -54,6 +55,7 @@ else:
 
 __all__ = [
     "Context",
+    "Digest",
     "Event",
     "Gap",
     "GiveUp",
@@ -263,6 +265,26 @@ class Context(PluginContext[C_co], Protocol[C_co]):
         """
         ...
 
+    def progress(self, data: object = None) -> None:
+        """Say that the turn is getting on: its deadline is put off by as long as the handler may take.
+
+        `timeout_max_s` of the plugin's settings is where that ends. data: what the next attempt should know if this one
+        fails or the process dies, as JSON; it is on disk at once, and the newest counts.
+        """
+        ...
+
+    @property
+    def last_progress(self) -> Any:
+        """What an earlier attempt at this event told `progress` last, or None."""
+        ...
+
+    def outcome(self, word: str, data: object = None) -> None:
+        """Stage a note on what this turn came to, for people and audits: "answered", "escalated", and so on.
+
+        data: what JSON can hold. `agentd explain` shows it with the event.
+        """
+        ...
+
     def wait(self, awaitable: Awaitable[T]) -> T:
         """For `def` handlers, which run in threads: the result of what others await, as `ctx.wait(ctx.state.get(...))`.
 
@@ -283,7 +305,10 @@ def _seconds(interval: str | float) -> float:
 
 
 class Declared(msgspec.Struct, frozen=True, kw_only=True):
-    """One use of `@plugin.on`, as written. `filters`: by the name of the argument, only those given."""
+    """One use of `@plugin.on`, as written. `filters`: by the name of the argument, only those given.
+
+    batch, settle_s: for handlers that take many events at once, else None.
+    """
 
     event: type[Any]
     function: Callable[..., Any]
@@ -293,6 +318,8 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int | None
     on_dead: str | None
     every_s: float | None = None
+    batch: int | None = None
+    settle_s: float | None = None
 
 
 class Plugin(Generic[C]):
@@ -311,6 +338,7 @@ class Plugin(Generic[C]):
         self.setups: list[Callable[[PluginContext[Any]], object]] = []
         self.teardowns: list[Callable[[PluginContext[Any]], object]] = []
 
+    @overload
     def on(
         self,
         event: type[E],
@@ -326,13 +354,56 @@ class Plugin(Generic[C]):
         own: bool = False,
         timeout_s: float | None = None,
         attempts: int | None = None,
-        on_dead: Literal["skip", "hold"] | None = None,
-    ) -> Callable[[Callable[[E, Context[C]], R]], Callable[[E, Context[C]], R]]:
+        on_dead: Literal["skip", "hold", "detach"] | None = None,
+    ) -> Callable[[Callable[[E, Context[C]], R]], Callable[[E, Context[C]], R]]: ...
+    @overload
+    def on(
+        self,
+        event: type[E],
+        *,
+        batch: int,
+        settle_s: float = 0.1,
+        identity: Names | None = None,
+        conversation: Names | None = None,
+        sender: Names | None = None,
+        text: str | re.Pattern[str] | None = None,
+        mentioned: bool | None = None,
+        direct: bool | None = None,
+        kind: Names | None = None,
+        where: Callable[[E], object] | None = None,
+        own: bool = False,
+        timeout_s: float | None = None,
+        attempts: int | None = None,
+        on_dead: Literal["skip", "hold", "detach"] | None = None,
+    ) -> Callable[[Callable[[tuple[E, ...], Context[C]], R]], Callable[[tuple[E, ...], Context[C]], R]]: ...
+    def on(
+        self,
+        event: type[E],
+        *,
+        batch: int | None = None,
+        settle_s: float = 0.1,
+        identity: Names | None = None,
+        conversation: Names | None = None,
+        sender: Names | None = None,
+        text: str | re.Pattern[str] | None = None,
+        mentioned: bool | None = None,
+        direct: bool | None = None,
+        kind: Names | None = None,
+        where: Callable[[E], object] | None = None,
+        own: bool = False,
+        timeout_s: float | None = None,
+        attempts: int | None = None,
+        on_dead: Literal["skip", "hold", "detach"] | None = None,
+    ) -> Callable[[Callable[..., R]], Callable[..., R]]:
         """Run the function for every such event that passes all filters; several of them in the order of definition.
 
         identity, conversation, sender, kind: a name, a glob, or several. text: a regular expression found anywhere in
         the text. where: called with the event, must be quick. own: this identity's own words too. timeout_s, attempts,
         on_dead: instead of the plugin's settings. The function: `async def`, or `def`, which runs in a thread.
+
+        batch: the function gets a tuple of events of one conversation, oldest first: what waits there, at most so many,
+        after no other has come for `settle_s` seconds. A repeat gets the same ones; what comes meanwhile waits for the
+        next turn. `ctx.reply` answers the newest. An event that other handlers want too comes alone.
         """
         given = {
             "identity": identity,
@@ -345,7 +416,7 @@ class Plugin(Generic[C]):
             "where": where,
         }
 
-        def declare(function: Callable[[E, Context[C]], R]) -> Callable[[E, Context[C]], R]:
+        def declare(function: Callable[..., R]) -> Callable[..., R]:
             self.declared.append(
                 Declared(
                     event=event,
@@ -355,6 +426,8 @@ class Plugin(Generic[C]):
                     timeout_s=timeout_s,
                     attempts=attempts,
                     on_dead=on_dead,
+                    batch=batch,
+                    settle_s=None if batch is None else settle_s,
                 )
             )
             return function

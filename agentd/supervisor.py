@@ -398,7 +398,7 @@ class _Life:
         if self.sender.listening:
             for record in records:
                 if isinstance(record.event, Message) and not record.event.own:
-                    self.sender.heard_from(self._platform.target(record.event))
+                    self.sender.heard_from(record.event.answer_to)
         self._shared.bells.on_records(records)
 
     def _signal(self, signal: Signal) -> None:

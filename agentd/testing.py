@@ -16,16 +16,20 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from agentd.config import Dispatch, PluginSettings
-from agentd.core.events import FIRST_SEQ, Event, Message, Record, Send, Sent, Signal
-from agentd.dispatcher import Dispatcher
-from agentd.errors import ConfigError, PluginLoadError
+from agentd.config import CatchUp, Conduct, Dispatch, LoopGuard, PluginSettings
+from agentd.core.events import FIRST_SEQ, Context, Event, Message, Record, Send, Sent, Signal
+from agentd.core.exported import Exported
+from agentd.core.exported import read as read_exported
+from agentd.dispatcher import Dispatcher, Marks
+from agentd.errors import ConfigError, ExportUnreadable, PluginLoadError
 from agentd.host.lifecycle import Loaded
 from agentd.host.state import PLUGIN_WIDE
 from agentd.journal.running import Running, Unfinished
@@ -35,7 +39,12 @@ from agentd.journal.storage import (
     Conversation,
     CursorMoved,
     Dead,
+    DeadDropped,
+    Outcome,
+    Paused,
     Queued,
+    Resumed,
+    Rewound,
     StatePut,
     StoredRecord,
     TimerGone,
@@ -44,13 +53,14 @@ from agentd.journal.storage import (
 )
 from agentd.plugin import Plugin
 
-__all__ = ["ConfigError", "Harness", "PluginLoadError"]
+__all__ = ["ConfigError", "ExportUnreadable", "Harness", "PluginLoadError"]
 
 T = TypeVar("T")
 D = TypeVar("D")
 
 _CALLS_MAX = Dispatch().concurrency
 _NEVER_SHED = 1_000_000
+_NEVER_SHED_BYTES = 1 << 34
 _UNIX_START = 1_767_225_600.0  # a fixed date: what a test shows today it shows tomorrow
 
 
@@ -101,12 +111,17 @@ class MemoryJournal:
         self.sent: dict[str, Send] = {}
         self.lost: list[Send] = []
         self.dead: list[Dead] = []
+        self.dropped: set[int] = set()
         self.failed: dict[tuple[str, int], Attempt] = {}
         self.values: dict[tuple[str, int, str], bytes] = {}
         self.timer_rows: dict[str, TimerSet] = {}
         self.losing = False
         self.dies_at_next_fate = False
+        self.outcomes: list[Outcome] = []
+        self.paused: dict[int, Paused] = {}
         self._cursors: dict[tuple[str, int], int] = {}
+        self._replays: dict[tuple[str, int], tuple[int, int]] = {}
+        self._queued_at: dict[str, float] = {}
         self._numbers: dict[tuple[str, str], int] = {}
 
     def append(self, event: Event, received_at: float) -> Record:
@@ -124,7 +139,8 @@ class MemoryJournal:
     def next_seq(self, identity: str, conversation: str) -> int:
         """The seq that the next event of a conversation takes."""
         number = self.number_of(identity, conversation)
-        return FIRST_SEQ + sum(record.conversation == number for record in self.records)
+        seqs = [record.event.seq for record in self.records if record.conversation == number]
+        return max(seqs, default=FIRST_SEQ - 1) + 1
 
     def revive(self, stored: StoredRecord) -> Event:
         """The event of a stored record."""
@@ -151,12 +167,25 @@ class MemoryJournal:
                 failed = self.failed.get((plugin, number))
                 if failed is not None and failed.position <= position:
                     del self.failed[plugin, number]
+            case Rewound(plugin=plugin, conversation=number, position=position):
+                self._cursors[plugin, number] = position
+                self._replays[plugin, number] = change.replay, change.until
+                self.failed.pop((plugin, number), None)
             case Attempt():
                 self.failed[change.plugin, change.conversation] = change
             case Dead():
                 self.dead.append(change)
-            case Queued(send=send):
+            case DeadDropped(number=number):
+                self.dropped.add(number)
+            case Outcome():
+                self.outcomes.append(change)
+            case Paused(number=number):
+                self.paused[number] = change
+            case Resumed(number=number):
+                self.paused.pop(number, None)
+            case Queued(send=send, queued_at=queued_at):
                 self.sent.setdefault(send.client_msg_id, send)
+                self._queued_at.setdefault(send.client_msg_id, queued_at)
             case TimerSet():
                 self.timer_rows[change.id] = change
             case TimerGone():
@@ -185,6 +214,20 @@ class MemoryJournal:
         """See storage.Journal."""
         return {number: position for (name, number), position in self._cursors.items() if name == plugin}
 
+    async def replays(self, plugin: str) -> dict[int, tuple[int, int]]:
+        """See storage.Journal."""
+        return {number: replay for (name, number), replay in self._replays.items() if name == plugin}
+
+    async def pauses(self) -> list[Paused]:
+        """See storage.Journal."""
+        return list(self.paused.values())
+
+    async def answers_since(self, identity: str, since: float) -> list[tuple[str, str, float]]:
+        """See storage.Journal."""
+        answers = [send for send in self.sent.values() if send.identity == identity and send.caused_by]
+        told = [(each.caused_in, each.caused_by, self._queued_at[each.client_msg_id]) for each in answers]
+        return [each for each in told if each[2] > since]
+
     async def attempts(self, plugin: str) -> list[Attempt]:
         """See storage.Journal."""
         return [failed for (name, _), failed in self.failed.items() if name == plugin]
@@ -192,6 +235,10 @@ class MemoryJournal:
     async def count_behind(self, conversation: int, after: int) -> int:
         """See storage.Journal."""
         return len(self._behind(conversation, after))
+
+    async def count_between(self, conversation: int, after: int, upto: int) -> int:
+        """See storage.Journal."""
+        return sum(record.position <= upto for record in self._behind(conversation, after))
 
     async def read_lane(self, conversation: int, after: int, limit: int) -> list[StoredRecord]:
         """See storage.Journal."""
@@ -233,6 +280,11 @@ def _stored(record: Record) -> StoredRecord:
     )
 
 
+def _exported(given: str | Path | Iterable[str | bytes]) -> list[Exported]:
+    lines = Path(given).read_bytes().splitlines() if isinstance(given, (str, Path)) else given
+    return list(read_exported(lines))
+
+
 class Harness:
     """One plugin serving one identity, and `others` beside it. Use as an async context manager.
 
@@ -249,15 +301,19 @@ class Harness:
         others: Sequence[str] = (),
         timeout_s: float = 60.0,
         attempts: int = 5,
-        on_dead: Literal["skip", "hold"] = "skip",
+        on_dead: Literal["skip", "hold", "detach"] = "skip",
         timers_max: int = 10_000,
+        timeout_max_s: float = 600.0,
         concurrency: int = 16,
+        catch_up: CatchUp | None = None,
+        loop_guard: LoopGuard | None = None,
     ) -> None:
         self.identity = identity
         self.identities = (identity, *others)
         self.clock = HandClock()
         self.journal = MemoryJournal()
         self._plugin = plugin
+        self._conduct = Conduct(catch_up=catch_up or CatchUp(), loop_guard=loop_guard or LoopGuard())
         self._settings = PluginSettings(
             use=plugin.name,
             config=dict(config or {}),
@@ -265,6 +321,7 @@ class Harness:
             attempts=attempts,
             on_dead=on_dead,
             timers_max=timers_max,
+            timeout_max_s=timeout_max_s,
             concurrency=concurrency,
         )
         self._ids = itertools.count(1)
@@ -274,7 +331,7 @@ class Harness:
         self._unfinished: list[Unfinished] = []
 
     async def __aenter__(self) -> Harness:
-        await self._load()
+        self._loaded = await self.load(self._plugin)
         await self._group.__aenter__()
         await self._start()
         return self
@@ -323,6 +380,11 @@ class Harness:
         return list(self.journal.timer_rows.values())
 
     @property
+    def outcomes(self) -> list[Outcome]:
+        """What turns came to, and what was passed over: `word`, `data` (JSON), positions `first` and `last`."""
+        return self.journal.outcomes
+
+    @property
     def pending(self) -> int:
         """Events that the plugin is not through with."""
         return sum(self._dispatcher.pending[name] for name in self.identities)
@@ -348,13 +410,16 @@ class Harness:
         data: dict[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         own: bool = False,
+        agent: bool = False,
+        created_at: datetime | None = None,
         identity: str | None = None,
         settle: bool = True,
     ) -> Message:
         """Somebody says something; returns when the plugin is through with it, or waits for time or something outside.
 
         conversation: "conv_" and the sender, or "grp_group" if it is not direct, unless named. own: this identity says
-        it. identity: who gets it, if not the first. settle: False returns at once; call `settle` later.
+        it. agent: the platform vouches that the sender is one. created_at: when it was said, with a time zone; now,
+        unless given. identity: who gets it, if not the first. settle: False returns at once; call `settle` later.
         """
         getter = identity or self.identity
         handle = getter if own else sender.removeprefix("@")
@@ -365,18 +430,38 @@ class Harness:
             seq=self.journal.next_seq(getter, self._conversation),
             id=f"msg_{next(self._ids)}",
             sender=handle,
+            created_at=(created_at or datetime.fromtimestamp(self.clock.unix(), UTC)).isoformat(),
             own=own,
             kind=kind,
             text=text,
             data=data,
             metadata=dict(metadata or {}),
+            context=Context(sender_kind="agent" if agent else None),
             direct=direct,
             mentioned=mentioned,
+            answer_to=self._conversation if not direct else "" if own else f"@{handle}",
         )
         self._dispatcher.offer([self.journal.append(message, self.clock.unix())])
         if settle:
             await self.settle()
         return message
+
+    async def replay(self, exported: str | Path | Iterable[str | bytes]) -> list[Event]:
+        """What `agentd export` wrote happens again, line by line; returns the events when the plugin is through.
+
+        exported: the file, or its lines. An identity that the harness does not have becomes its first; all else is as
+        it was, own events too, which only those are shown who ask. Time stands still. Raises ExportUnreadable, which
+        names the line, before anything happens.
+        """
+        events = []
+        for event, received_at in _exported(exported):
+            getter = event.identity if event.identity in self.identities else self.identity
+            event = msgspec.structs.replace(event, identity=getter)
+            self._conversation = event.conversation
+            self._dispatcher.offer([self.journal.append(event, received_at)])
+            await self.settle()
+            events.append(event)
+        return events
 
     async def signal(self, signal: Signal) -> None:
         """A signal arrives; returns when the plugin is through with it."""
@@ -410,15 +495,17 @@ class Harness:
         self.journal.losing = True
         await self._dispatcher.stop(0.0)
         self.journal.losing = False
-        await self._load()
+        self._loaded = await self.load(self._plugin)
         await self._start()
         if settle:
             await self.settle()
 
-    async def _load(self) -> None:
-        self._loaded = Loaded(self._plugin.name, self._plugin, self._settings, "", self.journal.state_get)
-        self._lives.append(self._loaded)
-        await self._loaded.setup()
+    async def load(self, plugin: Plugin[Any]) -> Loaded:
+        """Check a plugin against the harness's settings and set it up; it is torn down in the end."""
+        loaded = Loaded(plugin.name, plugin, self._settings, "", self.journal.state_get)
+        self._lives.append(loaded)
+        await loaded.setup()
+        return loaded
 
     async def _start(self) -> None:
         self._running = Running([self._loaded.name], _CALLS_MAX)
@@ -430,7 +517,8 @@ class Harness:
             revive=self.journal.revive,
             on_queued=lambda sends: None,
             on_backlog=lambda shed: None,
-            backlog=(_NEVER_SHED, _NEVER_SHED // 2),
+            marks=Marks(_NEVER_SHED, _NEVER_SHED // 2, _NEVER_SHED_BYTES, _NEVER_SHED_BYTES // 2),
+            conduct=dict.fromkeys(self.identities, self._conduct),
             clock=self.clock,
             chance=lambda: 0.0,
             send_now=self._send_now,

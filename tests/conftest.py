@@ -87,6 +87,38 @@ def letter_row(number: int = 3, **fields: Any) -> dict[str, Any]:
     }
 
 
+def explanation(**fate: Any) -> dict[str, Any]:
+    event = {
+        "position": 17,
+        "identity": "alice",
+        "conversation": "conv_1",
+        "epoch": 1,
+        "seq": 9,
+        "id": "msg_9",
+        "sender": "@eve\x1b",
+        "source": "live",
+        "own": False,
+        "late": True,
+        "type": "text",
+        "text": "hello",
+        "received_at": "2026-01-02T03:04:05.000Z",
+    }
+    filters = [
+        {"name": "sender", "wanted": ["@ann", "@eve"], "had": "eve", "passed": True, "error": None},
+        {"name": "text", "wanted": "^bye", "had": "hello", "passed": False, "error": None},
+        {"name": "where", "wanted": "is_late", "had": None, "passed": None, "error": None},
+    ]
+    raised = {"name": "where", "wanted": "is_late", "had": None, "passed": None, "error": "KeyError: 'x'"}
+    handlers = [
+        {"name": "part", "place": "/p.py:3", "event": "Message", "matches": False, "filters": filters},
+        {"name": "greet", "place": "/p.py:9", "event": "Message", "matches": True, "filters": filters[:1]},
+        {"name": "check", "place": "/p.py:12", "event": "Message", "matches": None, "filters": [raised]},
+    ]
+    told = {"state": "handled", "attempts": None, "error": None, "not_before": None, "letter": None, "behind": None}
+    lane = {"plugin": "echo", "breaker": "closed", "fate": {**told, **fate}, "handlers": handlers}
+    return {"events": [{"event": event, "plugins": [lane]}]}
+
+
 class ScriptedDaemon:
     """Answers what the test put there, and remembers what it was asked."""
 
@@ -104,6 +136,8 @@ class ScriptedDaemon:
         self.gap_list: list[dict[str, Any]] = []
         self.sends = {"agentd-7-0": send_row()}
         self.letters = {3: letter_row()}
+        self.exported: list[bytes] = []
+        self.explained = explanation()
         self.error: Exception | None = None
         self.asked: list[tuple[Any, ...]] = []
         self.records: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -179,6 +213,24 @@ class ScriptedDaemon:
                 yield record
         finally:
             self.tail_ended.set()
+
+    async def export(self, identity: str | None, conversation: str | None, since: float | None) -> Any:
+        self.asked.append(("export", identity, conversation, since))
+        if self.error:
+            raise self.error
+        return self._pages()
+
+    async def _pages(self) -> AsyncGenerator[bytes, None]:
+        for page in self.exported:
+            if page == b"gone":
+                raise RuntimeError("the daemon breaks off")
+            yield page
+
+    async def explain(self, event: str, identity: str | None, plugin: str | None) -> dict[str, Any]:
+        self.asked.append(("explain", event, identity, plugin))
+        if self.error:
+            raise self.error
+        return self.explained
 
     async def stop(self) -> None:
         self.stopped.set()

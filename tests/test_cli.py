@@ -645,21 +645,8 @@ def test_wrong_words_end_with_the_code_for_usage(words: list[str]) -> None:
 
 
 def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
-    verbs = [
-        "run",
-        "check",
-        "status",
-        "dashboard",
-        "send",
-        "tail",
-        "gaps",
-        "outbox",
-        "dead",
-        "release",
-        "new",
-        "hub",
-        "demo",
-    ]
+    asking = ["status", "dashboard", "send", "tail", "gaps", "export", "explain", "outbox", "dead", "release"]
+    verbs = ["run", "check", *asking, "new", "hub", "demo"]
     lines = agentd_command("--help").stdout.split("Commands:\n")[1].splitlines()
     assert [line.split()[0] for line in lines] == verbs
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
@@ -669,6 +656,142 @@ def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
 
 def test_the_version_is_told() -> None:
     assert agentd_command("--version").stdout == f"agentd, version {agentd.__version__}\n"
+
+
+# export and explain
+
+
+LINES = [b'{"position":1,"text":"\xc3\xbc"}\n', b'{"position":2}\n']
+
+
+def scripted_export(served: Any, unreadable: int = 0) -> None:
+    last = b'{"exported":2,"unreadable":%d}\n' % unreadable
+    served.daemon.exported = [b'{"up_to":2}\n', b"".join(LINES), last]
+
+
+def test_an_export_goes_to_stdout_and_its_sum_beside_it(ask: Callable[..., Result], served: Any) -> None:
+    scripted_export(served)
+    result = ask("export", "--as", "alice", "--conversation", "conv_1", "--since", "2026-01-01")
+    assert result.exit_code == 0
+    assert result.stdout_bytes == b"".join(LINES)
+    assert result.stderr == "exported 2 events\n"
+    assert served.daemon.asked == [("export", "alice", "conv_1", 1_767_225_600.0)]
+
+
+def test_an_export_into_a_file_is_there_for_its_owner_only(
+    ask: Callable[..., Result], served: Any, tmp_path: Path
+) -> None:
+    scripted_export(served, unreadable=1)
+    file = tmp_path / "case.jsonl"
+    result = ask("export", "--to", str(file))
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.splitlines() == [
+        f"exported 2 events to {file}",
+        "left out 1: their identities are not configured, or they cannot be read any more",
+    ]
+    assert file.read_bytes() == b"".join(LINES)
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_export_that_is_broken_off_leaves_the_file_as_it_was(
+    ask: Callable[..., Result], served: Any, tmp_path: Path
+) -> None:
+    served.daemon.exported = [b'{"up_to":2}\n', LINES[0], b"gone"]
+    file = tmp_path / "case.jsonl"
+    file.write_text("before")
+    result = ask("export", "--to", str(file))
+    assert result.exit_code == 69
+    assert "broke off" in result.stderr
+    assert file.read_text() == "before"
+    assert not (tmp_path / "case.jsonl.part").exists()
+    elsewhere = tmp_path / "no folder" / "case.jsonl"
+    refused = ask("export", "--to", str(elsewhere))
+    assert (refused.exit_code, "name another file with --to" in refused.stderr) == (1, True)
+
+
+def test_an_export_shows_its_progress_on_a_terminal(
+    served: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from agentd.cli import recording
+    from agentd.control.client import Client
+
+    scripted_export(served)
+    monkeypatch.setattr(recording, "_PROGRESS_S", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    recording.export(Client(served.path), None, None, None, tmp_path / "case.jsonl")
+    steps = capsys.readouterr().err.split("\r\x1b[K")
+    assert steps == ["", "1 events, 50 %", "2 events, 100 %", f"exported 2 events to {tmp_path / 'case.jsonl'}\n"]
+
+
+@pytest.mark.parametrize("given", ["yesterday", "2x", "2026-13-01", "9" * 400 + "d"])
+def test_a_time_that_is_none_is_refused(ask: Callable[..., Result], served: Any, given: str) -> None:
+    result = ask("export", "--since", given)
+    assert (result.exit_code, "is no moment" in result.stderr) == (2, True)
+    assert served.daemon.asked == []
+
+
+def test_a_time_may_be_so_long_ago(ask: Callable[..., Result], served: Any) -> None:
+    scripted_export(served)
+    before = datetime.now(UTC).timestamp() - 7_200.0
+    ask("export", "--since", "2h")
+    [(_, _, _, since_s)] = served.daemon.asked
+    assert before - 1 <= since_s <= datetime.now(UTC).timestamp() - 7_199.0
+
+
+def test_explain_tells_each_handler_and_filter(ask: Callable[..., Result], served: Any) -> None:
+    result = ask("explain", "msg_9", "--plugin", "echo")
+    assert result.stdout.splitlines() == [
+        "msg_9 from @eve\\u001b in alice conv_1 #9, position 17, late",
+        "received 2026-01-02T03:04:05.000Z: hello",
+        "",
+        "plugin echo: handled",
+        "  part (/p.py:3): does not match",
+        '    + sender: wanted ["@ann", "@eve"], had "eve"',
+        '    - text: wanted "^bye", had "hello"',
+        '    - where: wanted "is_late", not asked',
+        "  greet (/p.py:9): matches",
+        '    + sender: wanted ["@ann", "@eve"], had "eve"',
+        "  check (/p.py:12): cannot be asked: a filter raised",
+        "    ! where: wanted \"is_late\", raised KeyError: 'x'",
+    ]
+    assert served.daemon.asked == [("explain", "msg_9", None, "echo")]
+    assert json.loads(ask("explain", "17", "--as", "alice", "--json").stdout) == served.daemon.explained
+
+
+@pytest.mark.parametrize(
+    ("fate", "told"),
+    [
+        ({"state": "waiting"}, "waiting"),
+        ({"state": "waiting", "behind": 16}, "waiting behind position 16, which fails"),
+        ({"state": "passed_over"}, "passed over: no handler matches"),
+        ({"state": "never_offered"}, "never offered: it is older than the plugin's service for this identity"),
+        (
+            {"state": "failing", "attempts": 2, "error": "ValueError: no", "not_before": "2026-01-02T03:04:05.000Z"},
+            "failing, next attempt not before 2026-01-02T03:04:05.000Z, after 2 attempts: ValueError: no",
+        ),
+        (
+            {"state": "dead", "attempts": 5, "error": "ValueError: no", "letter": 3},
+            "dead letter 3 after 5 attempts: ValueError: no",
+        ),
+        (
+            {"state": "held", "attempts": 5, "error": "ValueError: no", "letter": 3},
+            "dead letter 3, behind which the conversation is held, after 5 attempts: ValueError: no",
+        ),
+    ],
+)
+def test_explain_tells_what_became_of_the_event(
+    ask: Callable[..., Result], served: Any, fate: dict[str, Any], told: str
+) -> None:
+    from tests.conftest import explanation
+
+    served.daemon.explained = explanation(**fate)
+    assert f"plugin echo: {told}" in ask("explain", "17").stdout.splitlines()
+
+
+def test_an_event_that_is_not_found_fails_with_the_remedy(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.error = ControlError(404, "UNKNOWN_EVENT", "no event 'x'", "name its id")
+    result = ask("explain", "x", "--json")
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "agentd: no event 'x'; name its id\n")
 
 
 # Tables and ages

@@ -16,7 +16,7 @@ import pytest
 from agentd.config import Dispatch, JournalSettings, PluginSettings
 from agentd.core.events import GapReport, Message, Record, Send, Signal, Typing
 from agentd.core.retry import Backoff
-from agentd.dispatcher import Dispatcher, LoopClock
+from agentd.dispatcher import Dispatcher, LoopClock, Marks
 from agentd.errors import GiveUp, JournalUnusable, RetryLater
 from agentd.host.context import TurnContext
 from agentd.host.lifecycle import Loaded
@@ -67,6 +67,10 @@ class Journal(MemoryJournal):
         return self._cursors.get((plugin, self._numbers[("me", conversation)]))
 
 
+def marks(high: int, low: int) -> Marks:
+    return Marks(high, low, 1 << 30, 1 << 29)
+
+
 class Rig:
     """A dispatcher on a journal in memory, with plugins made from bare functions."""
 
@@ -78,7 +82,7 @@ class Rig:
         self.serves: dict[str, list[str]] = {"me": []}
         self.queued: list[Send] = []
         self.shedding: list[bool] = []
-        self.backlog = (1_000, 100)
+        self.backlog = marks(1_000, 100)
         self.unfinished: list[Unfinished] = []
 
     def plugin(
@@ -105,7 +109,7 @@ class Rig:
             revive=self.journal.revive,
             on_queued=self.queued.extend,
             on_backlog=self.shedding.append,
-            backlog=self.backlog,
+            marks=self.backlog,
             clock=self.clock,
             backoff=Backoff(first_s=0.01, max_s=0.02) if self.clock is None else Backoff(),
             chance=lambda: 0.0,
@@ -128,6 +132,7 @@ class Rig:
 
     def said(self, conversation: str, text: str = "", **fields: Any) -> Record:
         """Something that is on disk, to be offered."""
+        sender = fields.pop("sender", "peer")
         number = self.journal.next_seq("me", conversation)
         return self.journal.append(
             Message(
@@ -135,8 +140,9 @@ class Rig:
                 conversation=conversation,
                 seq=number,
                 id=f"{conversation}.{number}",
-                sender=fields.pop("sender", "peer"),
+                sender=sender,
                 text=text or str(number),
+                answer_to=f"@{sender}",
                 **fields,
             ),
             0.0,
@@ -788,7 +794,7 @@ async def test_sends_ring_only_when_they_are_on_disk() -> None:
 
 def died(rig: Rig, *records: Record, plugin: str = "p") -> None:
     """The process before this one died while it handled these."""
-    rig.unfinished = [Unfinished(plugin, record.position) for record in records]
+    rig.unfinished = [Unfinished(plugin, record.position, record.position) for record in records]
 
 
 async def test_an_event_that_ran_at_two_deaths_is_a_dead_letter_and_its_lane_goes_on() -> None:
@@ -1056,7 +1062,7 @@ async def test_a_record_that_is_on_disk_but_not_offered_yet_is_handled_once() ->
 
 async def test_the_backlog_bell_rings_once_at_the_high_mark_and_once_at_the_low() -> None:
     rig = Rig()
-    rig.backlog = (10, 3)
+    rig.backlog = marks(10, 3)
     release = asyncio.Event()
 
     async def handle(message: Message, ctx: Context) -> None:
@@ -1075,7 +1081,7 @@ async def test_the_backlog_bell_rings_once_at_the_high_mark_and_once_at_the_low(
 
 async def test_memory_holds_no_more_than_the_high_mark_even_if_nobody_sheds() -> None:
     rig, ledger = Rig(), Ledger()
-    rig.backlog = (10, 5)
+    rig.backlog = marks(10, 5)
     rig.plugin("p", ledger)
     async with rig.running() as dispatcher:
         dispatcher.offer([rig.said(f"c{number}") for number in range(40) for _ in range(3)])
@@ -1086,7 +1092,7 @@ async def test_memory_holds_no_more_than_the_high_mark_even_if_nobody_sheds() ->
 
 async def test_catching_up_after_a_restart_fills_memory_to_the_low_mark_only() -> None:
     rig, ledger = Rig(concurrency=1), Ledger()
-    rig.backlog = (1_000, 20)
+    rig.backlog = marks(1_000, 20)
     most = 0
 
     async def handle(message: Message, ctx: Context) -> None:
@@ -1440,7 +1446,7 @@ async def on_disk(path: Path, handle: Handle, queued: list[Send]) -> AsyncIterat
             revive=revive,
             on_queued=queued.extend,
             on_backlog=lambda shed: None,
-            backlog=(1_000, 100),
+            marks=marks(1_000, 100),
             clock=LoopClock(),
         )
         await dispatcher.start(tasks)
@@ -1454,7 +1460,14 @@ async def on_disk(path: Path, handle: Handle, queued: list[Send]) -> AsyncIterat
 
 def message_at(seq: int) -> Message:
     return Message(
-        identity="me", conversation="c", seq=seq, id=f"m{seq}", sender="bob", text=str(seq), payload=str(seq).encode()
+        identity="me",
+        conversation="c",
+        seq=seq,
+        id=f"m{seq}",
+        sender="bob",
+        text=str(seq),
+        answer_to="@bob",
+        payload=str(seq).encode(),
     )
 
 

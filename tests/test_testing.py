@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from agentd.core.events import Record
+from agentd.core.exported import line
 from agentd.errors import ConfigError, GiveUp, PluginLoadError
 from agentd.plugin import Context, Gap, Message, Plugin, PluginContext, Sent, Typing
-from agentd.testing import Harness
+from agentd.testing import ExportUnreadable, Harness
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -262,3 +266,62 @@ async def test_middlewares_run_in_the_kit_too() -> None:
     async with Harness(plugin) as h:
         await h.message("a")
     assert calls == ["in", "handle", "out"]
+
+
+def exported(*events: Message) -> list[bytes]:
+    return [line(Record(number, 1, event, 1_767_225_600.0)) for number, event in enumerate(events, start=1)]
+
+
+def heard(seq: int, text: str, **fields: Any) -> Message:
+    place = {"identity": "alice", "conversation": "conv_prod", "seq": seq, "id": f"msg_prod_{seq}", "sender": "bob"}
+    return Message(**{**place, "text": text, "answer_to": "@bob", "payload": b'{"n":1}', **fields})
+
+
+async def test_an_exported_conversation_happens_again_in_order(tmp_path: Path) -> None:
+    file = tmp_path / "case.jsonl"
+    file.write_bytes(b"".join(exported(heard(7, "a"), heard(8, "mine", own=True), heard(9, "b", late=True))))
+    seen: list[Message] = []
+    plugin = Plugin("p")
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        seen.append(message)
+        ctx.state.put("last", message.text)
+        ctx.reply(f"re {message.text}")
+
+    async with Harness(plugin, identity="alice") as h:
+        replayed = await h.replay(file)
+        assert seen == [heard(7, "a"), heard(9, "b", late=True)]
+        assert [event.seq for event in replayed] == [7, 8, 9]
+        assert h.texts == ["re a", "re b"]
+        assert h.state("last", str) == "b"
+        await h.message("and on", conversation="conv_prod")
+        assert seen[-1].seq == 10
+
+
+async def test_own_words_are_replayed_to_whom_they_are_shown_and_a_strange_identity_is_the_first() -> None:
+    seen: list[tuple[str, bool]] = []
+    plugin = Plugin("p")
+
+    @plugin.on(Message, own=True, identity="me")
+    async def handle(message: Message, ctx: Context) -> None:
+        seen.append((str(message.text), message.own))
+
+    async with Harness(plugin) as h:
+        await h.replay(exported(heard(1, "theirs"), heard(2, "ours", own=True)))
+    assert seen == [("theirs", False), ("ours", True)]
+
+
+async def test_a_replay_survives_a_crash_like_any_other_mail() -> None:
+    async with Harness(counter) as h:
+        h.crash_after_handler()
+        await h.replay(exported(heard(1, "a"), heard(2, "b")))
+        assert h.texts == ["number 1", "number 2"]
+        assert len(h.lost) == 1
+
+
+async def test_a_file_that_is_no_export_is_refused_before_anything_happens() -> None:
+    async with Harness(counter) as h:
+        with pytest.raises(ExportUnreadable, match="line 2"):
+            await h.replay([*exported(heard(1, "a")), b"hello"])
+        assert h.sent == []

@@ -1,7 +1,7 @@
 """The verbs on what did not get through: sends in the outbox, and dead letters.
 
 Always true: with `as_json`, stdout holds JSON and nothing else. Nothing is dropped that was not named and agreed to.
-Not here: parsing words (the package's __init__), what the verbs mean (the daemon).
+Not here: parsing words (words/), what the verbs mean (the daemon).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The verbs that check a configuration or ask a running daemon, and show the answer.
 
 Always true: neither the daemon nor a network library is imported. With `as_json`, stdout holds JSON and nothing else.
-Not here: parsing words (the package's __init__), the far end (control).
+Not here: parsing words (words/), the far end (control).
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from agentd.config.loader import load
 from agentd.config.search import find_configuration, find_state
 from agentd.config.settings import (
     Agentd,
+    CatchUp,
+    Conduct,
     Dispatch,
     Health,
     Http,
@@ -25,6 +27,7 @@ from agentd.config.settings import (
     JournalSettings,
     KeySource,
     Link,
+    LoopGuard,
     PluginSettings,
     Rest,
     Sending,
@@ -33,6 +36,8 @@ from agentd.config.settings import (
 
 __all__ = [
     "Agentd",
+    "CatchUp",
+    "Conduct",
     "Dispatch",
     "Health",
     "Http",
@@ -41,6 +46,7 @@ __all__ = [
     "JournalSettings",
     "KeySource",
     "Link",
+    "LoopGuard",
     "PluginSettings",
     "Rest",
     "Secret",

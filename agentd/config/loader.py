@@ -17,6 +17,7 @@ import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
@@ -45,6 +46,7 @@ _SPELLED: list[tuple[type, str]] = [  # as TOML names them; bool before int, whi
 ]
 _RISING = (  # pairs of settings of which the first may not exceed the second
     (("intake", "undispatched_low"), ("intake", "undispatched_high")),
+    (("intake", "undispatched_low_mb"), ("intake", "undispatched_high_mb")),
     (("intake", "held_max"), ("intake", "held_total_max")),
     (("link", "backoff_first_s"), ("link", "backoff_max_s")),
     (("rest", "backoff_first_s"), ("rest", "backoff_max_s")),
@@ -147,8 +149,8 @@ class _Reading:
         return kind(**values) if complete else None
 
     def _value(self, kind: Any, raw: Any, path: KeyPath) -> Any:
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            return self.section(kind, raw, path)
+        if (section := _section_of(kind)) is not None:
+            return self.section(section, raw, path)
         if get_origin(kind) is dict and issubclass(get_args(kind)[1], msgspec.Struct):
             return self._named_sections(get_args(kind)[1], raw, path)
         try:
@@ -173,6 +175,12 @@ class _Reading:
             elif section := self.section(kind, table, (*path, name)):
                 sections[name] = section
         return sections
+
+
+def _section_of(kind: Any) -> type[msgspec.Struct] | None:
+    """The table that stands here, whether or not it may be left out."""
+    choices = get_args(kind) if get_origin(kind) is UnionType else (kind,)
+    return next((each for each in choices if isinstance(each, type) and issubclass(each, msgspec.Struct)), None)
 
 
 def _table_remedy(kind: type[msgspec.Struct], path: KeyPath) -> str:

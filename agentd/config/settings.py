@@ -23,6 +23,9 @@ Count = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
 Limit = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
 
 
+OnDead = Literal["skip", "hold", "detach"]
+
+
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the configuration file."""
 
@@ -41,6 +44,8 @@ class Intake(_Section, frozen=True, kw_only=True):
     on_reset: Literal["replay", "adopt"] = "replay"  # the new numbering from its start, so that nothing is lost
     undispatched_high: Limit = 50_000  # events waiting for handlers at which intake sheds (about 100 MB of memory)
     undispatched_low: Count = 10_000  # and below which it fetches what it shed
+    undispatched_high_mb: Limit = 256  # the same by the size of what they hold, whichever comes first
+    undispatched_low_mb: Count = 64
 
 
 class Link(_Section, frozen=True, kw_only=True):
@@ -151,7 +156,41 @@ class KeySource(_Section, frozen=True, kw_only=True):
     command: tuple[str, ...] | str | None = None
 
 
-class Identity(_Section, frozen=True, kw_only=True):
+class CatchUp(_Section, frozen=True, kw_only=True):
+    """What happens to mail that grew stale before it could be handled.
+
+    replay: handled like any other, oldest first. latest: of a conversation's stale mail only the newest is handled, and
+    only if nothing fresh follows. digest: handlers of Digest get it in one piece. hold: the conversation waits for
+    `agentd resume`. What is not handled stays in the journal with the reason.
+    """
+
+    policy: Literal["replay", "latest", "digest", "hold"] = "replay"
+    after_s: Interval = 3_600.0  # who asked more than an hour ago may have stopped waiting
+    settle_s: Seconds = 2.0  # a backlog comes page by page; it is judged when its last page is there
+    digest_max: Limit = 100  # messages in one digest, the newest
+
+
+class LoopGuard(_Section, frozen=True, kw_only=True):
+    """When answers between two agents are a loop: the conversation is paused until `agentd resume`."""
+
+    answers_max: Count = 120  # to one agent in one conversation within the window; 0 turns the guard off
+    window_s: Interval = 600.0  # an answer every five seconds for ten minutes: nobody reads that
+    hops_max: Limit = 200  # answers to answers in a row, however slow, over any number of conversations
+
+
+class Conduct(_Section, frozen=True, kw_only=True):
+    """How an identity carries itself in conversations.
+
+    takeover_idle_s: when its own words arrive that agentd did not send, somebody else is speaking for it, and handlers
+    stay out of that conversation until it has said nothing for so long; 0 for never.
+    """
+
+    catch_up: CatchUp = CatchUp()
+    loop_guard: LoopGuard = LoopGuard()
+    takeover_idle_s: Seconds = 900.0  # a person who thinks for a quarter of an hour has gone
+
+
+class Identity(Conduct, frozen=True, kw_only=True):
     """One account on one platform. plugins: names of [plugin.NAME] tables, all of which get its events."""
 
     platform: str = "agentchat"
@@ -167,10 +206,14 @@ class PluginSettings(_Section, frozen=True, kw_only=True):
     config: dict[str, Any] = {}
     concurrency: Limit = 16  # calls at once of this plugin
     timeout_s: Interval = 60.0  # a handler's deadline, unless it names its own
+    timeout_max_s: Interval = 600.0  # how far `ctx.progress` may put the deadline off in all
     attempts: Limit = 5  # before a failing event becomes a dead letter
     state_value_max_bytes: Limit = 1_048_576  # one value of `ctx.state` as JSON; it is written whole at each put
     timers_max: Limit = 10_000  # wake-ups that may be waiting; a few hundred bytes each
-    on_dead: Literal["skip", "hold"] = "skip"  # what its conversation does then: go on, or wait for `agentd release`
+    on_dead: OnDead = (
+        "skip"  # what its conversation does then: go on, wait for `agentd release`, or go on and try later
+    )
+    catch_up: CatchUp | None = None  # instead of the identity's, for example to see all mail in an audit
 
 
 class Settings(_Section, frozen=True, kw_only=True):

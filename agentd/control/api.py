@@ -16,14 +16,18 @@ Protocol, version 1. Within a version, fields and calls are only added.
     GET  /v1/dead/letter?number=N     one of them, with its event and traceback
     POST /v1/dead/drop                {number} to the letter as it is then; it stays
     GET  /v1/tail[?identity=NAME][&since=POSITION]         JSON lines without end; blank ones mean nothing
+    GET  /v1/export[?identity=NAME][&conversation=ID][&since=ISO]  JSON lines: {up_to: position}, events (see
+                                                            core.exported), {exported: number, unreadable: number}
+    GET  /v1/explain?event=EVENT[&identity=NAME][&plugin=NAME]  {events: [...]}; EVENT: a platform id or a position
     POST /v1/stop                     {stopping: true}, at once
 
 What cannot be done has a status from 400 and {code, message, remedy}: 400 BAD_REQUEST or WHICH_IDENTITY, 403 NOT_OWNER,
-404 UNKNOWN_IDENTITY, UNKNOWN_SEND, UNKNOWN_LETTER or UNKNOWN_CALL, 409 NOTHING_TO_RETRY or NOTHING_TO_DROP, 422 the
-platform's code, 503 UNAVAILABLE or OUTBOX_FULL, 504 OUTCOME_UNKNOWN, 507 JOURNAL, 500 INTERNAL.
+404 UNKNOWN_IDENTITY, UNKNOWN_SEND, UNKNOWN_LETTER, UNKNOWN_CONVERSATION, UNKNOWN_EVENT, UNKNOWN_PLUGIN or UNKNOWN_CALL,
+409 NOTHING_TO_RETRY, NOTHING_TO_DROP or UNREADABLE_EVENT, 422 the platform's code, 503 UNAVAILABLE or OUTBOX_FULL,
+504 OUTCOME_UNKNOWN, 507 JOURNAL, 500 INTERNAL.
 
 Always true: the socket has mode 0600 from its first moment, and the user on the other end is asked of the kernel for
-every request. A slow or vanished reader of `tail` costs one suspended iterator.
+every request. A slow or vanished reader of `tail` or `export` costs one suspended iterator.
 Not here: what a daemon does with a call.
 """
 
@@ -49,6 +53,7 @@ from agentd import __version__
 from agentd.control.address import short_name
 from agentd.control.refusal import ControlError
 from agentd.core.events import OPEN_STATES, SETTLED_STATES, Content
+from agentd.core.moments import unix
 from agentd.errors import JournalError, OutcomeUnknown, Refused, Unavailable
 
 API = 1
@@ -157,6 +162,27 @@ class Daemon(Protocol):
         """
         ...
 
+    async def export(
+        self, identity: str | None, conversation: str | None, since: float | None
+    ) -> AsyncGenerator[bytes, None]:
+        """What is recorded by now, oldest first, as the lines of /v1/export, many at a time.
+
+        since: Unix seconds; only what was received from then on. unreadable: events that cannot be decoded any more, or
+        whose identity is not configured. Raises ControlError if no identity has this conversation, or several have.
+        """
+        ...
+
+    async def explain(self, event: str, identity: str | None, plugin: str | None) -> dict[str, Any]:
+        """What the plugins that serve its identity make of an event. Two identities may have one of the same id.
+
+        {events: [{event, plugins: [{plugin, breaker, fate, handlers}]}]}. event: as `tail` shows it. fate: {state,
+        attempts, error, not_before, letter, behind}; state: one of operations.explaining.STATES. handlers: [{name,
+        place, event, matches, filters: [{name, wanted, had, passed, error}]}]; matches is None where a filter raised;
+        passed is None where it raised `error`, or was not asked.
+        Raises ControlError if there is no such event or plugin.
+        """
+        ...
+
     async def stop(self) -> None:
         """Begin to stop; returns before that is done."""
         ...
@@ -249,6 +275,8 @@ class ControlServer:
         application.router.add_get("/v1/dead/letter", self._dead_show)
         application.router.add_post("/v1/dead/drop", self._dead_drop)
         application.router.add_get("/v1/tail", self._tail)
+        application.router.add_get("/v1/export", self._export)
+        application.router.add_get("/v1/explain", self._explain)
         application.router.add_post("/v1/stop", self._stop)
         return application
 
@@ -336,6 +364,25 @@ class ControlServer:
         except ConnectionResetError:
             pass  # the reader has gone
         return response
+
+    async def _export(self, request: web.Request) -> web.StreamResponse:
+        identity = self._identity(request.query.get("identity"))
+        pages = await self._daemon.export(identity, request.query.get("conversation"), _moment(request, "since"))
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        try:
+            async with contextlib.aclosing(pages):
+                async for page in pages:
+                    await response.write(page)
+        except ConnectionResetError:
+            pass  # the reader has gone
+        return response
+
+    async def _explain(self, request: web.Request) -> web.StreamResponse:
+        identity = self._identity(request.query.get("identity"))
+        if not (event := request.query.get("event", "")):
+            raise _bad_request("event is missing")
+        return _json(await self._daemon.explain(event, identity, request.query.get("plugin")))
 
     async def _stop(self, request: web.Request) -> web.StreamResponse:
         await self._daemon.stop()
@@ -427,6 +474,14 @@ def _number(request: web.Request, name: str, default: int) -> int:
     if not given.isdecimal() or len(given) > 18:
         raise _bad_request(f"{name} must be a whole number")
     return int(given)
+
+
+def _moment(request: web.Request, name: str) -> float | None:
+    given = request.query.get(name)
+    try:
+        return None if given is None else unix(given)
+    except (ValueError, OverflowError):
+        raise _bad_request(f"{name} must be a moment such as 2026-01-02T03:04:05Z") from None
 
 
 def _peer_uid(request: web.Request) -> int | None:

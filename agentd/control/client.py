@@ -16,8 +16,10 @@ from urllib.parse import urlencode
 
 from agentd.control.address import short_name
 from agentd.control.refusal import ControlError, UnreachableError
+from agentd.errors import AgentdError
 
 _ANSWER_TIMEOUT_S = 15.0  # the daemon answers from memory; this long only if its loop is stuck
+_SEARCH_TIMEOUT_S = 60.0  # an id has no index
 
 
 class Client:
@@ -118,6 +120,21 @@ class Client:
             f"the daemon at {self._path} ended the stream; see its log, or start it with: agentd run"
         )
 
+    def export(self, identity: str | None = None, conversation: str | None = None, since: str | None = None) -> Export:
+        """Recorded events as lines, oldest first. since: ISO 8601. Raises ControlError, UnreachableError."""
+        query = _target("/v1/export", identity=identity, conversation=conversation, since=since)
+        connection = _Connection(self._path, timeout_s=None)
+        try:
+            return Export(self._path, connection, self._response(connection, "GET", query, None))
+        except AgentdError:
+            connection.close()
+            raise
+
+    def explain(self, event: str, identity: str | None = None, plugin: str | None = None) -> dict[str, Any]:
+        """What the plugins make of an event. event: the platform's id, or a position."""
+        target = _target("/v1/explain", event=event, identity=identity, plugin=plugin)
+        return self._ask("GET", target, timeout_s=_SEARCH_TIMEOUT_S)
+
     def _ask(
         self, method: str, target: str, body: Mapping[str, Any] | None = None, timeout_s: float = _ANSWER_TIMEOUT_S
     ) -> dict[str, Any]:
@@ -143,6 +160,49 @@ class Client:
         raise ControlError(
             response.status, refusal.get("code", ""), refusal.get("message", ""), refusal.get("remedy", "")
         )
+
+
+class Export:
+    """The lines of an export, each with its end; to be read once, and closed. up_to: position of the last record meant.
+
+    unreadable: how many events were left out, once the lines were read. Iterating raises UnreachableError if the daemon
+    breaks off: what was read until then is not all.
+    """
+
+    def __init__(self, path: Path, connection: _Connection, response: http.client.HTTPResponse) -> None:
+        self._path = path
+        self._connection = connection
+        self._response = response
+        self.unreadable = 0
+        self.up_to: int = self._told(self._line())["up_to"]
+
+    def __iter__(self) -> Iterator[bytes]:
+        line = self._line()
+        # The last line is known by its beginning, so that no event is decoded for it.
+        while not line.startswith(b'{"exported"'):
+            yield line
+            line = self._line()
+        self.unreadable = self._told(line)["unreadable"]
+
+    def __enter__(self) -> Export:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._response.close()
+        self._connection.close()
+
+    def _line(self) -> bytes:
+        try:
+            line = self._response.readline()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _unreachable(self._path, error) from None
+        if not line.endswith(b"\n"):
+            raise _unreachable(self._path, EOFError())
+        return line
+
+    def _told(self, line: bytes) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(line)
+        return told
 
 
 class _Connection(http.client.HTTPConnection):

@@ -32,7 +32,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -53,6 +52,7 @@ from agentd.control.refusal import ControlError
 from agentd.control.sessions import Sessions, take_token
 from agentd.core.events import Content
 from agentd.core.health import Reason
+from agentd.core.moments import iso
 from agentd.errors import AgentdError
 
 T = TypeVar("T")
@@ -381,12 +381,11 @@ async def _body(request: web.Request, shape: type[T]) -> T:
 
 
 def _told(reason: Reason, now: float) -> dict[str, str | None]:
-    since = datetime.fromtimestamp(time.time() - (now - reason.since), UTC)
     return {
         "code": reason.code,
         "identity": reason.identity,
         "words": reason.words,
-        "since": since.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "since": iso(time.time() - (now - reason.since)),
     }
 
 

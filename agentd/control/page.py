@@ -14,11 +14,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from agentd.control.markup import NOTHING, Markup, joined, markup
 from agentd.control.readings import why_not_ready
+from agentd.core import moments
 from agentd.core.health import Limits, Reason
 from agentd.logs import printable
 
@@ -580,4 +580,4 @@ def _hms(iso: str) -> str:
 
 
 def _iso(unix_s: float) -> str:
-    return datetime.fromtimestamp(round(unix_s), UTC).isoformat().replace("+00:00", "Z")
+    return moments.iso(round(unix_s))

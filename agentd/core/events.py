@@ -70,7 +70,9 @@ class Message(Event, frozen=True, kw_only=True, gc=False):
     """Somebody said something. `text`, `data` and `metadata` are the sender's words: untrusted.
 
     kind: "text", "structured", "file" or "system". direct: a conversation of two.
-    mentioned: the platform says that this identity was addressed by name.
+    mentioned: the platform says that this identity was addressed by name. answer_to: where an answer goes, a handle
+    with `@` or a conversation id; "" for what cannot be answered. client_msg_id: of own messages, the key under which
+    they were sent; else "".
     """
 
     kind: str = "text"
@@ -81,6 +83,8 @@ class Message(Event, frozen=True, kw_only=True, gc=False):
     context: Context = Context()
     direct: bool = True
     mentioned: bool = False
+    answer_to: str = ""
+    client_msg_id: str = ""
 
     @property
     def reply_to(self) -> str | None:
@@ -201,6 +205,18 @@ class Timer(Signal, frozen=True, kw_only=True):
     data: Any = None
 
 
+class Digest(Signal, frozen=True, kw_only=True):
+    """Mail of one conversation that grew stale before it could be handled, in one piece (catch-up policy "digest").
+
+    messages: the newest of it, oldest first. count: how many there were. first_seq, last_seq: the stretch.
+    """
+
+    messages: tuple[Message, ...]
+    count: int
+    first_seq: int
+    last_seq: int
+
+
 class Content(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What is said: at least one of text, data and attachment_id. `kind` follows from them where it is None."""
 
@@ -220,7 +236,8 @@ class Send(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One message on its way out. `target`: a handle with `@`, or a conversation id. `client_msg_id`: its key for good.
 
     attempts: how often it was tried. not_before: Unix seconds. cause: where it came from, for people to read.
-    expires_at: Unix seconds after which it is not worth sending any more, or None.
+    expires_at: Unix seconds after which it is not worth sending any more, or None. caused_in, caused_by: conversation
+    and sender of the agent's message that it answers, or "".
     """
 
     identity: str
@@ -232,3 +249,5 @@ class Send(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     not_before: float = 0.0
     state: str = "ready"
     expires_at: float | None = None
+    caused_in: str = ""
+    caused_by: str = ""

@@ -3,9 +3,10 @@
 A lane is a key with its queue. `take` hands out the head of the lane whose turn it is and leaves it at the head; what
 became of it comes back as `done` (the next one), `delay` (the same one, later) or `hold` (the same one, when told).
 
-Always true: items of one key are handed out in the order of `push`, and none before the one ahead of it is done. Every
-ready lane is served once before any is served twice. A lane whose queue is empty is forgotten. Every call costs the
-same however many lanes there are, or the logarithm of how many are delayed.
+Always true: items of one key are handed out in the order of `push`, but for those that `interpose` put ahead, and none
+before the one ahead of it is done. Every ready lane is served once before any is served twice. A lane whose queue is
+empty is forgotten. Every call costs the same however many lanes there are, or the logarithm of how many are delayed;
+`withdraw` costs the length of its lane.
 Not here: the clock (callers pass `now`), what an item is, bounds on the queues.
 """
 
@@ -14,7 +15,8 @@ from __future__ import annotations
 import enum
 import heapq
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from itertools import islice
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -36,10 +38,11 @@ class Standing(enum.Enum):
 
 
 class _Lane(Generic[T]):
-    __slots__ = ("items", "standing", "until")
+    __slots__ = ("items", "standing", "taken", "until")
 
     def __init__(self, item: T) -> None:
         self.items = deque((item,))
+        self.taken = False  # the head was handed out before, and stands there with what is known of it
         self.standing = Standing.READY
         self.until = 0.0
 
@@ -72,6 +75,10 @@ class Lanes(Generic[K, T]):
         lane = self._lanes.get(key)
         return len(lane.items) if lane is not None else 0
 
+    def first(self, key: K, count: int) -> list[T]:
+        """The first items of a lane, at most so many."""
+        return list(islice(self._lanes[key].items, count))
+
     def push(self, key: K, item: T) -> None:
         """Put an item at the end of a lane."""
         lane = self._lanes.get(key)
@@ -80,6 +87,23 @@ class Lanes(Generic[K, T]):
             return
         self._lanes[key] = _Lane(item)
         self._ready.append(key)
+
+    def interpose(self, key: K, item: T) -> None:
+        """Put an item ahead of all that waits in a lane, behind its head if that was ever taken."""
+        lane = self._lanes.get(key)
+        if lane is None:
+            self.push(key, item)
+        elif lane.standing is Standing.READY and not lane.taken:
+            lane.items.appendleft(item)
+        else:
+            lane.items.insert(1, item)
+
+    def withdraw(self, key: K, unwanted: Callable[[T], bool]) -> list[T]:
+        """Take these out of a lane, its head excepted. Returns them in order."""
+        lane = self._lanes[key]
+        head, *waiting = lane.items
+        lane.items = deque((head, *(item for item in waiting if not unwanted(item))))
+        return [item for item in waiting if unwanted(item)]
 
     def take(self, now: float) -> tuple[K, T] | None:
         """The next key that may run, with the head of its lane; None while nothing may."""
@@ -92,15 +116,18 @@ class Lanes(Generic[K, T]):
             lane = self._lanes.get(key)
             if lane is not None and lane.standing is Standing.READY:
                 lane.standing = Standing.RUNNING
+                lane.taken = True
                 self.running += 1
                 return key, lane.items[0]
         return None
 
-    def done(self, key: K) -> None:
-        """The head of this lane, running or held, is finished with: the next one may run."""
+    def done(self, key: K, count: int = 1) -> None:
+        """The head of this lane, running or held, is finished with, and so many items in all: the next one may run."""
         lane = self._stop(key)
         assert lane.standing in (Standing.RUNNING, Standing.HELD), lane.standing
-        lane.items.popleft()
+        for _ in range(count):
+            lane.items.popleft()
+        lane.taken = False
         if lane.items:
             self._make_ready(key, lane)
         else:

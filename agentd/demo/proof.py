@@ -47,6 +47,7 @@ _IDENTITY = """
 url = "{url}"
 key = {{ file = "{key}" }}
 plugins = ["ledger"]
+loop_guard = {{ answers_max = 0 }}
 """
 
 IMPATIENT: Mapping[str, Mapping[str, float]] = {

@@ -11,13 +11,16 @@ Not here: running anything, the disk.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from agentd import config
 from agentd.core.breaker import Breaker, Limits
 from agentd.core.events import Record, Signal
 from agentd.core.lanes import Lanes
+from agentd.core.stretches import Form
 from agentd.dispatcher.timers import Due
 from agentd.host.handlers import Handler
 from agentd.host.lifecycle import Loaded
@@ -27,12 +30,38 @@ SignalKey = tuple[object, ...]
 
 
 class Delivery(NamedTuple):
-    """A record for a lane's handlers. handlers: None if matching it raised. ordinal: its count in its line."""
+    """A record for a lane's handlers. handlers: None if matching it raised. ordinal: its count in its line.
+
+    plugin: the generation of it that was asked.
+    """
 
     lane: Lane
     record: Record
     handlers: tuple[Handler, ...] | None
     ordinal: int
+    plugin: Loaded
+
+
+class Stretch(NamedTuple):
+    """What a turn is about: deliveries at the head of a lane, as one event, a batch, or a digest."""
+
+    deliveries: tuple[Delivery, ...]
+    form: Form
+
+    @property
+    def first(self) -> Delivery:
+        """The oldest."""
+        return self.deliveries[0]
+
+    @property
+    def last(self) -> Delivery:
+        """The newest."""
+        return self.deliveries[-1]
+
+    @property
+    def until(self) -> int:
+        """Position that tells the same stretch at a repeat; 0 for an event alone."""
+        return self.last.record.position if len(self.deliveries) > 1 else 0
 
 
 class ReadOn(NamedTuple):
@@ -41,10 +70,19 @@ class ReadOn(NamedTuple):
     lane: Lane
 
 
+class Rewind(NamedTuple):
+    """Stands in a lane's queue where it goes back behind this position. done: the disk has it; how many lie there."""
+
+    identity: str
+    number: int
+    position: int
+    done: asyncio.Future[int]
+
+
 Key = int | SignalKey
 """Conversation number, or what tells signals apart: what has the same key runs one at a time."""
 
-Item = Delivery | ReadOn | Due | None
+Item = Delivery | ReadOn | Rewind | Due | None
 """What waits under a key; None where the key itself says it, as with signals."""
 
 
@@ -52,18 +90,35 @@ class Served:
     """A plugin in service. signals: the newest of each kind that waits. listed: it is on the rota of those to ask.
 
     tag: what stands for it among the marks of running calls. intervals: seconds by the name of the recurring handler.
+    catch_up: by identity, None where stale mail is handled like any other. replays: by conversation number, how often a
+    lane was set back and where it stood.
     """
 
-    __slots__ = ("breaker", "intervals", "lanes", "listed", "plugin", "signals", "tag")
+    __slots__ = ("breaker", "catch_up", "intervals", "lanes", "listed", "plugin", "replays", "signals", "tag")
 
-    def __init__(self, plugin: Loaded, tag: int, limits: Limits) -> None:
-        self.plugin = plugin
+    def __init__(self, plugin: Loaded, tag: int, limits: Limits, conduct: Mapping[str, config.Conduct]) -> None:
         self.tag = tag
         self.breaker = Breaker(limits)
-        self.intervals = {each.name: each.every_s for each in plugin.handlers.all if each.every_s is not None}
         self.lanes: Lanes[Key, Item] = Lanes(plugin.settings.concurrency)
+        self.replays: dict[int, tuple[int, int]] = {}
         self.signals: dict[SignalKey, Signal] = {}
         self.listed = False
+        self.run_by(plugin, conduct)
+
+    def run_by(self, plugin: Loaded, conduct: Mapping[str, config.Conduct]) -> None:
+        """This generation of the plugin handles what comes from now on."""
+        self.plugin = plugin
+        self.lanes.limit = plugin.settings.concurrency
+        self.intervals = {each.name: each.every_s for each in plugin.handlers.all if each.every_s is not None}
+        own = plugin.settings.catch_up
+        self.catch_up = {identity: _policy(own or each.catch_up, plugin) for identity, each in conduct.items()}
+
+
+def _policy(policy: config.CatchUp, plugin: Loaded) -> config.CatchUp | None:
+    # Who does not take digests gets every message: an audit must see all.
+    if policy.policy == "replay" or (policy.policy == "digest" and not plugin.takes_digests):
+        return None
+    return policy
 
 
 class Lane:
@@ -71,23 +126,33 @@ class Lane:
 
     number: the line's. loaded: position up to which records were queued or passed over; loaded_count: how many of the
     line's. done_count: how many are handled. told: the cursor as the journal has it or will. memory: deliveries queued.
-    behind: more lies in the journal, and a ReadOn stands at the end of the queue. failures: of the delivery at the
-    head. deaths: of the process, blamed on it. before: how it failed before the restart, or None.
+    behind: more lies in the journal, and a ReadOn stands at the end of the queue. still: it does not move, so that what
+    comes had better stay in the journal. failures: of the turn at the head. deaths: of the process, blamed on it.
+    until: position of that turn's last event if it has several, else 0. progress: what it noted. before: how it failed
+    before the restart, or None. apart: position up to which events are handled one by one. began_at: monotonic seconds.
+    settling: it waits for more to come. let_through: position up to which stale mail is handled like any other.
     """
 
     __slots__ = (
+        "apart",
         "before",
+        "began_at",
         "behind",
         "deaths",
         "done_count",
         "failures",
+        "let_through",
         "line",
         "loaded",
         "loaded_count",
         "memory",
         "number",
+        "progress",
         "served",
+        "settling",
+        "still",
         "told",
+        "until",
     )
 
     def __init__(self, line: Line, served: Served, cursor: int, count: int) -> None:
@@ -97,33 +162,39 @@ class Lane:
         self.loaded = self.told = cursor
         self.loaded_count = self.done_count = count
         self.memory = 0
-        self.behind = False
-        self.failures = 0
-        self.deaths = 0
+        self.behind = self.still = self.settling = False
+        self.began_at = 0.0
+        self.apart = self.let_through = 0
         self.before: Attempt | None = None
+        self.fresh()
 
     @property
     def depth(self) -> int:
         """Records that are not handled yet, those in the journal included."""
         return self.line.offered - self.done_count
 
+    def fresh(self) -> None:
+        """Nothing is known of the turn at the head."""
+        self.failures = self.deaths = self.until = 0
+        self.progress: bytes | None = None
+
 
 class Line:
     """A conversation in which some lane has something to do.
 
-    conversation: its id. last: position of its newest record. offered: its records so far, counted from when it was
-    met. passed: how many of them every lane has handled.
+    last: position of its newest record. offered: its records so far, counted from when it was met. passed: how many of
+    them every lane has handled. conversation: its id, or "" while nobody has told.
     """
 
     __slots__ = ("conversation", "identity", "lanes", "last", "number", "offered", "passed")
 
-    def __init__(self, number: int, identity: str, conversation: str, last: int) -> None:
+    def __init__(self, number: int, identity: str, last: int) -> None:
         self.number = number
         self.identity = identity
-        self.conversation = conversation
         self.last = last
         self.offered = 0
         self.passed = 0
+        self.conversation = ""
         self.lanes: list[Lane] = []
 
 
@@ -131,17 +202,19 @@ class Backlog:
     """All lines, and the counts per identity.
 
     handled: records that every plugin of the identity is through with. pending: those that not all are.
-    in_memory: deliveries queued over all lanes.
+    in_memory: deliveries queued over all lanes; bytes_in_memory: of their payloads.
     """
 
     def __init__(self, identities: Iterable[str]) -> None:
         self.handled = dict.fromkeys(identities, 0)
         self.pending = dict.fromkeys(self.handled, 0)
-        self.in_memory = 0
+        self.in_memory = self.bytes_in_memory = 0
         self._lines: dict[int, Line] = {}
+        self._last: dict[int, int] = {}
 
     def restore(self, line: Line) -> bool:
         """Take in a line whose lanes stand where they stood before the restart. Returns whether any is behind."""
+        self._last[line.number] = line.last
         line.passed = min((lane.done_count for lane in line.lanes), default=0)
         if line.passed == line.offered:
             return False
@@ -149,23 +222,55 @@ class Backlog:
         self.pending[line.identity] += line.offered - line.passed
         return True
 
+    def lanes(self) -> Iterable[Lane]:
+        """Every lane that has something to do."""
+        return (lane for line in self._lines.values() for lane in line.lanes)
+
+    def lane(self, number: int, served: Served) -> Lane | None:
+        """One plugin's lane in a conversation, or None if there is nothing to do for anybody."""
+        line = self._lines.get(number)
+        return None if line is None else next((lane for lane in line.lanes if lane.served is served), None)
+
+    def line(self, number: int, identity: str, plugins: Iterable[Served]) -> Line:
+        """A conversation's line, begun behind what was offered last if nothing of it waits."""
+        line = self._lines.get(number)
+        if line is None:
+            line = self._lines[number] = Line(number, identity, self._last.get(number, 0))
+            line.lanes = [Lane(line, served, line.last, 0) for served in plugins]
+        return line
+
+    def loaded(self, delivery: Delivery) -> None:
+        """This is in memory now."""
+        delivery.lane.memory += 1
+        self.in_memory += 1
+        self.bytes_in_memory += len(delivery.record.event.payload)
+
+    def unloaded(self, deliveries: Iterable[Delivery]) -> None:
+        """These are not any more."""
+        for delivery in deliveries:
+            delivery.lane.memory -= 1
+            self.in_memory -= 1
+            self.bytes_in_memory -= len(delivery.record.event.payload)
+
+    def set_back(self, lane: Lane, behind: int) -> None:
+        """So many of the line's newest records are this lane's to handle, again or for the first time."""
+        lane.done_count = lane.loaded_count = lane.line.offered - behind
+        self.passed_to(lane.line, min(each.done_count for each in lane.line.lanes))
+
     def met(self, record: Record, plugins: Iterable[Served]) -> Line:
         """The line of a record that is new. Count it with `offered`."""
-        line = self._lines.get(record.conversation)
-        if line is None:
-            line = Line(record.conversation, record.event.identity, record.event.conversation, record.position - 1)
-            line.lanes = [Lane(line, served, line.last, 0) for served in plugins]
-            self._lines[line.number] = line
+        line = self.line(record.conversation, record.event.identity, plugins)
+        line.conversation = record.event.conversation
         assert record.position > line.last, (record.position, line.last)
-        line.last = record.position
+        line.last = self._last[line.number] = record.position
         line.offered += 1
         self.pending[line.identity] += 1
         return line
 
-    def lanes_of(self, served: Served, deepest: int) -> tuple[int, list[Lane]]:
-        """How many lanes of a plugin have something to do, and the deepest of them."""
-        lanes = [lane for line in self._lines.values() for lane in line.lanes if lane.served is served and lane.depth]
-        return len(lanes), heapq.nlargest(deepest, lanes, key=lambda lane: lane.depth)
+    def deepest(self, served: Served, most: int) -> list[Lane]:
+        """The lanes of a plugin with the most to do."""
+        lanes = (lane for lane in self.lanes() if lane.served is served and lane.depth)
+        return heapq.nlargest(most, lanes, key=lambda lane: lane.depth)
 
     def handled_to(self, lane: Lane, count: int) -> None:
         """This lane is through with so many records of its line."""

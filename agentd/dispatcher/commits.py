@@ -15,7 +15,17 @@ from collections.abc import Callable
 from typing import Protocol
 
 from agentd.dispatcher.backlog import Lane
-from agentd.journal.storage import Attempt, Change, Conversation, CursorMoved, StoredRecord, TimerSet, Totals
+from agentd.journal.storage import (
+    Attempt,
+    Change,
+    Conversation,
+    CursorMoved,
+    Paused,
+    Rewound,
+    StoredRecord,
+    TimerSet,
+    Totals,
+)
 
 _Mover = tuple[str, int]
 
@@ -39,12 +49,28 @@ class Log(Protocol):
         """Conversation number to handled position."""
         ...
 
+    async def replays(self, plugin: str) -> dict[int, tuple[int, int]]:
+        """Which lanes were set back."""
+        ...
+
+    async def pauses(self) -> list[Paused]:
+        """Conversations in which nothing runs."""
+        ...
+
+    async def answers_since(self, identity: str, since: float) -> list[tuple[str, str, float]]:
+        """Answers to agents."""
+        ...
+
     async def attempts(self, plugin: str) -> list[Attempt]:
         """Every failed event of a plugin."""
         ...
 
     async def count_behind(self, conversation: int, after: int) -> int:
         """How many records of a conversation lie behind a position."""
+        ...
+
+    async def count_between(self, conversation: int, after: int, upto: int) -> int:
+        """How many lie behind the one and not behind the other."""
         ...
 
     async def read_lane(self, conversation: int, after: int, limit: int) -> list[StoredRecord]:
@@ -101,6 +127,12 @@ class Commits:
         name, number = lane.served.plugin.name, lane.line.number
         self._moved.pop((name, number), None)
         return self.commit(CursorMoved(name, number, position), *changes)
+
+    def rewound(self, lane: Lane, rewound: Rewound) -> asyncio.Future[None]:
+        """Commit that a lane goes back."""
+        lane.told = rewound.position
+        self._moved.pop((rewound.plugin, rewound.conversation), None)
+        return self.commit(rewound)
 
     def commit(self, *changes: Change) -> asyncio.Future[None]:
         """Commit changes as one whole."""

@@ -17,8 +17,9 @@ from agentd.dispatcher.backlog import Lane
 from agentd.dispatcher.suspects import ProcessDied
 from agentd.errors import GiveUp, RetryLater
 from agentd.host.context import TurnContext
+from agentd.host.lifecycle import Loaded
 from agentd.host.turns import DeadlinePassed, Failure
-from agentd.journal.storage import Attempt, Change, Dead, Queued, StatePut, TimerSet
+from agentd.journal.storage import Attempt, Change, Dead, Outcome, Queued, StatePut, TimerSet
 
 log = logging.getLogger("agentd.dispatcher")
 
@@ -28,8 +29,8 @@ _TRACEBACK_MAX_CHARS = 8_000
 _EXPECTED = (RetryLater, GiveUp, DeadlinePassed, ProcessDied)
 
 
-def effects(ctx: TurnContext[Any], now: float) -> list[Change]:
-    """What a turn staged. now: Unix seconds."""
+def effects(ctx: TurnContext[Any], now: float, first: int, last: int) -> list[Change]:
+    """What a turn staged. now: Unix seconds. first, last: positions of its events, 0 for none."""
     changes: list[Change] = []
     if ctx.puts:
         changes += [StatePut(ctx.name, number, key, value) for (number, key), value in ctx.puts.items()]
@@ -42,6 +43,9 @@ def effects(ctx: TurnContext[Any], now: float) -> list[Change]:
         ]
         ctx.reminders = settled
         changes += reminders(ctx)
+    if ctx.outcomes:
+        number = ctx.conversation or 0
+        changes += [Outcome(ctx.name, number, first, last, word, data, now) for word, data in ctx.outcomes]
     return changes
 
 
@@ -62,30 +66,34 @@ def reminders(ctx: TurnContext[Any]) -> list[TimerSet]:
     ]
 
 
-def attempt(lane: Lane, position: int, error: BaseException, not_before: float) -> Attempt:
-    """A failure that will be tried again. not_before: Unix seconds."""
+def attempt(lane: Lane, position: int, error: BaseException | None, not_before: float) -> Attempt:
+    """What is known of the turn at the head of a lane. error: its last failure. not_before: Unix seconds."""
     return Attempt(
         plugin=lane.served.plugin.name,
         conversation=lane.line.number,
         position=position,
         count=lane.failures,
-        error=told(error),
+        error="" if error is None else told(error),
         not_before=not_before,
         deaths=lane.deaths,
+        until=lane.until,
+        progress=lane.progress,
     )
 
 
-def dead_letter(lane: Lane, position: int, error: BaseException, now: float) -> Dead:
+def dead_letter(
+    plugin: Loaded, conversation: int, position: int, attempts: int, error: BaseException, now: float
+) -> Dead:
     """A failure that was the last. now: Unix seconds."""
     return Dead(
-        plugin=lane.served.plugin.name,
-        conversation=lane.line.number,
+        plugin=plugin.name,
+        conversation=conversation,
         position=position,
-        attempts=lane.failures + lane.deaths,
+        attempts=attempts,
         error=told(error),
         # The innermost frames come last, and say the most.
         traceback=logs.redacted("".join(traceback.format_exception(error)))[-_TRACEBACK_MAX_CHARS:],
-        plugin_version=lane.served.plugin.version,
+        plugin_version=plugin.version,
         died_at=now,
     )
 

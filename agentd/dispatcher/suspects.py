@@ -47,13 +47,15 @@ class Suspects:
         """Blame the last death on what ran then and is not handled. Returns what must reach the disk before it runs."""
         known = {(each.plugin, each.position): each for each in attempts}
         ran: dict[tuple[str, int], int] = {}
-        for plugin, position in unfinished:
+        ends: dict[tuple[str, int], int] = {}
+        for plugin, position, until in unfinished:
             found = await journal.read_log(None, position - 1, 1)
             if not found or found[0].position != position or plugin not in cursors:
                 continue
             number = found[0].conversation
             if cursors[plugin].get(number, 0) < position:
                 ran[plugin, position] = number
+                ends[plugin, position] = until if until > position else 0
         deaths, condemned = judge(ran, {key: each.deaths for key, each in known.items()})
         if condemned is not None:
             self._condemned.add(condemned)
@@ -62,7 +64,9 @@ class Suspects:
             error = f"ProcessDied: the process died while this event was handled ({count})"
             log.warning("%s at position %d", error, position, extra={"plugin": plugin})
             fresh = Attempt(plugin, ran[plugin, position], position, 0, error, 0.0)
-            blamed.append(msgspec.structs.replace(known.get((plugin, position), fresh), deaths=count))
+            row = known.get((plugin, position), fresh)
+            until = row.until or ends[plugin, position]
+            blamed.append(msgspec.structs.replace(row, deaths=count, until=until))
         return blamed
 
     def is_condemned(self, lane: Lane, position: int) -> bool:

@@ -55,6 +55,9 @@ class Timers:
         if timer.due_at < math.inf:
             heapq.heappush(self._heap, (timer.due_at, timer.id))
 
+    def __contains__(self, timer: TimerSet) -> bool:
+        return timer.id in self._rows
+
     def drop(self, id_: str) -> None:
         """It is gone."""
         if (timer := self._rows.pop(id_, None)) is not None:

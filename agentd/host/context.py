@@ -21,10 +21,15 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from agentd.core.events import Content, Event, Message, Send, Sent, Signal, Timer
+from agentd.core.events import Context as EventContext
+from agentd.core.loop_guard import HOPS_KEY, hops_of
 from agentd.host.state import PLUGIN_WIDE, PluginState, Puts, Scope
 from agentd.plugin import C, Log, State
 
 T = TypeVar("T")
+
+_WORD_MAX_CHARS = 64  # an outcome is a word that people count by
+_OUTCOMES_MAX = 16
 
 
 class Reminder(NamedTuple):
@@ -54,36 +59,92 @@ class Home(Protocol):
 class TurnContext(Generic[C]):
     """One turn. The surface is `agentd.plugin.Context`.
 
-    sends, puts, reminders: what it staged, or None if nothing.
+    event: what it is about; of a batch the newest, which is what `reply` answers. cause: the event that its keys are
+    derived from; of a batch the oldest. again: sets the keys of a repeat that was asked for apart, else "".
+    sends, puts, reminders, outcomes: what it staged, or None if nothing. said: how many messages, at once or staged.
     conversation: the journal's number, or None for a signal. deadline_at: monotonic seconds, set before each call.
+    progressed: JSON of what was last told to `progress`. put_off: called when the deadline has moved. on_progress:
+    called with that JSON on the loop. before_now: awaited before `send_now` says something, or None.
     """
 
     __slots__ = (
+        "_again",
+        "_began_at",
         "_cause",
+        "_cause_key",
+        "_ceiling_at",
         "_ended",
-        "_ordinal",
+        "_timeout_s",
         "attempt",
+        "before_now",
         "conversation",
         "deadline_at",
         "event",
         "home",
+        "on_progress",
+        "outcomes",
+        "progressed",
+        "put_off",
         "puts",
         "reminders",
+        "said",
         "sends",
     )
 
-    def __init__(self, home: Home, event: Event | Signal, conversation: int | None, attempt: int) -> None:
+    def __init__(
+        self,
+        home: Home,
+        event: Event | Signal,
+        conversation: int | None,
+        attempt: int,
+        *,
+        cause: Event | Signal | None = None,
+        again: str = "",
+        progressed: bytes | None = None,
+    ) -> None:
         self.home = home
         self.event = event
         self.conversation = conversation
         self.attempt = attempt
-        self.deadline_at = 0.0
+        self.deadline_at = self._began_at = self._ceiling_at = self._timeout_s = 0.0
         self.sends: list[Send] | None = None
         self.puts: Puts | None = None
         self.reminders: list[Reminder] | None = None
-        self._cause: str | None = None
-        self._ordinal = 0
+        self.outcomes: list[tuple[str, bytes | None]] | None = None
+        self.said = 0
+        self.progressed = progressed
+        self.put_off: Callable[[], None] | None = None
+        self.on_progress: Callable[[bytes], None] | None = None
+        self.before_now: Callable[[], Awaitable[None]] | None = None
+        self._cause = cause or event
+        self._again = again
+        self._cause_key: str | None = None
         self._ended = False
+
+    @property
+    def staged(self) -> bool:
+        """There is something to commit besides "handled"."""
+        return bool(self.puts or self.sends or self.reminders or self.outcomes)
+
+    @property
+    def peer(self) -> str:
+        """The agent whose message this turn answers, or "": what the guard against loops counts by."""
+        match self.event:
+            case Message(own=False, sender=sender, context=EventContext(sender_kind="agent")):
+                return sender
+        return ""
+
+    def allow(self, now: float, timeout_s: float, ceiling_s: float) -> None:
+        """A call begins that may take so long, and with `progress` up to the ceiling. now: monotonic seconds."""
+        self._began_at = now
+        self._timeout_s = timeout_s
+        self._ceiling_at = now + ceiling_s
+        self.deadline_at = now + timeout_s
+
+    @property
+    def allowed_s(self) -> float:
+        """How long the running call may take as things stand."""
+        return self.deadline_at - self._began_at
 
     def end(self) -> None:
         """From now on nothing can be staged: whoever still holds this context outlived its turn."""
@@ -146,11 +207,11 @@ class TurnContext(Generic[C]):
         message = self.event
         if not isinstance(message, Message):
             raise TypeError(f"a {type(message).__name__} cannot be replied to; use ctx.send(target, ...)")
-        if message.own and message.direct:
+        if not message.answer_to:
             raise ValueError("this identity said it itself; use ctx.send with the handle of the other side")
         parented = {"reply_to": message.id, **(metadata or {})}
-        content = _content(text, data, attachment_id, kind, parented)
-        return self._stage_send(_address(_answer_to(message)), content, message.identity, _expiry(expires_s))
+        content = self._content(text, data, attachment_id, kind, parented)
+        return self._stage_send(_address(message.answer_to), content, message.identity, _expiry(expires_s))
 
     def send(
         self,
@@ -165,7 +226,7 @@ class TurnContext(Generic[C]):
         expires_s: float | None = None,
     ) -> str:
         """See agentd.plugin.Context."""
-        content = _content(text, data, attachment_id, kind, metadata)
+        content = self._content(text, data, attachment_id, kind, metadata)
         return self._stage_send(_address(target), content, self._speaker(identity), _expiry(expires_s))
 
     async def send_now(
@@ -181,8 +242,10 @@ class TurnContext(Generic[C]):
         expires_s: float | None = None,
     ) -> Sent:
         """See agentd.plugin.Context."""
-        content = _content(text, data, attachment_id, kind, metadata)
+        content = self._content(text, data, attachment_id, kind, metadata)
         send = self._next_send(_address(target), content, self._speaker(identity), _expiry(expires_s))
+        if self.before_now is not None:
+            await self.before_now()
         return await self.home.send_now(send)
 
     @property
@@ -190,7 +253,7 @@ class TurnContext(Generic[C]):
         """See agentd.plugin.Context."""
         if not isinstance(self.event, Message):
             return None
-        return self.home.backlog_of(self.event.identity, _answer_to(self.event))
+        return self.home.backlog_of(self.event.identity, self.event.answer_to)
 
     def remind(self, after_s: float | None = None, *, at: datetime | None = None, data: object = None) -> str:
         """See agentd.plugin.Context."""
@@ -207,10 +270,50 @@ class TurnContext(Generic[C]):
             self.reminders = []
         if self.home.timers + len(self.reminders) >= self.home.timers_max:
             raise RuntimeError(f"{self.name} has {self.home.timers_max} timers, which is timers_max of its settings")
-        id_ = f"{self._cause_key()}-t{len(self.reminders)}"
+        id_ = f"{self._key()}-t{len(self.reminders)}"
         when = None if at is None else at.timestamp()
         self.reminders.append(Reminder(id_, after_s, when, msgspec.json.encode(data)))
         return id_
+
+    def progress(self, data: object = None) -> None:
+        """See agentd.plugin.Context."""
+        self._must_be_open()
+        encoded = msgspec.json.encode(data)
+        if len(encoded) > self.home.state.value_max_bytes:
+            raise ValueError(
+                f"progress of {len(encoded):,} bytes is more than the {self.home.state.value_max_bytes:,} of "
+                "state_value_max_bytes; note where to go on, and keep the rest elsewhere"
+            )
+        if _on_a_loop():
+            self._get_on(encoded)
+        else:
+            self.home.loop.call_soon_threadsafe(self._get_on, encoded)
+
+    def _get_on(self, encoded: bytes) -> None:
+        if self._ended:
+            return
+        self.progressed = encoded
+        self.deadline_at = max(self.deadline_at, min(time.monotonic() + self._timeout_s, self._ceiling_at))
+        if self.put_off is not None:
+            self.put_off()
+        if self.on_progress is not None:
+            self.on_progress(encoded)
+
+    @property
+    def last_progress(self) -> Any:
+        """See agentd.plugin.Context."""
+        return None if self.progressed is None else msgspec.json.decode(self.progressed)
+
+    def outcome(self, word: str, data: object = None) -> None:
+        """See agentd.plugin.Context."""
+        self._must_be_open()
+        if not isinstance(word, str) or not word or len(word) > _WORD_MAX_CHARS or not word.isprintable():
+            raise ValueError(f"outcome {word!r}: give a word of 1 to {_WORD_MAX_CHARS} characters")
+        if self.outcomes is None:
+            self.outcomes = []
+        if len(self.outcomes) >= _OUTCOMES_MAX:
+            raise RuntimeError(f"a turn has {_OUTCOMES_MAX} outcomes at most; put them into the data of one")
+        self.outcomes.append((word, None if data is None else msgspec.json.encode(data)))
 
     def wait(self, awaitable: Awaitable[T]) -> T:
         """See agentd.plugin.Context."""
@@ -234,21 +337,36 @@ class TurnContext(Generic[C]):
 
     def _next_send(self, target: str, content: Content, identity: str, expires_at: float | None) -> Send:
         self._must_be_open()
-        ordinal = self._ordinal
-        self._ordinal += 1
+        ordinal = self.said
+        self.said += 1
+        peer = self.peer
         return Send(
             identity=identity,
             target=target,
             content=content,
-            client_msg_id=f"{self._cause_key()}-{ordinal}",
+            client_msg_id=f"{self._key()}-{ordinal}",
             cause=f"{self.home.name} {_event_id(self.event)} {ordinal}",
             expires_at=expires_at,
+            caused_in=(self.event.conversation or "") if peer else "",
+            caused_by=peer,
         )
 
-    def _cause_key(self) -> str:
-        if self._cause is None:
-            self._cause = cause_key(self.home.name, self.event)
-        return self._cause
+    def _content(
+        self,
+        text: str | None,
+        data: Mapping[str, Any] | None,
+        attachment_id: str | None,
+        kind: str | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> Content:
+        if isinstance(self.event, Message) and not self.event.own:
+            metadata = {**(metadata or {}), HOPS_KEY: hops_of(self.event.metadata) + 1}
+        return _content(text, data, attachment_id, kind, metadata)
+
+    def _key(self) -> str:
+        if self._cause_key is None:
+            self._cause_key = cause_key(self.home.name, self._cause, self._again)
+        return self._cause_key
 
     def _staged_puts(self) -> Puts:
         self._must_be_open()
@@ -261,11 +379,11 @@ class TurnContext(Generic[C]):
             raise RuntimeError("this turn has ended; whatever a handler does, it does before it returns")
 
 
-def cause_key(plugin: str, event: Event | Signal) -> str:
+def cause_key(plugin: str, event: Event | Signal, again: str = "") -> str:
     """What the keys of one turn's sends begin with: at most 100 characters of [a-z0-9-].
 
-    The same for the same event and plugin name, on any machine and in any version. A signal is never seen again, so
-    its key is drawn at random; only a timer is durable, and has an id.
+    The same for the same event and plugin name, on any machine and in any version; again: another one on purpose, for
+    a replay. A signal is never seen again, so its key is drawn at random; only a timer is durable, and has an id.
     """
     if isinstance(event, Timer):
         fired = msgspec.json.encode([event.id, plugin])
@@ -273,7 +391,8 @@ def cause_key(plugin: str, event: Event | Signal) -> str:
     if isinstance(event, Signal):
         return f"agentd-{uuid.uuid4().hex}"
     # JSON keeps the parts apart: no two lists of names give the same text.
-    cause = msgspec.json.encode([event.identity, event.epoch, event.conversation, event.id, plugin])
+    parts = [event.identity, event.epoch, event.conversation, event.id, plugin]
+    cause = msgspec.json.encode([*parts, again] if again else parts)
     return f"agentd-{hashlib.blake2b(cause, digest_size=16).hexdigest()}"
 
 
@@ -285,11 +404,6 @@ def plugin_log(plugin: str, **fields: str | None) -> logging.LoggerAdapter[loggi
 
 def _event_id(event: Event | Signal) -> str:
     return event.id if isinstance(event, (Event, Timer)) else type(event).__name__
-
-
-def _answer_to(message: Message) -> str:
-    # AgentChat refuses a direct conversation's id as a target and takes the handle; a group has only its id.
-    return f"@{message.sender.removeprefix('@')}" if message.direct else message.conversation
 
 
 def _address(target: str) -> str:

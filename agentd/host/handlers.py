@@ -13,9 +13,10 @@ import re
 import typing
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from agentd.core.events import Event, Signal, Timer
+from agentd.core.stretches import Batch
 from agentd.errors import PluginLoadError
 from agentd.plugin import Declared, Plugin
 
@@ -33,25 +34,47 @@ _FIELD_OF = {
 _HANDLER_REMEDY = "write `async def {name}(event: {event}, ctx: Context) -> None`"
 
 
-_ON_DEAD = ("skip", "hold")
+_ON_DEAD = ("skip", "hold", "detach")
+
+BATCH_MAX = 1_000
+"""Events in one batch at most: a turn's events lie in memory together, however long it takes."""
 
 
 class Filter(NamedTuple):
-    """One condition. `name`, `wanted`: as the author wrote it. `passes`: called with the event."""
+    """One condition. `name`, `wanted`: as the author wrote it. `passes`: called with the event.
+
+    field: of the event, that it looks at; "" for the author's own function.
+    """
 
     name: str
     wanted: object
     passes: Callable[[Any], object]
+    field: str = ""
+
+
+class Verdict(NamedTuple):
+    """What one filter says of one event. had: what the event has there; None where the author's function decides.
+
+    passed: None where it was not asked, or raised `error`.
+    """
+
+    name: str
+    wanted: object
+    had: object
+    passed: bool | None
+    error: Exception | None = None
 
 
 class Handler:
     """One function of a plugin with the events it wants. `place`: its file and line.
 
     `timeout_s`, `attempts`, `on_dead`: its own, or None. threaded: a `def`, which must not run on the event loop.
+    batch: it takes so many events at once, or None.
     """
 
     __slots__ = (
         "attempts",
+        "batch",
         "event",
         "every_s",
         "filters",
@@ -78,8 +101,10 @@ class Handler:
         self.every_s = declared.every_s
         self.threaded = not is_async(declared.function)
         _check_event(plugin, self)
-        _check_signature(plugin, self)
+        _check_signature(plugin, self, declared)
         _check_limits(plugin, self)
+        _check_batch(plugin, self, declared)
+        self.batch = None if declared.batch is None else Batch(declared.batch, declared.settle_s or 0.0)
         self.filters = tuple(_filter(plugin, self, name, wanted) for name, wanted in declared.filters.items())
         self.passes = tuple(filter_.passes for filter_ in self.filters)
         if self.event is Timer:
@@ -95,6 +120,26 @@ class Handler:
         if not self.own and isinstance(event, Event) and event.own:
             return False
         return self.is_open or all(passes(event) for passes in self.passes)
+
+    def explain(self, event: Event) -> tuple[Verdict, ...]:
+        """What each filter says of an event; it matches if all passed. Never raises.
+
+        That it is of another type, or this identity's own, is told as a filter of that name. The author's `where` is
+        asked only where matching would ask it: behind a refusal it may not be ready for the event.
+        """
+        if not isinstance(event, self.event):
+            return (Verdict("event", self.event.__name__, type(event).__name__, False),)
+        verdicts = [Verdict("own", False, True, False)] if event.own and not self.own else []
+        for filter_ in self.filters:
+            refused = any(verdict.passed is not True for verdict in verdicts)
+            verdicts.append(_verdict(filter_, event, ask_author=not refused))
+        return tuple(verdicts)
+
+
+class Matches(Protocol):
+    """A plugin, as far as matching goes."""
+
+    handlers: Handlers
 
 
 class Handlers:
@@ -123,6 +168,27 @@ class Handlers:
             if handler.function not in matched and handler.matches(event):
                 matched[handler.function] = handler
         return tuple(matched.values())
+
+
+def matching(plugin: Matches, event: Event | Signal) -> tuple[Handler, ...] | None:
+    """The handlers of a plugin that want an event; None if a filter raised.
+
+    The plugin's turn will see it raise again, as a failure like any other.
+    """
+    try:
+        return plugin.handlers.match(event)
+    except Exception:
+        return None
+
+
+def _verdict(filter_: Filter, event: Event, *, ask_author: bool) -> Verdict:
+    had = getattr(event, filter_.field) if filter_.field else None
+    if not filter_.field and not ask_author:
+        return Verdict(filter_.name, filter_.wanted, had, None)
+    try:
+        return Verdict(filter_.name, filter_.wanted, had, bool(filter_.passes(event)))
+    except Exception as error:  # the author's code: its lane counts it as a failure
+        return Verdict(filter_.name, filter_.wanted, had, None, error)
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -172,14 +238,21 @@ def _check_event(plugin: str, handler: Handler) -> None:
         )
 
 
-def _check_signature(plugin: str, handler: Handler) -> None:
+def _check_signature(plugin: str, handler: Handler, declared: Declared) -> None:
     remedy = _HANDLER_REMEDY.format(name=handler.name.rsplit(".", 1)[-1], event=handler.event.__name__)
     if inspect.isgeneratorfunction(handler.function) or inspect.isasyncgenfunction(handler.function):
         _refuse(plugin, handler.place, f"{handler.name} is a generator, which cannot be a handler; {remedy}")
     if not _takes(handler.function, 2):
         _refuse(plugin, handler.place, f"{handler.name} must take two arguments, the event and the context; {remedy}")
     wanted = _hint_of_first(handler.function)
-    if isinstance(wanted, type) and not issubclass(handler.event, wanted):
+    if isinstance(wanted, type) and declared.batch is not None and issubclass(wanted, (Event, Signal)):
+        _refuse(
+            plugin,
+            handler.place,
+            f"{handler.name} takes one {wanted.__name__}, but batch= gives several; "
+            f"annotate it as tuple[{wanted.__name__}, ...]",
+        )
+    if isinstance(wanted, type) and declared.batch is None and not issubclass(handler.event, wanted):
         _refuse(
             plugin,
             handler.place,
@@ -199,6 +272,20 @@ def _check_limits(plugin: str, handler: Handler) -> None:
         _refuse(plugin, handler.place, f"timeout_s={timeout_s!r} of {handler.name}: give seconds above 0")
     if attempts is not None and not (isinstance(attempts, int) and attempts >= 1):
         _refuse(plugin, handler.place, f"attempts={attempts!r} of {handler.name}: give a number from 1 on")
+
+
+def _check_batch(plugin: str, handler: Handler, declared: Declared) -> None:
+    size, settle_s = declared.batch, declared.settle_s
+    if size is None:
+        return
+    if not (isinstance(size, int) and 1 <= size <= BATCH_MAX):
+        _refuse(plugin, handler.place, f"batch={size!r} of {handler.name}: give a number from 1 to {BATCH_MAX}")
+    if not (isinstance(settle_s, (int, float)) and settle_s >= 0):
+        _refuse(plugin, handler.place, f"settle_s={settle_s!r} of {handler.name}: give seconds, 0 or more")
+    if not issubclass(handler.event, Event):
+        _refuse(
+            plugin, handler.place, f"batch= of {handler.name}: a {handler.event.__name__} comes alone; leave it out"
+        )
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
@@ -231,7 +318,7 @@ def _filter(plugin: str, handler: Handler, name: str, wanted: object) -> Filter:
             plugin, handler.place, f"{name}= of {handler.name}: {handler.event.__name__} has no {name}; leave it out"
         )
     try:
-        return Filter(name, wanted, _MAKERS[name](field, wanted))
+        return Filter(name, wanted, _MAKERS[name](field, wanted), field)
     except (TypeError, re.error) as error:
         _refuse(plugin, handler.place, f"{name}={wanted!r} of {handler.name}: {error}")
 

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from agentd.config import PluginSettings
-from agentd.core.events import Send, Sent, Timer
+from agentd.core.events import Digest, Send, Sent, Timer
 from agentd.errors import ConfigError, PluginLoadError
 from agentd.host.context import plugin_log
 from agentd.host.discovery import Found, FoundFile, find
@@ -66,11 +66,14 @@ class Loaded:
         self.state = PluginState(name, read, settings.state_value_max_bytes)
         self.timers = 0
         self.timers_max = settings.timers_max
+        self.takes_digests = any(each.event is Digest for each in self.handlers.all)
         self.minds_timers = any(each.event is Timer and each.every_s is None for each in self.handlers.all)
         self.backlog_of: Callable[[str, str], int | None] = _no_backlog
         self._alias = alias
         self._threads = Threads(f"agentd-{name}", settings.concurrency)
-        self.turns = Turns(self.handlers, self._threads, tuple(plugin.middlewares), settings.timeout_s)
+        self.turns = Turns(
+            self.handlers, self._threads, tuple(plugin.middlewares), settings.timeout_s, settings.timeout_max_s
+        )
 
     @property
     def log(self) -> Log:

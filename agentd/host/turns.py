@@ -49,32 +49,45 @@ class Failure(NamedTuple):
 
 
 class Turns:
-    """How one plugin's turns run. timeout_s: the deadline of a handler that names none, and of a middleware's step."""
+    """How one plugin's turns run. timeout_s: the deadline of a handler that names none, and of a middleware's step.
+
+    timeout_max_s: how far `ctx.progress` may put a deadline off in all. running: turns under way.
+    """
 
     def __init__(
-        self, handlers: Handlers, threads: Threads, middlewares: tuple[Middleware, ...], timeout_s: float
+        self,
+        handlers: Handlers,
+        threads: Threads,
+        middlewares: tuple[Middleware, ...],
+        timeout_s: float,
+        timeout_max_s: float,
     ) -> None:
         self._match = handlers.match
         self._threads = threads
         self._middlewares = middlewares
         self._timeout_s = timeout_s
+        self._timeout_max_s = timeout_max_s
+        self.running = 0
+        self._idle: asyncio.Future[None] | None = None
 
     async def run(
         self,
-        event: Event | Signal,
+        event: Event | Signal | tuple[Event, ...],
         handlers: tuple[Handler, ...] | None,
         ctx: TurnContext[Any],
         waits: Callable[[], None],
     ) -> Failure | None:
-        """Call every handler with the event. Returns what failed, or None.
+        """Call every handler with the event, or with a batch of them. Returns what failed, or None.
 
         handlers: None to match the event here, where a filter that raises is a failure like any other.
 
         Raises CancelledError only if the caller's task was cancelled; a handler's own is a failure like any other.
         """
         turn = _Turn(self, event, ctx, waits)
+        self.running += 1
         try:
             if handlers is None:
+                assert not isinstance(event, tuple)
                 handlers = self._match(event)
             if self._middlewares:
                 await turn.through(self._middlewares, handlers)
@@ -91,14 +104,29 @@ class Turns:
             return Failure(error, turn.running)
         finally:
             ctx.end()
+            self.running -= 1
+            if self._idle is not None and not self.running and not self._idle.done():
+                self._idle.set_result(None)
         return None
+
+    async def idle(self) -> None:
+        """Return when no turn is under way."""
+        while self.running:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
 
     def timeout_of(self, handler: Handler | None) -> float:
         """Seconds that a handler may take."""
         own = handler.timeout_s if handler is not None else None
         return self._timeout_s if own is None else own
 
-    def in_thread(self, handler: Handler, event: Event | Signal, ctx: TurnContext[Any]) -> asyncio.Future[Any]:
+    def ceiling_of(self, timeout_s: float) -> float:
+        """Seconds that a handler may take, however much it gets on."""
+        return max(timeout_s, self._timeout_max_s)
+
+    def in_thread(
+        self, handler: Handler, event: Event | Signal | tuple[Event, ...], ctx: TurnContext[Any]
+    ) -> asyncio.Future[Any]:
         """Call a `def` handler."""
         return self._threads.submit(handler.function, event, ctx)
 
@@ -106,9 +134,11 @@ class Turns:
 class _Turn:
     """One turn under way. running: the handler that runs, or None between handlers."""
 
-    __slots__ = ("_context", "_ctx", "_event", "_obeyed", "_result", "_task", "_turns", "_waits", "running")
+    __slots__ = ("_context", "_ctx", "_event", "_obeyed", "_result", "_scope", "_task", "_turns", "_waits", "running")
 
-    def __init__(self, turns: Turns, event: Event | Signal, ctx: TurnContext[Any], waits: Callable[[], None]) -> None:
+    def __init__(
+        self, turns: Turns, event: Event | Signal | tuple[Event, ...], ctx: TurnContext[Any], waits: Callable[[], None]
+    ) -> None:
         self._turns = turns
         self._event = event
         self._ctx = ctx
@@ -122,6 +152,8 @@ class _Turn:
         self._task = task
         self._obeyed = 0
         self._result: Any = None
+        self._scope: asyncio.Timeout | None = None
+        ctx.put_off = self._put_off
 
     @property
     def told_to_stop(self) -> bool:
@@ -133,8 +165,14 @@ class _Turn:
         self.running = handler
         if handler.threaded:
             return self._call_in_thread(handler)
-        timeout_s = self._allow(handler)
-        return self._begin(handler.function(self._event, self._ctx), handler.name, timeout_s)
+        self._allow(handler)
+        return self._begin(handler.function(self._seen_by(handler), self._ctx), handler.name)
+
+    def _seen_by(self, handler: Handler) -> Event | Signal | tuple[Event, ...]:
+        event = self._event
+        if handler.batch is not None and isinstance(event, Event):
+            return (event,)  # others want it too
+        return event
 
     async def through(self, middlewares: tuple[Middleware, ...], handlers: tuple[Handler, ...]) -> None:
         """Run the handlers inside the middlewares, the first outermost."""
@@ -157,28 +195,36 @@ class _Turn:
             await self._bounded(_left(around, None), name)
 
     async def _bounded(self, coroutine: Coroutine[Any, Any, Any], name: str) -> Any:
-        rest = self._begin(coroutine, name, self._allow(None))
+        self._allow(None)
+        rest = self._begin(coroutine, name)
         return self._result if rest is None else await rest
 
-    def _allow(self, handler: Handler | None) -> float:
+    def _allow(self, handler: Handler | None) -> None:
         timeout_s = self._turns.timeout_of(handler)
-        self._ctx.deadline_at = time.monotonic() + timeout_s
-        return timeout_s
+        self._ctx.allow(time.monotonic(), timeout_s, self._turns.ceiling_of(timeout_s))
+
+    def _put_off(self) -> None:
+        """The deadline of what runs is another one now."""
+        if self._scope is not None and not self._scope.expired():
+            # The loop is named because finding out which one runs costs a system call.
+            self._scope.reschedule(self._ctx.home.loop.time() + self._ctx.deadline_at - time.monotonic())
 
     async def _call_in_thread(self, handler: Handler) -> None:
-        timeout_s = self._allow(handler)
-        future = self._context.run(self._turns.in_thread, handler, self._event, self._ctx)
+        self._allow(handler)
+        future = self._context.run(self._turns.in_thread, handler, self._seen_by(handler), self._ctx)
         self._gives_up_the_loop()
-        done, _ = await asyncio.wait((future,), timeout=timeout_s)
-        if not done:
+        # The deadline may be put off while we wait for it.
+        while not future.done() and (remaining_s := self._ctx.deadline_at - time.monotonic()) > 0:
+            await asyncio.wait((future,), timeout=remaining_s)
+        if not future.done():
             self._ctx.end()
-            raise DeadlinePassed(handler.name, timeout_s, overrun=future)
+            raise DeadlinePassed(handler.name, self._ctx.allowed_s, overrun=future)
         result = future.result()
         if asyncio.iscoroutine(result):
             result.close()
             raise TypeError(f"{handler.name} returned a coroutine; make it `async def`")
 
-    def _begin(self, coroutine: Coroutine[Any, Any, Any], name: str, timeout_s: float) -> Awaitable[Any] | None:
+    def _begin(self, coroutine: Coroutine[Any, Any, Any], name: str) -> Awaitable[Any] | None:
         """Run its first step. Returns None if that was all, with `_result`."""
         failure: BaseException | None = None
         waited = None
@@ -194,22 +240,25 @@ class _Turn:
                 raise
             failure = error
         else:
-            return self._rest(_Steps(self._context, self._task, coroutine, waited, self._obeyed), name, timeout_s)
+            return self._rest(_Steps(self._context, self._task, coroutine, waited, self._obeyed), name)
         return self._ended(self._task.cancelling() - self._obeyed, failure, name)
 
-    async def _rest(self, steps: _Steps, name: str, timeout_s: float) -> Any:
+    async def _rest(self, steps: _Steps, name: str) -> Any:
         self._gives_up_the_loop()
         scope = asyncio.timeout(self._ctx.deadline_at - time.monotonic())
         result: Any = None
         failure: BaseException | None = None
         try:
             async with scope:
+                self._scope = scope
                 result = await steps
         except (Exception, SystemExit, asyncio.CancelledError) as error:
             failure = error
+        finally:
+            self._scope = None
         if scope.expired() and (failure is None or isinstance(failure, (TimeoutError, asyncio.CancelledError))):
             # Even if it caught its own cancellation and returned: too late all the same.
-            failure = DeadlinePassed(name, timeout_s)
+            failure = DeadlinePassed(name, self._ctx.allowed_s)
         if self._task.cancelling() > self._obeyed:
             # What did not appear in a step came from outside.
             await self._ended(min(steps.own_cancels, self._task.cancelling() - self._obeyed), failure, name)

@@ -1,6 +1,6 @@
 """Which events were being handled when the process died, in a small file beside the journal.
 
-The file is mapped into memory, one word per handler call. Marking is a store, with no system call and no sync: pages
+The file is mapped into memory, two words per handler call. Marking is a store, with no system call and no sync: pages
 that a process wrote outlive it however it ends, and what ends the whole machine is no fault of a handler's.
 
 Always true: a call's word is set before its handler runs and cleared after it has ended. The file is as large as it
@@ -24,15 +24,17 @@ log = logging.getLogger("agentd.journal.running")
 
 _HEAD_BYTES = 65_536
 _WORD_BYTES = 8
+_WORDS = 2  # the plugin's tag with the position of the first event, and the position of the last
 _TAG_BITS = 16
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Unfinished(NamedTuple):
-    """An event that was being handled when the process died. position: its record's in the journal."""
+    """A turn that was under way when the process died. position, until: of its first and last record."""
 
     plugin: str
     position: int
+    until: int
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -48,16 +50,19 @@ class Running:
     def __init__(self, plugins: Sequence[str], slots: int, words: memoryview | None = None) -> None:
         assert len(plugins) < 1 << _TAG_BITS, len(plugins)
         self._plugins = list(plugins)
-        self._words: memoryview | array[int] = array("Q", bytes(slots * _WORD_BYTES)) if words is None else words
-        self._free = list(range(slots))
+        self._words: memoryview | array[int] = (
+            array("Q", bytes(slots * _WORDS * _WORD_BYTES)) if words is None else words
+        )
+        self._free = list(range(0, slots * _WORDS, _WORDS))
 
     def tag(self, plugin: str) -> int:
         """What stands for a plugin among the marks."""
         return self._plugins.index(plugin)
 
-    def began(self, tag: int, position: int) -> int:
-        """A handler call begins. Returns its slot, for `ended`."""
+    def began(self, tag: int, position: int, until: int) -> int:
+        """A turn about these records begins. Returns its slot, for `ended`."""
         slot = self._free.pop()
+        self._words[slot + 1] = until
         self._words[slot] = position << _TAG_BITS | tag
         return slot
 
@@ -95,7 +100,7 @@ def _mapped(path: Path, plugins: Sequence[str], slots: int) -> memoryview:
     assert len(head) <= _HEAD_BYTES, len(head)
     file = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        length = _HEAD_BYTES + slots * _WORD_BYTES
+        length = _HEAD_BYTES + slots * _WORDS * _WORD_BYTES
         os.posix_fallocate(file, 0, length)
         os.pwrite(file, head, 0)
         whole = mmap.mmap(file, length)
@@ -117,12 +122,17 @@ def _left_in(path: Path) -> list[Unfinished]:
     if head.boot != _boot():
         return []
     words = content[_HEAD_BYTES:]
-    return _read(memoryview(words[: len(words) // _WORD_BYTES * _WORD_BYTES]).cast("Q"), head.plugins)
+    whole = len(words) // (_WORDS * _WORD_BYTES) * _WORDS * _WORD_BYTES
+    return _read(memoryview(words[:whole]).cast("Q"), head.plugins)
 
 
 def _read(words: memoryview | array[int], plugins: Sequence[str]) -> list[Unfinished]:
-    found = [(word & (1 << _TAG_BITS) - 1, word >> _TAG_BITS) for word in words if word]
-    return [Unfinished(plugins[tag], position) for tag, position in found if tag < len(plugins)]
+    found = [
+        (word & (1 << _TAG_BITS) - 1, word >> _TAG_BITS, until)
+        for word, until in zip(words[::_WORDS], words[1::_WORDS], strict=True)
+        if word
+    ]
+    return [Unfinished(plugins[tag], position, until) for tag, position, until in found if tag < len(plugins)]
 
 
 def _boot() -> str:

@@ -78,7 +78,9 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     """Change and row: an event that failed in a lane, or is running again. Cleared by a cursor that passes it.
 
     count: attempts that ended in failure. not_before: Unix seconds; infinite for a lane that is parked behind this
-    event. deaths: how often the process died while it ran, and it was blamed.
+    event. deaths: how often the process died while it ran, and it was blamed. until: position of the last event of the
+    turn, which is repeated with the same events; 0 where it had this one only. progress: what the last attempt noted,
+    JSON.
     """
 
     plugin: str
@@ -88,6 +90,58 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     error: str
     not_before: float
     deaths: int = 0
+    until: int = 0
+    progress: bytes | None = None
+
+
+class Rewound(msgspec.Struct, frozen=True, gc=False):
+    """Change: a lane handles recorded events again, from behind this position.
+
+    replay: how often that has happened to this lane. until: where the lane stood; up to there its sends have new keys.
+    What had failed in the lane is forgotten.
+    """
+
+    plugin: str
+    conversation: int
+    position: int
+    replay: int
+    until: int
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """Change and row: what a turn came to, in a word, or why events were passed over. For people and audits.
+
+    conversation: the journal's number, 0 for none. first, last: positions of the turn's events, 0 for none. data: JSON
+    or None. at: Unix seconds.
+    """
+
+    plugin: str
+    conversation: int
+    first: int
+    last: int
+    word: str
+    data: bytes | None
+    at: float
+
+
+class Paused(msgspec.Struct, frozen=True, kw_only=True):
+    """Change and row: no handler runs in a conversation until it is resumed; its mail is kept.
+
+    number: the journal's. at, until: Unix seconds; until None for "until somebody resumes it".
+    """
+
+    number: int
+    identity: str
+    conversation: str
+    at: float
+    until: float | None
+    reason: str
+
+
+class Resumed(msgspec.Struct, frozen=True):
+    """Change: handlers run in this conversation again. number: the journal's."""
+
+    number: int
 
 
 class Dead(msgspec.Struct, frozen=True):
@@ -166,10 +220,12 @@ class StatePut(msgspec.Struct, frozen=True, gc=False):
 
 
 class TimerSet(msgspec.Struct, frozen=True):
-    """Change and row: a plugin wants to be woken, again if it failed.
+    """Change and row: a plugin wants to be woken, again if it failed; or it gets a recorded event out of its order.
 
     id: derived from its cause. conversation: the journal's number, 0 with conversation_id "" for none. name: of the
     handler that recurs, or "". due_at: Unix seconds; infinite once it was given up, for people to see. data: JSON.
+    position: of the recorded event that is delivered instead of a Timer, or 0. again: what sets the keys of its sends
+    apart from those of the first delivery, or "" where they are the same. progress: as for Attempt.
     """
 
     id: str
@@ -182,6 +238,9 @@ class TimerSet(msgspec.Struct, frozen=True):
     data: bytes
     failures: int = 0
     error: str = ""
+    position: int = 0
+    again: str = ""
+    progress: bytes | None = None
 
 
 class TimerGone(msgspec.Struct, frozen=True):
@@ -203,7 +262,11 @@ Change = (
     | Appended
     | GapNoted
     | CursorMoved
+    | Rewound
     | Attempt
+    | Outcome
+    | Paused
+    | Resumed
     | Dead
     | DeadDropped
     | Queued
@@ -276,6 +339,26 @@ class Journal(Protocol):
         """The disk has no room; commits wait."""
         ...
 
+    @property
+    def last_commit_s(self) -> float:
+        """How long the last group of commits took to reach the disk."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes on disk."""
+        ...
+
+    @property
+    def commits(self) -> int:
+        """Groups of commits that reached the disk since the journal was opened."""
+        ...
+
+    @property
+    def changes(self) -> int:
+        """Changes in them."""
+        ...
+
     async def handles(self) -> dict[str, str]:
         """Identity name to the handle it had last."""
         ...
@@ -298,22 +381,44 @@ class Journal(Protocol):
         """Conversation number to handled position."""
         ...
 
+    async def replays(self, plugin: str) -> dict[int, tuple[int, int]]:
+        """Conversation number to (how many replays, position up to which the last one goes)."""
+        ...
+
     async def attempts(self, plugin: str) -> list[Attempt]: ...
+    async def outcomes(self, plugin: str, conversation: int, position: int) -> list[Outcome]:
+        """What became of a recorded event with a plugin, oldest first."""
+        ...
+
+    async def pauses(self) -> list[Paused]: ...
+    async def conversation_find(self, identity: str, conversation: str) -> Conversation | None: ...
     async def read_lane(self, conversation: int, after: int, limit: int) -> list[StoredRecord]:
         """Records of one conversation behind a position, in the order of delivery."""
         ...
 
     async def count_behind(self, conversation: int, after: int) -> int: ...
+    async def count_between(self, conversation: int, after: int, upto: int) -> int:
+        """Records of one conversation behind a position, up to another."""
+        ...
+
     async def read_log(self, identity: str | None, after: int, limit: int) -> list[StoredRecord]:
         """Records behind a position over all conversations."""
         ...
 
     async def last_position(self) -> int: ...
+    async def positions_of(self, id_: str, after: int, up_to: int) -> list[int]:
+        """Where an event with this platform id stands, from behind one position up to another; reads all between."""
+        ...
+
     async def timers(self, plugin: str) -> list[TimerSet]:
         """Every timer of a plugin, the earliest first."""
         ...
 
     async def state_get(self, plugin: str, conversation: int, key: str) -> bytes | None: ...
+    async def answers_since(self, identity: str, since: float) -> list[tuple[str, str, float]]:
+        """(conversation id, peer, Unix seconds) of sends that a peer's messages caused, oldest first."""
+        ...
+
     async def outbox_open(self, identity: str) -> list[Send]:
         """Sends that are not settled, in the order in which they were queued."""
         ...
@@ -328,6 +433,9 @@ class Journal(Protocol):
         ...
 
     async def dead_find(self, number: int) -> DeadRow | None: ...
+    async def dead_at(self, conversation: int, position: int) -> list[DeadRow]:
+        """The dead letters of one event: at most one for each plugin."""
+        ...
 
 
 class StoredRecord(msgspec.Struct, frozen=True, gc=False):

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from agentd.core.events import Event, Message, Send, Signal, Source
+from agentd.core.events import Event, Send, Signal, Source
 from agentd.core.reconnect import CloseMeaning
 
 
@@ -174,10 +174,6 @@ class Platform(Protocol):
 
     def conversations_request(self, offset: int) -> Request: ...
     def read_conversations(self, response: Response) -> list[Standing]: ...
-
-    def target(self, message: Message) -> str:
-        """Where an answer to this message goes: a handle with `@`, or a conversation id."""
-        ...
 
     def send_request(self, send: Send) -> Request: ...
     def read_send(self, response: Response, send: Send) -> SendAnswer: ...

@@ -15,7 +15,7 @@ import uvloop
 
 from agentd.config import Dispatch, PluginSettings
 from agentd.core.events import Message, Record
-from agentd.dispatcher import Dispatcher
+from agentd.dispatcher import Dispatcher, Marks
 from agentd.host.lifecycle import Loaded
 from agentd.journal.storage import Change
 from agentd.plugin import Context, Plugin
@@ -83,7 +83,7 @@ async def measure(handler: Callable[[Message, Context], Awaitable[None]], args: 
             revive=journal.revive,
             on_queued=lambda sends: None,
             on_backlog=lambda shed: None,
-            backlog=(10_000_000, 0),
+            marks=Marks(10_000_000, 0, 1 << 40, 0),
         )
         await dispatcher.start(tasks)
         started = time.perf_counter()

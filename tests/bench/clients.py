@@ -45,6 +45,7 @@ _IDENTITY = """
 url = "{url}"
 key = {{ file = "{key}" }}
 plugins = ["bench"]
+loop_guard = {{ answers_max = 0 }}
 """
 
 

@@ -267,6 +267,41 @@ def test_stopping_ends_every_tail(either: Any) -> None:
     assert either.daemon.tail_ended.wait(5)
 
 
+def test_an_export_gives_the_lines_between_its_first_and_its_last(either: Any) -> None:
+    lines = [b'{"position":%d}\n' % position for position in range(1, 5_001)]
+    either.daemon.exported = [b'{"up_to":5000}\n', b"".join(lines), b"", b'{"exported":5000,"unreadable":3}\n']
+    with Client(either.path).export("alice", "conv_1", "2026-01-01T00:00:00Z") as exported:
+        assert exported.up_to == 5_000
+        assert list(exported) == lines
+        assert exported.unreadable == 3
+    assert either.daemon.asked == [("export", "alice", "conv_1", 1_767_225_600.0)]
+
+
+def test_an_export_that_the_daemon_breaks_off_is_not_taken_for_all(either: Any) -> None:
+    either.daemon.exported = [b'{"up_to":2}\n', b'{"position":1}\n', b"gone"]
+    with Client(either.path).export() as exported, pytest.raises(UnreachableError, match="broke off"):
+        list(exported)
+
+
+def test_an_export_of_what_there_is_not_is_refused_before_it_begins(served: Any) -> None:
+    client = Client(served.path)
+    assert refused(lambda: client.export(identity="alise")).code == "UNKNOWN_IDENTITY"
+    error = refused(lambda: client.export(since="yesterday"))
+    assert (error.status, error.message) == (400, "since must be a moment such as 2026-01-02T03:04:05Z")
+    assert served.daemon.asked == []
+    served.daemon.error = ControlError(404, "UNKNOWN_CONVERSATION", "nothing is recorded of conversation 'c'")
+    assert refused(lambda: client.export(conversation="c")).code == "UNKNOWN_CONVERSATION"
+
+
+def test_an_event_is_explained_as_asked(served: Any) -> None:
+    client = Client(served.path)
+    assert client.explain("msg_ä/?&9", "alice", "echo") == served.daemon.explained
+    client.explain("17")
+    assert served.daemon.asked == [("explain", "msg_ä/?&9", "alice", "echo"), ("explain", "17", None, None)]
+    assert refused(lambda: client.explain("")).message == "event is missing"
+    assert refused(lambda: client.explain("17", "alise")).code == "UNKNOWN_IDENTITY"
+
+
 # The socket
 
 

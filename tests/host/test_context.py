@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentd.core.events import Context as EventContext
 from agentd.core.events import Message, Presence
 from agentd.host.context import TurnContext, cause_key
 from agentd.host.state import PluginState
@@ -33,7 +34,11 @@ class Home:
 
 def message(**changes: Any) -> Message:
     plain = {"identity": "me", "conversation": "conv_1", "seq": 1, "id": "msg_1", "sender": "bob", "text": "hello"}
-    return Message(**{**plain, **changes})
+    made = {**plain, **changes}
+    answer_to = (
+        made["conversation"] if not made.get("direct", True) else "" if made.get("own") else f"@{made['sender']}"
+    )
+    return Message(answer_to=answer_to, **made)
 
 
 def turn(event: Any = None, attempt: int = 1) -> TurnContext[Any]:
@@ -89,9 +94,50 @@ def test_a_reply_names_its_message_unless_told_otherwise() -> None:
     ctx.reply("b", metadata={"reply_to": "msg_0"})
     assert ctx.sends is not None
     assert [send.content.metadata for send in ctx.sends] == [
-        {"reply_to": "msg_1", "mood": "fine"},
-        {"reply_to": "msg_0"},
+        {"reply_to": "msg_1", "mood": "fine", "agentd_hops": 1},
+        {"reply_to": "msg_0", "agentd_hops": 1},
     ]
+
+
+def test_an_answer_tells_how_many_answers_led_to_it_whatever_the_peer_claims() -> None:
+    for claimed, told in ((4, 5), (0, 1), (-7, 1), ("9", 1), (True, 1)):
+        ctx = turn(message(metadata={"agentd_hops": claimed}))
+        ctx.send("@ann", "x")
+        assert ctx.sends is not None
+        assert ctx.sends[0].content.metadata == {"agentd_hops": told}
+
+
+def test_a_send_names_the_agent_that_caused_it_and_nobody_else() -> None:
+    def cause(kind: str | None, **changes: Any) -> tuple[str, str]:
+        ctx = turn(message(context=EventContext(sender_kind=kind), **changes))
+        ctx.send("@ann", "x")
+        assert ctx.sends is not None
+        return ctx.sends[0].caused_in, ctx.sends[0].caused_by
+
+    assert cause("agent") == ("conv_1", "bob")
+    assert cause("system") == cause(None) == cause("agent", own=True) == ("", "")
+
+
+def test_a_replay_has_keys_of_its_own_and_its_repeat_has_the_same() -> None:
+    def key(again: str) -> str:
+        return TurnContext(Home(), message(), 7, 1, again=again).send("@ann", "x")
+
+    assert key("") == turn().send("@ann", "x")
+    assert key("replay 1") == key("replay 1")
+    assert len({key(""), key("replay 1"), key("replay 2")}) == 3
+
+
+def test_an_outcome_is_a_word_with_data_and_there_are_few() -> None:
+    ctx = turn()
+    ctx.outcome("answered", {"tokens": 7})
+    ctx.outcome("escalated")
+    assert ctx.outcomes == [("answered", b'{"tokens":7}'), ("escalated", None)]
+    for wrong in ("", "x" * 65, "two\nlines"):
+        with pytest.raises(ValueError, match="give a word"):
+            ctx.outcome(wrong)
+    with pytest.raises(RuntimeError, match="16 outcomes"):
+        for _ in range(16):
+            ctx.outcome("more")
 
 
 def test_what_was_staged_does_not_change_with_what_the_author_holds() -> None:

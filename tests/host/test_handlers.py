@@ -178,3 +178,50 @@ def test_def_and_async_def_are_told_apart_through_callable_objects() -> None:
     assert (waits.threaded, blocks.threaded) == (False, True)
     assert code_of(waits.function) is Waiting.__call__.__code__
     assert place_of(setup).startswith(__file__)
+
+
+def verdicts(handlers: Handlers, event: Event) -> list[tuple[str, object, object, bool | None]]:
+    (handler,) = handlers.all
+    return [verdict[:4] for verdict in handler.explain(event)]
+
+
+def test_each_filter_tells_what_it_wants_and_what_the_event_has() -> None:
+    handlers = declared(sender="@bob", text="^bye", direct=False, kind={"text", "file"})
+    assert verdicts(handlers, message()) == [
+        ("sender", "@bob", "bob", True),
+        ("text", "^bye", "hello", False),
+        ("direct", False, True, False),
+        ("kind", {"text", "file"}, "text", True),
+    ]
+    assert verdicts(declared(), message()) == []
+
+
+def test_a_filter_that_raises_is_told_and_one_behind_a_refusal_is_not_asked() -> None:
+    def longer(event: Message) -> bool:
+        return len(event.text) > 5  # type: ignore[arg-type]
+
+    handlers = declared(where=longer)
+    (told,) = handlers.all[0].explain(message(text=None))
+    assert (told.name, told.wanted, told.passed) == ("where", longer, None)
+    assert isinstance(told.error, TypeError)
+    assert verdicts(handlers, message(text="longer")) == [("where", longer, None, True)]
+    refused = declared(text="hello", where=longer)
+    assert verdicts(refused, message(text=None)) == [("text", "hello", None, False), ("where", longer, None, None)]
+
+
+def test_an_event_of_another_type_or_of_our_own_is_told_so() -> None:
+    (told,) = declared(sender="bob").all[0].explain(Event(identity="me", conversation="c", seq=1, id="i", sender="bob"))
+    assert told[:4] == ("event", "Message", "Event", False)
+    assert verdicts(declared(sender="bob"), message(own=True)) == [
+        ("own", False, True, False),
+        ("sender", "bob", "bob", True),
+    ]
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("text", ["hello", "bye"])
+@pytest.mark.parametrize("filters", [{}, {"sender": "bob"}, {"text": "bye"}, {"where": lambda event: event.seq > 1}])
+def test_what_is_explained_is_what_matches(filters: dict[str, Any], text: str, own: bool) -> None:
+    handlers, event = declared(**filters), message(text=text, own=own)
+    explained = all(verdict.passed for verdict in handlers.all[0].explain(event))
+    assert explained is bool(handlers.match(event))

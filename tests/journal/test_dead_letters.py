@@ -29,6 +29,14 @@ async def test_dead_letters_are_told_newest_first_of_one_identity_or_of_all(jour
     assert await journal.dead_find(4) is None
 
 
+async def test_the_letters_of_one_event_are_told_one_for_each_plugin(journal):
+    await journal.commit(Conversation(1, "alice", "conv_a", 1, 1, 1, "", 1, 0))
+    of_log, later = msgspec.structs.replace(LETTER, plugin="log"), msgspec.structs.replace(LETTER, position=5)
+    await journal.commit(LETTER, of_log, later)
+    assert {row.plugin: row.number for row in await journal.dead_at(1, 4)} == {"echo": 1, "log": 2}
+    assert await journal.dead_at(1, 6) == []
+
+
 async def test_a_delivery_that_dies_again_is_one_letter_with_the_newest_death(journal):
     await journal.commit(Conversation(1, "alice", "conv_a", 1, 1, 1, "", 1, 0), LETTER)
     again = msgspec.structs.replace(LETTER, attempts=2, error="KeyError", plugin_version="1.3", died_at=40.0)

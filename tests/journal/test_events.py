@@ -57,3 +57,11 @@ async def test_the_last_position_is_zero_in_an_empty_journal_and_then_the_last_o
     assert await journal.last_position() == 0
     await journal.commit(*arrived(seq=1), *arrived(seq=2))
     assert await journal.last_position() == 2
+
+
+async def test_an_id_is_found_between_two_positions(journal, arrived):
+    for seq in (1, 2):
+        await journal.commit(*arrived("conv_a", seq), *arrived("conv_a", seq, identity="bob"))
+    assert await journal.positions_of("msg_conv_a_1_2", 0, 9) == [3, 4]
+    assert await journal.positions_of("msg_conv_a_1_2", 3, 4) == [4]
+    assert await journal.positions_of("msg_conv_a_1_2", 0, 2) == []

@@ -37,10 +37,13 @@ class Rig:
         self.folder = folder
         self.settings = QUICK
         self.audit_interval_s = 300.0
+        self.plugin_name = "plugin"
         self.plugin: Mapping[str, Any] = {
             "use": "agentd.demo.ledger:plugin",
             "config": {"file": str(folder / "ledger")},
         }
+        # Load comes from few peers here, as fast as it can: the guard would take it for a loop.
+        self.conduct: dict[str, Any] = {"loop_guard": config.LoopGuard(answers_max=0)}
         self.keys: dict[str, str] = {}
         self.daemon: Daemon | None = None
         self._run: asyncio.Task[None] | None = None
@@ -56,10 +59,12 @@ class Rig:
         settings = config.Settings(
             agentd=agentd,
             identity={
-                name: config.Identity(url=self.hub.url, key=config.KeySource(env="unused"), plugins=("plugin",))
+                name: config.Identity(
+                    url=self.hub.url, key=config.KeySource(env="unused"), plugins=(self.plugin_name,), **self.conduct
+                )
                 for name in self.keys
             },
-            plugin={"plugin": config.PluginSettings(**self.plugin)},
+            plugin={self.plugin_name: config.PluginSettings(**self.plugin)},
         )
         self._journal = await open_journal(self.folder / "state" / "journal.db", agentd.journal)
         keys = {name: (lambda name=name: self.keys[name]) for name in self.keys}
@@ -94,7 +99,7 @@ class Rig:
 
     def status(self) -> list[dict[str, Any]]:
         assert self.daemon is not None
-        return self.daemon.status()["identities"]
+        return self.daemon.operations.status()["identities"]
 
     def states(self) -> list[str]:
         return [each["state"] for each in self.status()]

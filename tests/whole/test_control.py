@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from agentd.core.health import STATES
+from agentd.demo import ledger
 from agentd.demo.proof import IMPATIENT, Proof
 from agentd.hub.faults import Action, Point, Rule
+from agentd.testing import Harness
 
 TIMEOUT_S = 20.0
 
@@ -257,8 +259,51 @@ async def test_tail_shows_what_was_committed_and_follows_what_comes(proof: Proof
     assert following.returncode == 130
 
 
+async def test_a_conversation_is_exported_to_a_file_that_a_plugins_test_replays(proof: Proof) -> None:
+    for peer in ("peer", "other"):
+        proof.peer(peer)
+        proof.hub.post(peer, "agent-1", f"from {peer}", f"again from {peer}")
+    assert await proof.until_answered(TIMEOUT_S)
+    await until(proof, {"journaled": 8, "pending": 0})
+    conversation = proof.hub.conversation("peer", "agent-1")
+    file = proof.folder / "case.jsonl"
+    done = await agentd(proof.folder, "export", "--conversation", conversation, "--since", "1h", "--to", str(file))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"exported 4 events to {file}\n")
+    async with Harness(ledger.plugin, {"file": str(proof.folder / "replayed")}, identity="agent-1") as h:
+        replayed = await h.replay(file)
+        assert h.texts == ["noted 1", "noted 2"]
+    assert [(event.seq, event.own) for event in replayed] == [(1, False), (2, False), (3, True), (4, True)]
+    everything = await agentd(proof.folder, "export", "--as", "agent-1")
+    assert {json.loads(line)["conversation"] for line in everything.stdout.splitlines()} > {conversation}
+    assert everything.stderr == "exported 8 events\n"
+
+
+async def test_explain_tells_which_handler_has_an_event_and_fails_for_one_that_there_is_not(proof: Proof) -> None:
+    proof.peer("peer")
+    proof.hub.post("peer", "agent-1", "hello")
+    assert await proof.until_answered(TIMEOUT_S)
+    await until(proof, {"journaled": 2, "pending": 0})
+    id_ = proof.hub.ledger()[0].id
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:  # a cursor may reach the disk a moment after the answer
+            (found,) = (await answer(proof.folder, "explain", id_))["events"]
+            (lane,) = found["plugins"]
+            if lane["fate"]["state"] != "waiting":
+                break
+    assert (found["event"]["text"], lane["plugin"], lane["fate"]["state"]) == ("hello", "ledger", "handled")
+    told = (await agentd(proof.folder, "explain", str(found["event"]["position"]))).stdout
+    assert "plugin ledger: handled" in told
+    assert "ledger.py:" in told
+    unknown = await agentd(proof.folder, "explain", "msg_nowhere")
+    assert unknown.returncode == 1
+    assert "msg_nowhere" in unknown.stderr
+    assert "name its id, or its position" in unknown.stderr
+
+
 @pytest.mark.parametrize(
-    "words", [("status",), ("send", "@peer", "hello"), ("gaps",), ("tail",)], ids=["status", "send", "gaps", "tail"]
+    "words",
+    [("status",), ("send", "@peer", "hello"), ("gaps",), ("tail",), ("export",), ("explain", "msg_1")],
+    ids=["status", "send", "gaps", "tail", "export", "explain"],
 )
 async def test_a_command_that_finds_no_daemon_exits_with_69_and_says_how_to_start_one(
     tmp_path: Path, words: Sequence[str]

@@ -86,7 +86,7 @@ async def test_a_full_disk_throttles_acknowledges_nothing_and_goes_on_when_there
             rig.hub.post(peer, "agent", *[LARGE] * 10)
         await rig.until(lambda: rig.states() == ["throttled"])
         assert rig.daemon is not None
-        assert rig.daemon.status()["journal"]["full"]
+        assert rig.daemon.operations.status()["journal"]["full"]
         assert "disk" in rig.status()[0]["state_reason"]
         for peer in peers:
             rig.hub.post(peer, "agent", "what comes now", "stays with the server")

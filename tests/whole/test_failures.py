@@ -108,7 +108,7 @@ def messages(rig: Rig) -> list[str]:
 
 def plugin_status(rig: Rig) -> dict[str, Any]:
     assert rig.daemon is not None
-    return rig.daemon.status()["plugins"][0]
+    return rig.daemon.operations.status()["plugins"][0]
 
 
 async def test_a_dependency_that_is_down_opens_the_breaker_and_costs_no_event(rig: Rig) -> None:
@@ -136,6 +136,6 @@ async def test_a_conversation_that_is_held_shows_in_the_status_and_goes_on_when_
     [held] = plugin_status(rig)["held"]
     assert answers(rig) == []
     assert rig.daemon is not None
-    assert rig.daemon.release("plugin", None, held["conversation"]) == 1
+    assert rig.daemon.operations.release("plugin", None, held["conversation"]) == 1
     await rig.until(lambda: answers(rig) == messages(rig)[1:])
     assert plugin_status(rig)["held"] == []

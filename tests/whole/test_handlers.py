@@ -229,7 +229,7 @@ async def test_a_handler_that_blocks_the_event_loop_is_noticed_with_its_stack_an
     assert "trial.py" in noticed
     assert "time.sleep(1.0)" in noticed
     assert rig.daemon is not None
-    assert rig.daemon.status()["loop_stalls"] >= 1
+    assert rig.daemon.operations.status()["loop_stalls"] >= 1
 
 
 @pytest.mark.parametrize(

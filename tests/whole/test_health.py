@@ -64,7 +64,7 @@ class Prober:
     async def ask(self, path: str = "/readyz") -> tuple[int, Any]:
         assert self._rig.daemon is not None
         token = (self._rig.folder / "state" / "http_token").read_text().strip()
-        url = self._rig.daemon.status()["http_url"] + path
+        url = self._rig.daemon.operations.status()["http_url"] + path
         async with (
             aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as session,
             session.get(url) as answer,
@@ -261,7 +261,7 @@ async def test_a_whole_daemon_answers_with_its_own_numbers(rig: Rig, path: str) 
     token = (Path(rig.folder) / "state" / "http_token").read_text().strip()
     async with (
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as session,
-        session.get(rig.daemon.status()["http_url"] + path) as answer,
+        session.get(rig.daemon.operations.status()["http_url"] + path) as answer,
     ):
         text = await answer.text()
     expected = {

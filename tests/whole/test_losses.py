@@ -28,7 +28,7 @@ async def begin(rig: Rig) -> str:
     await rig.start()
     rig.hub.post("peer", "agent", "first")
     await rig.until_handled(1)
-    await rig.until(lambda: rig.status()[0]["outbox_ready"] == 0)
+    await rig.until(lambda: rig.status()[0]["journaled"] == 2)  # the answer has taken its seq
     return rig.hub.conversation("peer", "agent")
 
 
@@ -265,7 +265,7 @@ async def test_a_message_that_its_reader_has_hidden_is_absent_and_said_to_be(rig
     await rig.until_handled(2)
     await rig.until(lambda: rig.status()[0]["absent"] == 1)
     assert rig.daemon is not None
-    (gap,) = await rig.daemon.gaps("agent", open_only=False, limit=10)
+    (gap,) = await rig.daemon.operations.gaps("agent", open_only=False, limit=10)
     assert (gap["start"], gap["stop"], gap["outcome"], gap["reason"]) == (3, 4, "absent", "not in history")
 
 
@@ -278,6 +278,6 @@ async def test_a_row_that_nobody_can_read_does_not_hold_its_conversation_for_eve
     await rig.until_handled(2)
     await rig.until(lambda: rig.status()[0]["absent"] == 1)
     assert rig.daemon is not None
-    (gap,) = await rig.daemon.gaps("agent", open_only=False, limit=10)
+    (gap,) = await rig.daemon.operations.gaps("agent", open_only=False, limit=10)
     assert gap["reason"] == "unreadable"
     assert rig.status()[0]["malformed"] == 3

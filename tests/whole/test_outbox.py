@@ -57,7 +57,7 @@ async def say(rig: Rig, target: str, *texts: str) -> None:
     """Put messages into the outbox; their keys are their texts."""
     assert rig.daemon is not None
     for text in texts:
-        await rig.daemon.send("agent", target, Content(text=text), 0.0, text)
+        await rig.daemon.operations.send("agent", target, Content(text=text), 0.0, text)
 
 
 def said(rig: Rig) -> list[LedgerRow]:
@@ -71,7 +71,7 @@ def keys_of(rows: list[LedgerRow]) -> list[str]:
 
 async def state_of(rig: Rig, key: str) -> str:
     assert rig.daemon is not None
-    return str((await rig.daemon.outbox_show(None, key))["state"])
+    return str((await rig.daemon.operations.outbox_show(None, key))["state"])
 
 
 async def read_all(rig: Rig, peer: str, key: str) -> None:
@@ -91,7 +91,7 @@ async def test_a_recipient_with_a_backlog_is_slowed_parked_and_taken_up_again_an
         await say(rig, "@slow", *to_slow)
         await say(rig, "@quick", *to_quick)
         await rig.until(lambda: rig.hub.undelivered("slow") == 6)
-        parked = {row["client_msg_id"]: row for row in await rig.daemon.outbox("agent", HELD, 100)}
+        parked = {row["client_msg_id"]: row for row in await rig.daemon.operations.outbox("agent", HELD, 100)}
         await rig.until(lambda: rig.status()[0]["outbox_ready"] == 4)
         # The hub's order: who came later but has no backlog was served before the slowed one was through.
         order = keys_of(said(rig))
@@ -106,7 +106,7 @@ async def test_a_recipient_with_a_backlog_is_slowed_parked_and_taken_up_again_an
         taken = [key for key in keys_of(said(rig)) if key.startswith("slow")]
         assert taken == to_slow, "every message once, in order"
         await rig._journal.commit()
-        assert await rig.daemon.outbox("agent", HELD, 100) == []
+        assert await rig.daemon.operations.outbox("agent", HELD, 100) == []
 
 
 async def test_a_refused_send_tells_the_platforms_answer_and_leaves_when_it_is_retried(rig: Rig) -> None:
@@ -114,7 +114,7 @@ async def test_a_refused_send_tells_the_platforms_answer_and_leaves_when_it_is_r
     assert rig.daemon is not None
     await say(rig, "@nobody", "hello")
     await rig.until(lambda: rig.status()[0]["outbox_refused"] == 1)
-    row = await rig.daemon.outbox_show("agent", "hello")
+    row = await rig.daemon.operations.outbox_show("agent", "hello")
     assert (row["state"], row["code"], row["attempts"]) == ("refused", "AGENT_NOT_FOUND", 1)
     assert row["request_id"]
     assert row["content"] == {"text": "hello"}
@@ -122,18 +122,18 @@ async def test_a_refused_send_tells_the_platforms_answer_and_leaves_when_it_is_r
     await rig.start()
     assert rig.status()[0]["outbox_refused"] == 1
     rig.hub.create_agent("nobody")
-    await rig.daemon.outbox_retry(None, "hello")
+    await rig.daemon.operations.outbox_retry(None, "hello")
     await rig.until(lambda: keys_of(said(rig)) == ["hello"])
     await rig.until(lambda: rig.status()[0]["outbox_sent"] == 1)
     assert rig.status()[0]["outbox_refused"] == 0
-    row = await rig.daemon.outbox_show(None, "hello")
+    row = await rig.daemon.operations.outbox_show(None, "hello")
     assert (row["state"], row["seq"], row["error"]) == ("sent", 1, None)
     with pytest.raises(ControlError, match="hello is sent; nothing is left to do"):
-        await rig.daemon.outbox_retry(None, "hello")
+        await rig.daemon.operations.outbox_retry(None, "hello")
     with pytest.raises(ControlError, match="hello is sent"):
-        await rig.daemon.outbox_drop(None, "hello")
+        await rig.daemon.operations.outbox_drop(None, "hello")
     with pytest.raises(ControlError, match="no send has the key 'helo'"):
-        await rig.daemon.outbox_show(None, "helo")
+        await rig.daemon.operations.outbox_show(None, "helo")
 
 
 async def test_a_send_that_is_dropped_while_it_waits_never_leaves_and_what_is_behind_it_does(
@@ -143,12 +143,12 @@ async def test_a_send_that_is_dropped_while_it_waits_never_leaves_and_what_is_be
         await begin(rig, "stranger")
         await say(rig, "@stranger", "first", "second", "third", "fourth")
         await rig.until(lambda: rig.daemon._supervisors["agent"].sender.pacing.awaiting == {"@stranger"})
-        assert (await rig.daemon.outbox_drop("agent", "second"))["state"] == "dropped"
-        assert (await rig.daemon.outbox_drop("agent", "fourth"))["state"] == "dropped"
+        assert (await rig.daemon.operations.outbox_drop("agent", "second"))["state"] == "dropped"
+        assert (await rig.daemon.operations.outbox_drop("agent", "fourth"))["state"] == "dropped"
         with pytest.raises(ControlError, match="nothing is left to drop"):
-            await rig.daemon.outbox_drop("agent", "second")
+            await rig.daemon.operations.outbox_drop("agent", "second")
         with pytest.raises(ControlError, match="it goes on by itself"):
-            await rig.daemon.outbox_retry("agent", "third")
+            await rig.daemon.operations.outbox_retry("agent", "third")
         rig.hub.post("stranger", "agent", "hello")
         await rig.until(lambda: keys_of(said(rig))[:2] == ["first", "third"])
         await rig.until(lambda: rig.status()[0]["outbox_ready"] == 0)
@@ -156,7 +156,7 @@ async def test_a_send_that_is_dropped_while_it_waits_never_leaves_and_what_is_be
         await rig.start()
         assert await state_of(rig, "second") == "dropped"
         assert {"second", "fourth"}.isdisjoint(keys_of(said(rig)))
-        assert (await rig.daemon.outbox_retry("agent", "fourth"))["state"] in ("ready", "sent")
+        assert (await rig.daemon.operations.outbox_retry("agent", "fourth"))["state"] in ("ready", "sent")
         await rig.until(lambda: "fourth" in keys_of(said(rig)))
 
 
@@ -174,7 +174,7 @@ async def test_a_send_whose_time_is_over_never_leaves_and_is_shown(rig: Rig) -> 
     assert await state_of(rig, "stale") == "expired"
     rig.hub.faults.replace()
     await rig.until(lambda: keys_of(said(rig)) == ["fresh"])
-    await rig.daemon.outbox_retry(None, "stale")
+    await rig.daemon.operations.outbox_retry(None, "stale")
     await rig.until(lambda: keys_of(said(rig)) == ["fresh", "stale"])
 
 
@@ -187,19 +187,19 @@ async def test_a_dead_letter_is_shown_with_its_event_and_taken_off_the_list(rig:
     rig.hub.post("peer", "agent", "fine", "poison")
     await rig.until(lambda: rig.status()[0]["dead"] == 1)
     await rig._journal.commit()
-    (letter,) = await rig.daemon.dead("agent", False, 10)
+    (letter,) = await rig.daemon.operations.dead("agent", False, 10)
     assert (letter["plugin"], letter["attempts"], letter["plugin_version"]) == ("plugin", 1, "1.2")
-    shown = await rig.daemon.dead_show(letter["number"])
+    shown = await rig.daemon.operations.dead_show(letter["number"])
     assert (shown["event"]["text"], shown["event"]["seq"]) == ("poison", 2)
     assert "will not touch that" in shown["traceback"]
-    assert (await rig.daemon.dead_drop(letter["number"]))["dropped_at"] is not None
-    assert (await rig.daemon.dead(None, False, 10), rig.status()[0]["dead"]) == ([], 0)
+    assert (await rig.daemon.operations.dead_drop(letter["number"]))["dropped_at"] is not None
+    assert (await rig.daemon.operations.dead(None, False, 10), rig.status()[0]["dead"]) == ([], 0)
     await rig.stop()
     await rig.start()
     assert rig.status()[0]["dead"] == 0
-    assert [row["number"] for row in await rig.daemon.dead(None, True, 10)] == [letter["number"]]
+    assert [row["number"] for row in await rig.daemon.operations.dead(None, True, 10)] == [letter["number"]]
     with pytest.raises(ControlError, match="there is no dead letter 99"):
-        await rig.daemon.dead_drop(99)
+        await rig.daemon.operations.dead_drop(99)
 
 
 async def test_a_full_outbox_makes_turns_that_send_wait_and_every_answer_leaves_in_the_end(rig: Rig) -> None:
@@ -255,7 +255,7 @@ async def test_a_handler_sees_the_backlog_of_whom_it_answers(make_rig: Callable[
             rig.hub.post("peer", "agent", "well?")
             await rig.until(lambda count=count: rig.status()[0]["outbox_sent"] == count)
         await rig._journal.commit()
-        (first,) = await rig.daemon.outbox("agent", ["sent"], 1)
+        (first,) = await rig.daemon.operations.outbox("agent", ["sent"], 1)
         assert first["content"]["text"] == "backlog 1"
         assert first["expires_at"] is not None
         assert rig.daemon._supervisors["agent"].sender.peer_backlog("@peer") == 2

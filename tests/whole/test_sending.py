@@ -166,7 +166,7 @@ async def start_a_cold_talk(rig: Rig) -> list[str]:
     await begin(rig, "stranger", "friend")
     keys = [f"key-{number}" for number in range(3)]
     for key in keys:
-        await rig.daemon.send("agent", "@stranger", Content(text=key), 0.0, key)
+        await rig.daemon.operations.send("agent", "@stranger", Content(text=key), 0.0, key)
     await rig.until(lambda: rig.hub.counters().get("rest.send", 0) == 2)
     assert [row.client_msg_id for row in said(rig, "stranger")] == keys[:1]
     await until_others_answered(rig, "friend")

@@ -41,6 +41,9 @@ async def test_a_bridge_carries_both_ways_in_order_and_never_back(rig: Rig) -> N
     rig.hub.post("ann", group, "a20")  # own words are not pushed; they are found by the hole that they make
     await rig.until(lambda: said(rig, direct, "alice") == 22)
     await rig.until(lambda: not any(each["pending"] or each["outbox_ready"] for each in rig.status()))
+    await rig.until(
+        lambda: [each["journaled"] for each in rig.status()] == [42, 42]
+    )  # own words come with their answers
     assert said(rig, group, "work") == 20 + 1
     assert said(rig, direct, "alice") == 22
 
@@ -72,7 +75,7 @@ async def test_a_log_holds_both_sides_of_a_conversation_in_order(rig: Rig, tmp_p
     daemon = await rig.start()
     rig.hub.post("peer", "agent", "question")
     await rig.until(lambda: rig.status()[0]["handled"] == 1)
-    await daemon.send("agent", "@peer", Content(text="answer"), 0.0, None)
+    await daemon.operations.send("agent", "@peer", Content(text="answer"), 0.0, None)
     await rig.until(lambda: rig.status()[0]["handled"] == 2)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(line["seq"], line["own"], line["text"]) for line in lines] == [(1, False, "question"), (2, True, "answer")]

@@ -56,7 +56,7 @@ async def test_a_timer_that_falls_due_while_the_daemon_is_down_fires_once_when_i
     await rig.stop()
     await rig.start()
     assert rig.daemon is not None
-    assert rig.daemon.status()["plugins"][0]["timers"] == 2  # the one of an hour, and the beat
+    assert rig.daemon.operations.status()["plugins"][0]["timers"] == 2  # the one of an hour, and the beat
     assert answered(rig) == asked(rig)[:1]
 
 

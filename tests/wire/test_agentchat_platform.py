@@ -176,10 +176,9 @@ def test_a_history_that_is_not_ours_to_read_is_refused_and_a_failing_one_is_unav
 
 
 def test_answers_go_to_the_handle_in_direct_talk_and_to_the_conversation_in_a_group() -> None:
-    assert platform().target(message(ROW)) == "@bob"
-    assert platform().target(
-        message({k: v for k, v in ROW.items() if k != "context"} | {"conversation_id": "grp_9"})
-    ) == ("grp_9")
+    assert message(ROW).answer_to == "@bob"
+    grouped = {k: v for k, v in ROW.items() if k != "context"} | {"conversation_id": "grp_9"}
+    assert message(grouped).answer_to == "grp_9"
 
 
 def send(target: str = "@bob") -> Send:

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 
 from agentd.journal.sqlite.names import Names
 from agentd.journal.sqlite.statements import SQL, write_rows
-from agentd.journal.storage import Attempt, CursorMoved
+from agentd.journal.storage import Attempt, CursorMoved, Rewound
 
 Lane = tuple[int, int]
+
+_EVERY_POSITION = (1 << 63) - 1
 
 
 class FailedLanes:
@@ -53,10 +55,14 @@ class FailedLanes:
 
 
 def write(
-    connection: sqlite3.Connection, plugins: Names, failed: FailedLanes, changes: Sequence[CursorMoved | Attempt]
+    connection: sqlite3.Connection,
+    plugins: Names,
+    failed: FailedLanes,
+    changes: Sequence[CursorMoved | Rewound | Attempt],
 ) -> None:
     """Move cursors and note attempts, each lane's in the order given."""
     cursors: dict[Lane, int] = {}
+    rewound: dict[Lane, Rewound] = {}
     cleared: dict[Lane, int] = {}
     attempts: dict[Lane, dict[int, Attempt]] = {}
     for change in changes:
@@ -65,10 +71,16 @@ def write(
             attempts.setdefault(lane, {})[change.position] = change
             continue
         cursors[lane] = change.position
+        passed = change.position
+        if isinstance(change, Rewound):
+            rewound[lane] = change
+            passed = _EVERY_POSITION
         if lane in failed:
-            cleared[lane] = max(change.position, cleared.get(lane, 0))
+            cleared[lane] = max(passed, cleared.get(lane, 0))
         if lane in attempts:
-            attempts[lane] = {at: row for at, row in attempts[lane].items() if at > change.position}
+            attempts[lane] = {at: row for at, row in attempts[lane].items() if at > passed}
+    rows = [(*lane, r.position, r.replay, r.until) for lane, r in rewound.items()]
+    write_rows(connection, SQL["cursor_rewound"], rows)
     write_rows(connection, SQL["cursor_put"], [(*lane, position) for lane, position in cursors.items()])
     for lane, position in cleared.items():
         connection.execute(SQL["attempt_clear"], (*lane, position))
@@ -80,7 +92,7 @@ def _write_attempts(connection: sqlite3.Connection, failed: FailedLanes, rows: S
     write_rows(
         connection,
         SQL["attempt_put"],
-        [(*lane, a.position, a.count, a.error, a.not_before, a.deaths) for lane, a in rows],
+        [(*lane, a.position, a.count, a.error, a.not_before, a.deaths, a.until, a.progress) for lane, a in rows],
     )
     for lane, attempt in rows:
         failed.noted(lane, attempt.position)
@@ -89,6 +101,12 @@ def _write_attempts(connection: sqlite3.Connection, failed: FailedLanes, rows: S
 def cursors(connection: sqlite3.Connection, plugin: str) -> dict[int, int]:
     """Conversation number to handled position."""
     return dict(connection.execute(SQL["cursor_list"], (plugin,)))
+
+
+def replays(connection: sqlite3.Connection, plugin: str) -> dict[int, tuple[int, int]]:
+    """Conversation number to (how many replays, position up to which the last one goes)."""
+    rows = connection.execute(SQL["cursor_replays"], (plugin,))
+    return {conversation: (replay, until) for conversation, replay, until in rows}
 
 
 def attempts(connection: sqlite3.Connection, plugin: str) -> list[Attempt]:

@@ -20,7 +20,18 @@ import aiosqlite
 from agentd.config import JournalSettings
 from agentd.core.events import Send
 from agentd.errors import JournalError, JournalUnusable
-from agentd.journal.sqlite import cursors, dead_letters, events, faults, marks, outbox, plugin_state, timers
+from agentd.journal.sqlite import (
+    cursors,
+    dead_letters,
+    events,
+    faults,
+    marks,
+    outbox,
+    outcomes,
+    pauses,
+    plugin_state,
+    timers,
+)
 from agentd.journal.sqlite.group_commit import Call, GroupCommit
 from agentd.journal.sqlite.lock import OwnerLock
 from agentd.journal.sqlite.opening import SCHEMA, Schema, open_reader, open_writer
@@ -32,6 +43,8 @@ from agentd.journal.storage import (
     DeadRow,
     GapNoted,
     OutboxRow,
+    Outcome,
+    Paused,
     StoredRecord,
     TimerSet,
     Totals,
@@ -238,6 +251,22 @@ class SqliteJournal:
         """Every failed event of a plugin that no cursor has passed."""
         return await self._read(lambda db: cursors.attempts(db, plugin))
 
+    async def replays(self, plugin: str) -> dict[int, tuple[int, int]]:
+        """Conversation number to (how many replays, position up to which the last one goes)."""
+        return await self._read(lambda db: cursors.replays(db, plugin))
+
+    async def outcomes(self, plugin: str, conversation: int, position: int) -> list[Outcome]:
+        """What became of a recorded event with a plugin, oldest first."""
+        return await self._read(lambda db: outcomes.outcomes(db, plugin, conversation, position))
+
+    async def pauses(self) -> list[Paused]:
+        """Conversations in which no handler runs, the oldest first."""
+        return await self._read(pauses.pauses)
+
+    async def conversation_find(self, identity: str, conversation: str) -> Conversation | None:
+        """One conversation by the platform's id, or None."""
+        return await self._read(lambda db: marks.find(db, identity, conversation))
+
     async def read_lane(self, conversation: int, after: int, limit: int) -> list[StoredRecord]:
         """Records of one conversation behind a position, in the order of delivery."""
         return await self._read(lambda db: events.read_lane(db, conversation, after, limit))
@@ -245,6 +274,10 @@ class SqliteJournal:
     async def count_behind(self, conversation: int, after: int) -> int:
         """How many records of a conversation lie behind a position."""
         return await self._read(lambda db: events.count_behind(db, conversation, after))
+
+    async def count_between(self, conversation: int, after: int, upto: int) -> int:
+        """How many records of a conversation lie behind a position, up to another."""
+        return await self._read(lambda db: events.count_between(db, conversation, after, upto))
 
     async def read_log(self, identity: str | None, after: int, limit: int) -> list[StoredRecord]:
         """Records behind a position over all conversations."""
@@ -254,6 +287,10 @@ class SqliteJournal:
         """The highest position on disk, or 0."""
         return await self._read(events.last_position)
 
+    async def positions_of(self, id_: str, after: int, up_to: int) -> list[int]:
+        """Where an event with this platform id stands, from behind one position up to another; reads all between."""
+        return await self._read(lambda db: events.positions_of(db, id_, after, up_to))
+
     async def timers(self, plugin: str) -> list[TimerSet]:
         """Every timer of a plugin, the earliest first."""
         return await self._read(lambda db: timers.timers(db, plugin))
@@ -261,6 +298,10 @@ class SqliteJournal:
     async def state_get(self, plugin: str, conversation: int, key: str) -> bytes | None:
         """A plugin's value, or None."""
         return await self._read(lambda db: plugin_state.get(db, plugin, conversation, key))
+
+    async def answers_since(self, identity: str, since: float) -> list[tuple[str, str, float]]:
+        """(conversation id, peer, Unix seconds) of sends that a peer's messages caused, oldest first."""
+        return await self._read(lambda db: outbox.answers_since(db, identity, since))
 
     async def outbox_open(self, identity: str) -> list[Send]:
         """Sends that are not settled, in the order in which they were queued."""
@@ -281,3 +322,7 @@ class SqliteJournal:
     async def dead_find(self, number: int) -> DeadRow | None:
         """The dead letter with this number."""
         return await self._read(lambda db: dead_letters.find(db, number))
+
+    async def dead_at(self, conversation: int, position: int) -> list[DeadRow]:
+        """The dead letters of one event: at most one for each plugin."""
+        return await self._read(lambda db: dead_letters.at(db, conversation, position))

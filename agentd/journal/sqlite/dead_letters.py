@@ -51,6 +51,11 @@ def find(connection: sqlite3.Connection, number: int) -> DeadRow | None:
     return _dead_row(row) if row else None
 
 
+def at(connection: sqlite3.Connection, conversation: int, position: int) -> list[DeadRow]:
+    """The dead letters of one event."""
+    return [_dead_row(row) for row in connection.execute(SQL["dead_at"], (conversation, position))]
+
+
 def _dead_row(row: Sequence[Any]) -> DeadRow:
     number, identity, conversation_id, dropped_at = row[_LETTER_COLUMNS:]
     return DeadRow(

@@ -76,6 +76,17 @@ def count_behind(connection: sqlite3.Connection, conversation: int, after: int) 
     return count
 
 
+def count_between(connection: sqlite3.Connection, conversation: int, after: int, upto: int) -> int:
+    """How many records of a conversation lie behind a position, up to another."""
+    count: int = connection.execute(SQL["event_count_between"], (conversation, after, upto)).fetchone()[0]
+    return count
+
+
+def positions_of(connection: sqlite3.Connection, id_: str, after: int, up_to: int) -> list[int]:
+    """Where an event with this platform id stands."""
+    return [row[0] for row in connection.execute(SQL["event_positions_of"], (after, up_to, id_))]
+
+
 def last_position(connection: sqlite3.Connection) -> int:
     """The highest position ever given to a record, or 0."""
     position: int = connection.execute(SQL["last_position"]).fetchone()[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -104,13 +105,19 @@ def handles(connection: sqlite3.Connection) -> dict[str, str]:
 
 def conversations(connection: sqlite3.Connection, identity: str) -> list[Conversation]:
     """Every conversation of an identity, by number."""
-    rows = connection.execute(SQL["conversation_list"], (identity,))
-    return [
-        Conversation(
-            number, identity, id_, epoch, anchor, mark, mark_id, top, position, _decode_ranges(ranges) if ranges else ()
-        )
-        for number, id_, epoch, anchor, mark, mark_id, top, position, ranges in rows
-    ]
+    return [_conversation(identity, row) for row in connection.execute(SQL["conversation_list"], (identity,))]
+
+
+def find(connection: sqlite3.Connection, identity: str, conversation: str) -> Conversation | None:
+    """One conversation by the platform's id, or None."""
+    row = connection.execute(SQL["conversation_find"], (identity, conversation)).fetchone()
+    return _conversation(identity, row) if row else None
+
+
+def _conversation(identity: str, row: Sequence[Any]) -> Conversation:
+    number, id_, epoch, anchor, mark, mark_id, top, position, ranges = row
+    absent = _decode_ranges(ranges) if ranges else ()
+    return Conversation(number, identity, id_, epoch, anchor, mark, mark_id, top, position, absent)
 
 
 def gaps(

@@ -18,7 +18,7 @@ from agentd.journal.sqlite.names import Names
 from agentd.journal.sqlite.statements import SQL, Row, write_rows
 from agentd.journal.storage import Carried, OutboxRow, Queued, Retried
 
-_SEND_COLUMNS = 9
+_SEND_COLUMNS = 11
 _decode_content = msgspec.json.Decoder(Content).decode
 
 
@@ -48,6 +48,8 @@ def _row(identities: Names, change: Queued) -> Row:
         send.attempts,
         send.not_before,
         send.expires_at,
+        send.caused_in,
+        send.caused_by,
         change.queued_at,
         change.queued_at,
     )
@@ -70,6 +72,11 @@ def _update(
 def open_sends(connection: sqlite3.Connection, identity: str) -> list[Send]:
     """Sends that are not settled, in the order of queueing."""
     return [_send(*row) for row in connection.execute(SQL["outbox_open"], (identity,))]
+
+
+def answers_since(connection: sqlite3.Connection, identity: str, since: float) -> list[tuple[str, str, float]]:
+    """(conversation id, peer, Unix seconds) of sends that a peer's messages caused, oldest first."""
+    return connection.execute(SQL["outbox_answers"], (identity, since)).fetchall()
 
 
 def find(connection: sqlite3.Connection, client_msg_id: str, identity: str) -> OutboxRow | None:
@@ -98,6 +105,8 @@ def _send(
     not_before: float,
     state: str,
     expires_at: float | None,
+    caused_in: str,
+    caused_by: str,
 ) -> Send:
     return Send(
         identity=identity,
@@ -109,4 +118,6 @@ def _send(
         not_before=not_before,
         state=state,
         expires_at=expires_at,
+        caused_in=caused_in,
+        caused_by=caused_by,
     )

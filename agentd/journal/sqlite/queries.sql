@@ -65,6 +65,12 @@ SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, 
  WHERE c.identity = (SELECT number FROM identity WHERE name = ?)
  ORDER BY c.number;
 
+-- name: conversation_find
+-- One conversation by the platform's id.
+SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, a.ranges
+  FROM conversation AS c LEFT JOIN absence AS a ON a.conversation = c.number
+ WHERE c.identity = (SELECT number FROM identity WHERE name = ?) AND c.id = ?;
+
 -- name: absence_put
 -- Only when the ranges differ from what is on disk.
 INSERT INTO absence (conversation, ranges) VALUES (?, ?)
@@ -101,6 +107,10 @@ SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.pa
 -- Answered by the lane's index alone.
 SELECT count(*) FROM event WHERE conversation = ? AND position > ?;
 
+-- name: event_count_between
+-- As event_count_behind.
+SELECT count(*) FROM event WHERE conversation = ? AND position > ? AND position <= ?;
+
 -- name: event_log
 -- All conversations in the order of the log. CROSS JOIN fixes the order of the loops: the log leads, so the answer
 -- needs no sorting and stops at the limit.
@@ -126,6 +136,10 @@ SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.pa
          ORDER BY l.position
          LIMIT ?3)
  ORDER BY e.position;
+
+-- name: event_positions_of
+-- A platform id within a stretch of the log, which is read whole: the id has no index.
+SELECT position FROM event WHERE position > ? AND position <= ? AND id = ? ORDER BY position;
 
 -- name: last_position
 -- The highest position ever given to a record. Marks and cursors are asked too: they outlive old events, and a
@@ -180,15 +194,28 @@ SELECT c.id, g.number, g.conversation, g.epoch, g.start, g.stop, g.found_at, g.a
 INSERT INTO cursor (plugin, conversation, position) VALUES (?, ?, ?)
 ON CONFLICT (plugin, conversation) DO UPDATE SET position = excluded.position;
 
+-- name: cursor_rewound
+-- A lane that is set back has a row already, or gets one.
+INSERT INTO cursor (plugin, conversation, position, replay, until) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (plugin, conversation) DO UPDATE SET
+    position = excluded.position, replay = excluded.replay, until = excluded.until;
+
 -- name: cursor_list
 -- Where each lane of a plugin stands.
 SELECT conversation, position FROM cursor WHERE plugin = (SELECT number FROM plugin WHERE name = ?);
 
+-- name: cursor_replays
+-- The lanes of a plugin that were ever set back.
+SELECT conversation, replay, until FROM cursor
+ WHERE plugin = (SELECT number FROM plugin WHERE name = ?) AND replay > 0;
+
 -- name: attempt_put
 -- An event that failed again renews its row.
-INSERT INTO attempt (plugin, conversation, position, count, error, not_before, deaths) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO attempt (plugin, conversation, position, count, error, not_before, deaths, until, progress)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (plugin, conversation, position) DO UPDATE SET
-    count = excluded.count, error = excluded.error, not_before = excluded.not_before, deaths = excluded.deaths;
+    count = excluded.count, error = excluded.error, not_before = excluded.not_before, deaths = excluded.deaths,
+    until = excluded.until, progress = excluded.progress;
 
 -- name: attempt_clear
 -- A cursor has passed them.
@@ -200,10 +227,38 @@ SELECT plugin, conversation, max(position) FROM attempt GROUP BY plugin, convers
 
 -- name: attempt_list
 -- Failed events of one plugin.
-SELECT p.name, a.conversation, a.position, a.count, a.error, a.not_before, a.deaths
+SELECT p.name, a.conversation, a.position, a.count, a.error, a.not_before, a.deaths, a.until, a.progress
   FROM attempt AS a JOIN plugin AS p ON p.number = a.plugin
  WHERE p.name = ?
  ORDER BY a.conversation, a.position;
+
+-- name: outcome_add
+-- What a turn came to, or why events were passed over.
+INSERT INTO outcome (plugin, conversation, first, last, word, data, at) VALUES (?, ?, ?, ?, ?, ?, ?);
+
+-- name: outcome_list
+-- What became of one recorded event with a plugin, oldest first.
+SELECT p.name, o.conversation, o.first, o.last, o.word, o.data, o.at
+  FROM outcome AS o JOIN plugin AS p ON p.number = o.plugin
+ WHERE p.name = ? AND o.conversation = ? AND o.last >= ?3 AND o.first <= ?3
+ ORDER BY o.number;
+
+-- name: pause_put
+-- A conversation that is paused again has the newer end and reason.
+INSERT INTO pause (conversation, at, until, reason) VALUES (?, ?, ?, ?)
+ON CONFLICT (conversation) DO UPDATE SET at = excluded.at, until = excluded.until, reason = excluded.reason;
+
+-- name: pause_delete
+-- Handlers run in it again.
+DELETE FROM pause WHERE conversation = ?;
+
+-- name: pause_list
+-- All of them, read once at start.
+SELECT p.conversation, i.name, c.id, p.at, p.until, p.reason
+  FROM pause AS p
+  JOIN conversation AS c ON c.number = p.conversation
+  JOIN identity AS i ON i.number = c.identity
+ ORDER BY p.at;
 
 -- name: dead_put
 -- A delivery that dies again renews its row.
@@ -239,11 +294,21 @@ SELECT p.name, d.conversation, d.position, d.attempts, d.error, d.traceback, d.p
   JOIN identity AS i ON i.number = c.identity
  WHERE d.number = ?;
 
+-- name: dead_at
+-- The dead letters of one event, one for each plugin that gave it up.
+SELECT p.name, d.conversation, d.position, d.attempts, d.error, d.traceback, d.plugin_version, d.died_at,
+       d.number, i.name, c.id, d.dropped_at
+  FROM dead AS d
+  JOIN plugin AS p ON p.number = d.plugin
+  JOIN conversation AS c ON c.number = d.conversation
+  JOIN identity AS i ON i.number = c.identity
+ WHERE d.conversation = ? AND d.position = ?;
+
 -- name: outbox_queue
 -- The first text under a key stands, whatever a rerun would have written.
 INSERT INTO outbox (identity, client_msg_id, target, content, cause, state, attempts, not_before, expires_at,
-    queued_at, changed_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    caused_in, caused_by, queued_at, changed_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (client_msg_id, identity) DO NOTHING;
 
 -- name: outbox_carried
@@ -253,6 +318,14 @@ UPDATE outbox
        changed_at = ?, code = ?, request_id = ?
  WHERE client_msg_id = ? AND identity = ?;
 
+-- name: outbox_answers
+-- Sends that messages of peers caused, among the newest rows: read once at start, for the guard against loops.
+SELECT caused_in, caused_by, queued_at
+  FROM outbox
+ WHERE number > (SELECT coalesce(max(number), 0) - 100000 FROM outbox)
+   AND identity = (SELECT number FROM identity WHERE name = ?) AND queued_at > ? AND caused_by <> ''
+ ORDER BY number;
+
 -- name: outbox_retried
 -- Why it was not sent stays readable until there is other news.
 UPDATE outbox SET state = 'ready', not_before = 0, expires_at = NULL, changed_at = ?
@@ -260,7 +333,8 @@ UPDATE outbox SET state = 'ready', not_before = 0, expires_at = NULL, changed_at
 
 -- name: outbox_open
 -- What the sender still has to settle, in the order of queueing.
-SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at
+SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at,
+       o.caused_in, o.caused_by
   FROM outbox AS o JOIN identity AS i ON i.number = o.identity
  WHERE i.name = ? AND o.state IN ('ready', 'sending', 'unknown')
  ORDER BY o.number;
@@ -268,14 +342,14 @@ SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_
 -- name: outbox_find
 -- The send under a key, with what became of it.
 SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at,
-       o.error, o.queued_at, o.result_id, o.result_seq, o.conversation, o.changed_at, o.code, o.request_id
+       o.caused_in, o.caused_by, o.error, o.queued_at, o.result_id, o.result_seq, o.conversation, o.changed_at, o.code, o.request_id
   FROM outbox AS o JOIN identity AS i ON i.number = o.identity
  WHERE o.client_msg_id = ? AND i.name = ?;
 
 -- name: outbox_list
 -- Sends of one identity in any of the states of a JSON array, newest first.
 SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at,
-       o.error, o.queued_at, o.result_id, o.result_seq, o.conversation, o.changed_at, o.code, o.request_id
+       o.caused_in, o.caused_by, o.error, o.queued_at, o.result_id, o.result_seq, o.conversation, o.changed_at, o.code, o.request_id
   FROM outbox AS o JOIN identity AS i ON i.number = o.identity
  WHERE i.name = ? AND o.state IN (SELECT value FROM json_each(?))
  ORDER BY o.number DESC
@@ -300,9 +374,11 @@ SELECT value FROM state WHERE plugin = (SELECT number FROM plugin WHERE name = ?
 
 -- name: timer_put
 -- A timer that failed, or recurs, renews its row.
-INSERT INTO timer (id, plugin, identity, conversation, conversation_id, name, due_at, data, failures, error)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET due_at = excluded.due_at, failures = excluded.failures, error = excluded.error;
+INSERT INTO timer (id, plugin, identity, conversation, conversation_id, name, due_at, data, failures, error, position,
+    again, progress)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET
+    due_at = excluded.due_at, failures = excluded.failures, error = excluded.error, progress = excluded.progress;
 
 -- name: timer_delete
 -- It has fired.
@@ -310,7 +386,8 @@ DELETE FROM timer WHERE id = ?;
 
 -- name: timer_list
 -- A plugin's timers, read once at start.
-SELECT t.id, p.name, i.name, t.conversation, t.conversation_id, t.name, t.due_at, t.data, t.failures, t.error
+SELECT t.id, p.name, i.name, t.conversation, t.conversation_id, t.name, t.due_at, t.data, t.failures, t.error,
+       t.position, t.again, t.progress
   FROM timer AS t
   JOIN plugin AS p ON p.number = t.plugin
   JOIN identity AS i ON i.number = t.identity

@@ -79,11 +79,14 @@ CREATE TABLE gap (
 
 CREATE INDEX gap_open ON gap (number) WHERE outcome = '';
 
--- One row per lane: everything up to this position is handled.
+-- One row per lane: everything up to this position is handled. replay: how often the lane was set back; until: where
+-- it stood the last time, so that a second handling of the same event is told from the first.
 CREATE TABLE cursor (
     plugin       INTEGER NOT NULL REFERENCES plugin,
     conversation INTEGER NOT NULL REFERENCES conversation,
     position     INTEGER NOT NULL,
+    replay       INTEGER NOT NULL DEFAULT 0,
+    until        INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (plugin, conversation)
 ) STRICT, WITHOUT ROWID;
 
@@ -95,8 +98,33 @@ CREATE TABLE attempt (
     error        TEXT NOT NULL,
     not_before   REAL NOT NULL,
     deaths       INTEGER NOT NULL,
+    until        INTEGER NOT NULL,
+    progress     BLOB,
     PRIMARY KEY (plugin, conversation, position)
 ) STRICT, WITHOUT ROWID;
+
+-- What turns came to, where a handler said so, and events that were passed over, with the reason. conversation 0:
+-- belongs to none, hence no reference. first, last: positions.
+CREATE TABLE outcome (
+    number       INTEGER PRIMARY KEY,
+    plugin       INTEGER NOT NULL REFERENCES plugin,
+    conversation INTEGER NOT NULL,
+    first        INTEGER NOT NULL,
+    last         INTEGER NOT NULL,
+    word         TEXT NOT NULL,
+    data         BLOB,
+    at           REAL NOT NULL
+) STRICT;
+
+CREATE INDEX outcome_lane ON outcome (plugin, conversation, last);
+
+-- Conversations in which no handler runs for the time being. until: null for "until somebody resumes it".
+CREATE TABLE pause (
+    conversation INTEGER PRIMARY KEY REFERENCES conversation,
+    at           REAL NOT NULL,
+    until        REAL,
+    reason       TEXT NOT NULL
+) STRICT;
 
 -- One row per delivery that was given up; giving it up again after a replay renews the row. dropped_at: when somebody
 -- was through with it.
@@ -115,7 +143,8 @@ CREATE TABLE dead (
 ) STRICT;
 
 -- number: the order of queueing. content: JSON. A settled row stays, since its key is taken for ever.
--- error, code, request_id: why it is not sent, in words and as the platform put it.
+-- error, code, request_id: why it is not sent, in words and as the platform put it. caused_in, caused_by: the
+-- conversation and the peer whose message it answers, for those that count against the guard against loops.
 CREATE TABLE outbox (
     number        INTEGER PRIMARY KEY,
     identity      INTEGER NOT NULL REFERENCES identity,
@@ -135,6 +164,8 @@ CREATE TABLE outbox (
     expires_at    REAL,
     code          TEXT NOT NULL DEFAULT '',
     request_id    TEXT,
+    caused_in     TEXT NOT NULL DEFAULT '',
+    caused_by     TEXT NOT NULL DEFAULT '',
     UNIQUE (client_msg_id, identity)
 ) STRICT;
 
@@ -150,6 +181,7 @@ CREATE TABLE state (
 ) STRICT, WITHOUT ROWID;
 
 -- Wake-ups that plugins asked for. A row goes when its handler has done its work. conversation 0: belongs to none.
+-- position: of a recorded event that is delivered out of its order instead, or 0.
 CREATE TABLE timer (
     id              TEXT NOT NULL PRIMARY KEY,
     plugin          INTEGER NOT NULL REFERENCES plugin,
@@ -160,5 +192,8 @@ CREATE TABLE timer (
     due_at          REAL NOT NULL,
     data            BLOB NOT NULL,
     failures        INTEGER NOT NULL,
-    error           TEXT NOT NULL
+    error           TEXT NOT NULL,
+    position        INTEGER NOT NULL,
+    again           TEXT NOT NULL,
+    progress        BLOB
 ) STRICT, WITHOUT ROWID;

@@ -31,7 +31,7 @@ def write(
 
 def _row(plugins: Names, identities: Names, t: TimerSet) -> Row:
     place = (plugins.number(t.plugin), identities.number(t.identity), t.conversation, t.conversation_id)
-    return (t.id, *place, t.name, t.due_at, t.data, t.failures, t.error)
+    return (t.id, *place, t.name, t.due_at, t.data, t.failures, t.error, t.position, t.again, t.progress)
 
 
 def timers(connection: sqlite3.Connection, plugin: str) -> list[TimerSet]:

@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from agentd.errors import JournalError
-from agentd.journal.sqlite import cursors, dead_letters, events, faults, marks, outbox, plugin_state, timers
+from agentd.journal.sqlite import (
+    cursors,
+    dead_letters,
+    events,
+    faults,
+    marks,
+    outbox,
+    outcomes,
+    pauses,
+    plugin_state,
+    timers,
+)
 from agentd.journal.sqlite.names import Names
 from agentd.journal.storage import (
     Account,
@@ -29,8 +40,12 @@ from agentd.journal.storage import (
     Dead,
     DeadDropped,
     GapNoted,
+    Outcome,
+    Paused,
     Queued,
+    Resumed,
     Retried,
+    Rewound,
     StatePut,
     TimerGone,
     TimerSet,
@@ -146,6 +161,10 @@ class Writer:
                 marks.write_gaps(connection, changes)
             case "cursor":
                 cursors.write(connection, self._plugins, self._failed, changes)
+            case "outcome":
+                outcomes.write(connection, self._plugins, changes)
+            case "pause":
+                pauses.write(connection, changes)
             case "dead":
                 dead_letters.write(connection, self._plugins, changes)
             case "state":
@@ -171,7 +190,11 @@ _TABLE_OF: dict[type, str] = {
     Appended: "event",
     GapNoted: "gap",
     CursorMoved: "cursor",
+    Rewound: "cursor",
     Attempt: "cursor",
+    Outcome: "outcome",
+    Paused: "pause",
+    Resumed: "pause",
     Dead: "dead",
     DeadDropped: "dead",
     StatePut: "state",

@@ -184,10 +184,6 @@ class AgentChat:
 
     # -- sending ----------------------------------------------------------------------------------------------------
 
-    def target(self, message: Message) -> str:
-        """Direct conversations are addressed by handle (their id is refused), groups by id."""
-        return f"@{message.sender}" if message.direct else message.conversation
-
     def send_request(self, send: Send) -> Request:
         """`POST /v1/messages`; the platform deduplicates by client_msg_id, so it may always be repeated."""
         content = send.content
@@ -226,7 +222,9 @@ class AgentChat:
         content, found = row.content, row.context
         context = _NO_CONTEXT if found is None else _context(found)
         own = row.sender == self.handle
-        direct = context.direct
+        direct = context.direct if context.direct is not None else not _is_group(row.conversation_id)
+        # A direct conversation is addressed by handle, since its id is refused; a group has only its id.
+        answer_to = row.conversation_id if not direct else "" if own else f"@{row.sender}"
         return Message(
             identity=self.identity,
             conversation=row.conversation_id,
@@ -246,8 +244,10 @@ class AgentChat:
             attachment_id=content.attachment_id if content is not None else None,
             metadata=row.metadata or _NO_METADATA,
             context=context,
-            direct=direct if direct is not None else not row.conversation_id.startswith(wire.GROUP_ID_PREFIX),
+            direct=direct,
             mentioned=self.handle in context.mentions,
+            answer_to=answer_to,
+            client_msg_id=(row.client_msg_id or "") if own else "",
         )
 
     def _page(self, response: Response, source: Source) -> Page:
@@ -328,6 +328,10 @@ class AgentChat:
                     deleted_by=gone.deleted_by_handle or "",
                 )
         return None
+
+
+def _is_group(conversation: str) -> bool:
+    return conversation.startswith(wire.GROUP_ID_PREFIX)
 
 
 def _context(found: wire.MessageContext) -> Context:

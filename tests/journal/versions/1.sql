@@ -15,9 +15,11 @@ CREATE TABLE attempt (
     error        TEXT NOT NULL,
     not_before   REAL NOT NULL,
     deaths       INTEGER NOT NULL,
+    until        INTEGER NOT NULL,
+    progress     BLOB,
     PRIMARY KEY (plugin, conversation, position)
 ) STRICT, WITHOUT ROWID;
-INSERT INTO "attempt" VALUES(1,1,3,1,'ValueError',2.5,0);
+INSERT INTO "attempt" VALUES(1,1,3,1,'ValueError',2.5,0,0,NULL);
 CREATE TABLE conversation (
     number   INTEGER PRIMARY KEY,
     identity INTEGER NOT NULL REFERENCES identity,
@@ -35,9 +37,11 @@ CREATE TABLE cursor (
     plugin       INTEGER NOT NULL REFERENCES plugin,
     conversation INTEGER NOT NULL REFERENCES conversation,
     position     INTEGER NOT NULL,
+    replay       INTEGER NOT NULL DEFAULT 0,
+    until        INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (plugin, conversation)
 ) STRICT, WITHOUT ROWID;
-INSERT INTO "cursor" VALUES(1,1,2);
+INSERT INTO "cursor" VALUES(1,1,2,0,0);
 CREATE TABLE dead (
     number         INTEGER PRIMARY KEY,
     plugin         INTEGER NOT NULL REFERENCES plugin,
@@ -108,9 +112,29 @@ CREATE TABLE outbox (
     expires_at    REAL,
     code          TEXT NOT NULL DEFAULT '',
     request_id    TEXT,
+    caused_in     TEXT NOT NULL DEFAULT '',
+    caused_by     TEXT NOT NULL DEFAULT '',
     UNIQUE (client_msg_id, identity)
 ) STRICT;
-INSERT INTO "outbox" VALUES(1,1,'key_1','@bob','{"text":"hi"}','','ready',0,0.0,3.5,3.5,'',NULL,NULL,NULL,9.5,'',NULL);
+INSERT INTO "outbox" VALUES(1,1,'key_1','@bob','{"text":"hi"}','','ready',0,0.0,3.5,3.5,'',NULL,NULL,NULL,9.5,'',NULL,'','');
+CREATE TABLE outcome (
+    number       INTEGER PRIMARY KEY,
+    plugin       INTEGER NOT NULL REFERENCES plugin,
+    conversation INTEGER NOT NULL,
+    first        INTEGER NOT NULL,
+    last         INTEGER NOT NULL,
+    word         TEXT NOT NULL,
+    data         BLOB,
+    at           REAL NOT NULL
+) STRICT;
+INSERT INTO "outcome" VALUES(1,1,1,1,2,'answered',X'7B7D',2.5);
+CREATE TABLE pause (
+    conversation INTEGER PRIMARY KEY REFERENCES conversation,
+    at           REAL NOT NULL,
+    until        REAL,
+    reason       TEXT NOT NULL
+) STRICT;
+INSERT INTO "pause" VALUES(1,2.5,NULL,'operator');
 CREATE TABLE plugin (
     number INTEGER PRIMARY KEY,
     name   TEXT NOT NULL UNIQUE
@@ -134,10 +158,14 @@ CREATE TABLE timer (
     due_at          REAL NOT NULL,
     data            BLOB NOT NULL,
     failures        INTEGER NOT NULL,
-    error           TEXT NOT NULL
+    error           TEXT NOT NULL,
+    position        INTEGER NOT NULL,
+    again           TEXT NOT NULL,
+    progress        BLOB
 ) STRICT, WITHOUT ROWID;
-INSERT INTO "timer" VALUES('agentd-1-t0',1,1,1,'conv_1','',9.5,X'6E756C6C',0,'');
+INSERT INTO "timer" VALUES('agentd-1-t0',1,1,1,'conv_1','',9.5,X'6E756C6C',0,'',0,'',NULL);
 CREATE INDEX event_lane ON event (conversation);
 CREATE INDEX gap_open ON gap (number) WHERE outcome = '';
+CREATE INDEX outcome_lane ON outcome (plugin, conversation, last);
 CREATE INDEX outbox_state ON outbox (identity, state);
 COMMIT;

@@ -1,0 +1,1 @@
+"""The words of the command line, by topic: each verb parses them and makes one call."""

@@ -1,0 +1,316 @@
+"""What everything that runs here has in common: lanes to take from, workers, the clock, the way to disk.
+
+The engine hands out work, plugin by plugin in turn; what a piece of work is, its kind knows (`deliveries`, `wakeups`,
+`signals`). Whoever finishes one tells the lanes, and the engine looks for the next.
+
+Always true: a turn's effects are one commit, and become visible to later turns with it. There is one timer, at the
+first of all deadlines. In a conversation that is paused nothing is handed out.
+Not here: what a turn is about, and what becomes of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from agentd import metrics
+from agentd.core.breaker import Standing
+from agentd.core.events import Send
+from agentd.core.retry import Again, Backoff, Bury, after_failure
+from agentd.dispatcher.backlog import Item, Key, Served
+from agentd.dispatcher.clock import Clock
+from agentd.dispatcher.commits import Commits, Log, succeeded
+from agentd.dispatcher.fates import effects, log_failure, reminders
+from agentd.dispatcher.pauses import Pauses
+from agentd.dispatcher.room import Room
+from agentd.dispatcher.timers import Timers
+from agentd.dispatcher.workers import Workers
+from agentd.errors import GiveUp, RetryLater
+from agentd.host.context import TurnContext
+from agentd.host.turns import DeadlinePassed, Failure
+from agentd.journal.storage import Change
+
+log = logging.getLogger("agentd.dispatcher")
+
+Work = tuple[Served, Key, Item]
+Waits = Callable[[], None]
+
+
+class Engine:
+    """The engine of one dispatcher. `carry_out`, `on_deadline` and `on_paused` are hung in before `start`.
+
+    served: every plugin by name. outbox_room: how many more sends an identity's outbox takes. on_queued: a commit put
+    these sends into the outbox. chance: at random from [0, 1). taken_at: monotonic seconds of the last hand-out.
+    """
+
+    carry_out: Callable[[Work, Waits], Coroutine[Any, Any, None]]
+    on_deadline: Callable[[], None]
+    on_paused: Callable[[Served, int], None]
+
+    def __init__(
+        self,
+        journal: Log,
+        served: Mapping[str, Served],
+        concurrency: int,
+        *,
+        clock: Clock,
+        backoff: Backoff,
+        chance: Callable[[], float],
+        outbox_room: Callable[[str], int],
+        on_queued: Callable[[Sequence[Send]], None],
+    ) -> None:
+        self.journal = journal
+        self.served = served
+        self.clock = clock
+        self.backoff = backoff
+        self.chance = chance
+        self.commits = Commits(journal, self._journal_failed, self.stir)
+        self.room: Room[Callable[[], None]] = Room(outbox_room)
+        self.timers = Timers()
+        self.pauses = Pauses()
+        self.taken_at = 0.0
+        self.stopping = False
+        self._on_queued = on_queued
+        self._workers = Workers(concurrency, self._take, lambda work, waits: self.carry_out(work, waits), self.stir)
+        self._rota: deque[Served] = deque()
+        self._committing = 0
+        self._timer_at: float | None = None
+        self._cancel_timer: Callable[[], None] | None = None
+        self._stirred: asyncio.Future[None] | None = None
+
+    # --- life
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Workers are born in this group from now on, and a journal that fails ends it."""
+        self._tasks = tasks
+        self._workers.start(tasks)
+
+    async def stop(self, timeout_s: float, commit_s: float) -> None:
+        """Hand nothing out, let turns finish for so long, and put what gathered on disk."""
+        self.stopping = True
+        deadline = self.clock.monotonic() + timeout_s
+        if self._cancel_timer is not None:
+            self._cancel_timer()
+        await self._workers.stop(timeout_s)
+        await self.commits.finish(max(commit_s, deadline - self.clock.monotonic()))
+
+    async def quiet(self) -> None:
+        """Return when nothing runs, nothing could run now, and every commit is on disk; delayed lanes may remain."""
+        loop = asyncio.get_running_loop()
+        while self._is_busy():
+            self._stirred = loop.create_future()
+            await self._stirred
+
+    def _is_busy(self) -> bool:
+        # A lane runs on without a worker while a thread that overran its deadline does.
+        running = self._workers.running or any(served.lanes.running for served in self.served.values())
+        return bool(running or self._rota or self._committing or self.commits.under_way)
+
+    def stir(self) -> None:
+        """Something has ended: whoever waits for quiet looks again."""
+        if self._stirred is not None and not self._stirred.done():
+            self._stirred.set_result(None)
+
+    def _journal_failed(self, error: BaseException) -> None:
+        if self.stopping:
+            log.error("the journal failed: %s", error)
+            return
+        self.stopping = True
+        self._tasks.create_task(_raise(error), name="journal-failed")
+
+    # --- work
+
+    def push(self, served: Served, key: Key, item: Item) -> None:
+        """Put something at the end of a lane."""
+        served.lanes.push(key, item)
+        self.enlist(served)
+
+    def enlist(self, served: Served) -> None:
+        """Something of this plugin may be ready to run."""
+        if not served.listed:
+            served.listed = True
+            self._rota.append(served)
+
+    def wake(self) -> None:
+        """There may be work: see to it that somebody takes it."""
+        if self._rota:
+            self._workers.wake()
+
+    def _take(self) -> Work | None:
+        """The next piece of work, plugin by plugin in turn."""
+        now = self.clock.monotonic()
+        while self._rota:
+            served = self._rota.popleft()
+            if not served.breaker.troubled or served.breaker.may_begin(now):
+                while (taken := served.lanes.take(now)) is not None:
+                    if self.pauses and self._is_paused(served, taken[0]):
+                        continue
+                    self._rota.append(served)
+                    self.taken_at = now
+                    return served, *taken
+            served.listed = False
+        return None
+
+    def _is_paused(self, served: Served, key: Key) -> bool:
+        if not isinstance(key, int) or not self.pauses.met(key, served):
+            return False
+        served.lanes.hold(key)
+        self.on_paused(served, key)
+        return True
+
+    def resumed(self, number: int) -> None:
+        """Let the lanes of a conversation run that was paused."""
+        for served in self.pauses.end(number):
+            served.lanes.release(number)
+            self.enlist(served)
+        self.wake()
+
+    def done(self, served: Served, key: Key, count: int = 1) -> None:
+        """So many items of this lane are finished with."""
+        served.lanes.done(key, count)
+        self.enlist(served)
+
+    # --- time
+
+    def delay(self, served: Served, key: Key, until: float) -> None:
+        """The head of this lane runs again at this monotonic time."""
+        served.lanes.delay(key, until)
+        self.enlist(served)
+        self.arm()
+
+    def arm(self) -> None:
+        """Have one timer, at the first of all deadlines."""
+        deadlines = [served.lanes.next_deadline() for served in self.served.values()]
+        deadlines += [each.breaker.until for each in self.served.values() if each.breaker.standing is Standing.OPEN]
+        now, unix = self.clock.monotonic(), self.clock.unix()
+        for at in (self.timers.next_due(), self.pauses.next_end()):
+            if at is not None:
+                deadlines.append(now + max(0.0, at - unix))
+        first = min((each for each in deadlines if each is not None), default=None)
+        if first is None or first == self._timer_at or self.stopping:
+            return
+        if self._cancel_timer is not None:
+            self._cancel_timer()
+        self._timer_at = first
+        self._cancel_timer = self.clock.call_at(first, self._deadline)
+
+    def _deadline(self) -> None:
+        self._cancel_timer = self._timer_at = None
+        now = self.clock.monotonic()
+        for served in self.served.values():
+            if served.lanes.wake(now) or (served.breaker.troubled and served.breaker.may_begin(now)):
+                self.enlist(served)
+        self.on_deadline()
+        self.arm()
+        self.wake()
+
+    # --- effects
+
+    def hold_for_commit(self, served: Served, key: Key) -> None:
+        """This lane waits for a commit: no later turn of it may run on what may never reach the disk."""
+        served.lanes.hold(key)
+        self._committing += 1
+
+    def committed(self) -> None:
+        """That commit has ended."""
+        self._committing -= 1
+        self.stir()
+
+    def effects(self, ctx: TurnContext[Any], first: int = 0, last: int = 0) -> list[Change]:
+        """What a turn staged, as changes; its puts are visible to other turns from now on. first, last: positions."""
+        if ctx.puts:
+            ctx.home.state.committing(ctx.puts)
+        return effects(ctx, self.clock.unix(), first, last) if ctx.staged else []
+
+    def effects_on_disk(self, ctx: TurnContext[Any], commit: asyncio.Future[None]) -> None:
+        """Ring those who carry them on."""
+        if not succeeded(commit):
+            return
+        if ctx.puts:
+            ctx.home.state.committed(ctx.puts)
+        if ctx.reminders:
+            for timer in reminders(ctx):
+                self.timers.put(timer)
+            self.served[ctx.name].plugin.timers = self.timers.count(ctx.name)
+            self.arm()
+        if ctx.sends:
+            self._on_queued(ctx.sends)
+
+    def when_room(self, ctx: TurnContext[Any], commit: Callable[[], None]) -> None:
+        """Commit a turn as soon as the outboxes that it sends to have room."""
+        if not ctx.sends or self.room.admit(commit, ctx.sends):
+            commit()
+        elif len(self.room) == 1:
+            log.warning("the outbox is full: turns that send wait for it", extra={"identity": ctx.identity})
+
+    def room_again(self) -> None:
+        """Sends have left an outbox: commit the turns that waited for that."""
+        while not self.stopping and len(self.room) and (commit := self.room.pop()) is not None:
+            commit()
+
+    # --- failures
+
+    def postponed(self, served: Served, key: Key, ctx: TurnContext[Any], failure: Failure) -> bool:
+        """Tell the breaker of a failure. True if the whole plugin is out of order: the same again later, uncounted."""
+        error = failure.error
+        asked_s = error.after_s if isinstance(error, RetryLater) else None
+        if self._is_its_own(served, key, error, asked_s):
+            return False
+        now = self.clock.monotonic()
+        until = max(served.breaker.until, now + asked_s if asked_s is not None and math.isfinite(asked_s) else now)
+        log_failure(f"failed with its plugin, again in {until - now:.1f} s", ctx, failure)
+        self.once_it_ended(error, lambda: self.delay(served, key, until))
+        self.arm()
+        return True
+
+    def _is_its_own(self, served: Served, key: Key, error: BaseException, asked_s: float | None) -> bool:
+        """Whether a failure is one of this event and not of the plugin as a whole."""
+        breaker = served.breaker
+        if isinstance(error, GiveUp):
+            breaker.succeeded(key)
+            return True
+        whole_plugin = isinstance(error, RetryLater) and error.whole_plugin
+        was_closed = breaker.closed
+        counts = breaker.failed(key, self.clock.monotonic(), asked_s=asked_s, whole_plugin=whole_plugin)
+        if was_closed and not breaker.closed:
+            name = served.plugin.name
+            log.warning("the whole plugin seems out of order: its conversations wait", extra={"plugin": name})
+            metrics.BREAKER_OPENED.inc(name)
+        return counts
+
+    def verdict(self, served: Served, failures: int, failure: Failure) -> Again | Bury:
+        """What follows from so many failures, this one included."""
+        error, handler = failure
+        own = handler.attempts if handler is not None else None
+        return after_failure(
+            failures,
+            0 if isinstance(error, GiveUp) else own or served.plugin.settings.attempts,
+            self.backoff,
+            self.chance(),
+            error.after_s if isinstance(error, RetryLater) else None,
+        )
+
+    def once_it_ended(self, error: BaseException, then: Callable[[], None]) -> None:
+        """Go on as soon as nothing of a failed call runs any more."""
+        overrun = error.overrun if isinstance(error, DeadlinePassed) else None
+        if overrun is None:
+            then()
+        else:
+            # The thread still works on this event: what comes next in the lane would run beside it.
+            overrun.add_done_callback(lambda ended: self._overrun_ended(then, ended))
+
+    def _overrun_ended(self, then: Callable[[], None], overrun: asyncio.Future[Any]) -> None:
+        if not overrun.cancelled():
+            overrun.exception()  # counted as a failure already, whatever it was
+        if not self.stopping:
+            then()
+            self.wake()
+        self.stir()
+
+
+async def _raise(error: BaseException) -> None:
+    raise error

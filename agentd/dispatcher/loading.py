@@ -1,0 +1,211 @@
+"""Which records of a lane are in memory, and which lie in the journal until it gets there.
+
+Always true: a lane in memory is a run of its records without a hole, from its head on. What is over a lane's share, or
+over the share of all, or belongs to a lane that stands still, stays in the journal, and costs no memory.
+Not here: running anything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from agentd.core.events import Event, Record
+from agentd.dispatcher.backlog import Backlog, Delivery, Item, Lane, ReadOn, Served
+from agentd.dispatcher.engine import Engine
+from agentd.dispatcher.fates import dead_letter
+from agentd.host.handlers import BATCH_MAX, matching
+from agentd.journal.storage import StoredRecord
+
+log = logging.getLogger("agentd.dispatcher")
+
+_STUCK_S = 1.0  # a call that runs longer stands still, as far as memory goes
+
+
+class Marks(NamedTuple):
+    """Of deliveries in memory: at the high ones intake sheds, at the low ones it takes again. By count and by bytes."""
+
+    high: int
+    low: int
+    high_bytes: int
+    low_bytes: int
+
+
+class Loading:
+    """That of one dispatcher. revive: decodes what was stored. on_backlog: True at a high mark, False below the low."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        backlog: Backlog,
+        lane_memory: int,
+        marks: Marks,
+        *,
+        revive: Callable[[StoredRecord], Event],
+        on_backlog: Callable[[bool], None],
+        on_dead: Callable[[str], None],
+    ) -> None:
+        self._engine = engine
+        self._backlog = backlog
+        self._lane_memory = lane_memory
+        self._marks = marks
+        self._revive = revive
+        self._on_backlog = on_backlog
+        self._on_dead = on_dead
+        self.shedding = False
+
+    # --- in
+
+    def offer(self, records: Sequence[Record], serves: Callable[[str], Sequence[Served]]) -> None:
+        """Take records that are on disk, in the order of their positions."""
+        for record in records:
+            plugins = serves(record.event.identity)
+            line = self._backlog.met(record, plugins)
+            for lane in line.lanes:
+                if lane.behind:
+                    continue
+                if lane.still or lane.memory >= self._lane_memory or self._is_full:
+                    self.read_on(lane)
+                else:
+                    self._load(lane, record)
+            if not plugins:
+                self._backlog.passed_to(line, line.offered)
+        self.check_marks()
+
+    def _load(self, lane: Lane, record: Record) -> None:
+        """Queue a record if a handler wants it, else pass over it."""
+        plugin = lane.served.plugin
+        handlers = matching(plugin, record.event)
+        lane.loaded = record.position
+        lane.loaded_count += 1
+        if handlers is None or handlers:
+            delivery = Delivery(lane, record, handlers, lane.loaded_count, plugin)
+            self._backlog.loaded(delivery)
+            self._engine.push(lane.served, lane.number, delivery)
+            if lane.settling and handlers and (batch := handlers[0].batch) is not None and lane.memory >= batch.size:
+                lane.settling = False
+                lane.served.lanes.release(lane.number)
+        elif not lane.memory:
+            self.advance(lane)
+
+    def read_on(self, lane: Lane) -> None:
+        """The rest of this lane lies in the journal."""
+        lane.behind = True
+        self._engine.push(lane.served, lane.number, ReadOn(lane))
+
+    async def read_back(self, lane: Lane) -> None:
+        """Load the lane's next records from the journal, up to the last that was offered."""
+        line = lane.line
+        # All lanes may be behind at once; together they fill memory to the low mark, so that catching up alone does
+        # not make intake shed. A turn that had several events is repeated with all of them.
+        least = BATCH_MAX if lane.before is not None and lane.before.until else 1
+        room = max(least, min(self._lane_memory, self._marks.low - self._backlog.in_memory))
+        stored = await self._engine.journal.read_lane(line.number, lane.loaded, room)
+        # What is on disk but not offered yet will be offered.
+        known = [each for each in stored if each.position <= line.last]
+        for each in known:
+            self._load_stored(lane, each)
+            if self._backlog.bytes_in_memory >= self._marks.high_bytes:
+                break
+        lane.behind = bool(known) and lane.loaded < line.last
+        if lane.behind:
+            self._engine.push(lane.served, lane.number, ReadOn(lane))
+        else:
+            lane.loaded, lane.loaded_count = line.last, line.offered
+            if not lane.memory:
+                self.advance(lane)
+        self._engine.done(lane.served, lane.number)
+        self.check_marks()
+
+    def _load_stored(self, lane: Lane, stored: StoredRecord) -> None:
+        plugin = lane.served.plugin
+        try:
+            event = self._revive(stored)
+        except Exception as error:
+            # It was decoded once, by another version of us. One record must not hold up its conversation for ever.
+            log.exception(
+                "a stored event cannot be decoded", extra={"plugin": plugin.name, "identity": stored.identity}
+            )
+            now = self._engine.clock.unix()
+            self._engine.commits.commit(dead_letter(plugin, lane.number, stored.position, 0, error, now))
+            self._on_dead(stored.identity)
+            lane.loaded = stored.position
+            lane.loaded_count += 1
+        else:
+            self._load(lane, stored.record(event))
+
+    # --- out
+
+    def finished(self, lane: Lane, deliveries: Sequence[Delivery]) -> None:
+        """The deliveries at the head of this lane have their fate."""
+        last = deliveries[-1]
+        self._backlog.unloaded(deliveries)
+        if lane.memory:
+            self._engine.commits.moved(lane, last.record.position)
+            self._backlog.handled_to(lane, last.ordinal)
+        else:
+            self.advance(lane)
+        if self.shedding:
+            self.check_marks()
+
+    def position_past(self, lane: Lane, deliveries: Sequence[Delivery]) -> int:
+        """Where the cursor stands behind these deliveries: behind what was passed over after them, too."""
+        return lane.loaded if lane.memory == len(deliveries) else deliveries[-1].record.position
+
+    def advance(self, lane: Lane) -> None:
+        """Nothing is queued in this lane: it is through with all that was loaded."""
+        self._engine.commits.moved(lane, lane.loaded)
+        self._backlog.handled_to(lane, lane.loaded_count)
+
+    def unload(self, lane: Lane, keep: Delivery) -> None:
+        """Leave what lies behind this delivery of a lane in the journal."""
+
+        def behind(item: Item) -> bool:
+            if isinstance(item, Delivery):
+                return item.record.position > keep.record.position
+            return isinstance(item, ReadOn)
+
+        gone = [each for each in lane.served.lanes.withdraw(lane.number, behind) if isinstance(each, Delivery)]
+        self._backlog.unloaded(gone)
+        if gone or lane.behind:
+            lane.loaded, lane.loaded_count = keep.record.position, keep.ordinal
+            self.read_on(lane)
+
+    def unload_all(self, lane: Lane) -> None:
+        """The lane goes elsewhere: forget what it has in memory, its head excepted."""
+        gone = lane.served.lanes.withdraw(lane.number, lambda item: isinstance(item, (Delivery, ReadOn)))
+        self._backlog.unloaded(each for each in gone if isinstance(each, Delivery))
+        lane.behind = False
+
+    # --- bounds
+
+    @property
+    def _is_full(self) -> bool:
+        return self._backlog.in_memory >= self._marks.high or self._backlog.bytes_in_memory >= self._marks.high_bytes
+
+    @property
+    def _is_low(self) -> bool:
+        return self._backlog.in_memory <= self._marks.low and self._backlog.bytes_in_memory <= self._marks.low_bytes
+
+    def check_marks(self) -> None:
+        """Tell intake when too much is in memory, and when it no longer is."""
+        if self.shedding and self._is_low:
+            self.shedding = False
+            self._on_backlog(False)
+        elif not self.shedding and self._is_full:
+            self._relieve()
+            if self._is_full:
+                self.shedding = True
+                self._on_backlog(True)
+
+    def _relieve(self) -> None:
+        """Lanes that do not move must not use up the memory of those that do."""
+        stuck_since = self._engine.clock.monotonic() - _STUCK_S
+        for lane in list(self._backlog.lanes()):
+            if lane.memory > 1 and lane.began_at and lane.began_at < stuck_since:
+                lane.still = True
+                head = lane.served.lanes.first(lane.number, lane.memory + 1)
+                kept = [each for each in head if isinstance(each, Delivery)]
+                ends = lane.until or kept[0].record.position
+                self.unload(lane, next(each for each in reversed(kept) if each.record.position <= ends))

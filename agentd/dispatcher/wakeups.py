@@ -1,0 +1,229 @@
+"""Turns of which the journal holds the time: timers, and recorded events that are delivered out of their order.
+
+Such an event was set aside by its lane (`on_dead = "detach"`), or somebody wants its dead letter tried again. It is
+marked late, and takes its turn among the events of its conversation, but no event waits for it.
+
+Always true: a row goes in the commit that holds its turn's effects. A failed one comes again by the same rules as an
+event; what is given up stays, due never, or becomes a dead letter. A handler that ends the process has used an attempt.
+Not here: what is due (timers), what lanes hold (the engine).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from agentd.core.events import Event
+from agentd.core.retry import Again
+from agentd.dispatcher.backlog import Delivery, Key, Served
+from agentd.dispatcher.commits import succeeded
+from agentd.dispatcher.engine import Engine, Waits
+from agentd.dispatcher.fates import dead_letter, log_failure, told
+from agentd.dispatcher.suspects import ProcessDied
+from agentd.dispatcher.timers import Due, next_beat, recurring
+from agentd.host.context import TurnContext
+from agentd.host.handlers import matching
+from agentd.host.turns import Failure
+from agentd.journal.storage import Change, StoredRecord, TimerGone, TimerSet
+
+log = logging.getLogger("agentd.dispatcher")
+
+_ROOM_LOOK_S = 1.0  # how soon a timer whose sends found the outbox full runs again
+
+
+class Wakeups:
+    """Those of one dispatcher. revive: decodes what was stored. on_dead: counts a dead letter of an identity."""
+
+    def __init__(
+        self, engine: Engine, *, revive: Callable[[StoredRecord], Event], on_dead: Callable[[str], None]
+    ) -> None:
+        self._engine = engine
+        self._revive = revive
+        self._on_dead = on_dead
+
+    async def restore(self, served: Served, identities: list[str]) -> None:
+        """Take up a plugin's rows, and have one for each handler that recurs."""
+        name = served.plugin.name
+        known = await self._engine.journal.timers(name)
+        changes = recurring(name, served.intervals, identities, known, self._engine.clock.unix())
+        if changes:
+            await self._engine.commits.commit(*changes)
+        for change in changes:
+            if isinstance(change, TimerGone):
+                self._engine.timers.drop(change.id)
+        gone = {change.id for change in changes if isinstance(change, TimerGone)}
+        fresh = [change for change in changes if isinstance(change, TimerSet)]
+        for timer in (*known, *fresh):
+            if timer.id not in gone and timer.identity in identities and timer not in self._engine.timers:
+                self._engine.timers.put(timer)
+        served.plugin.timers = self._engine.timers.count(name)
+
+    def push_due(self) -> None:
+        """Put what is due at the end of its lane."""
+        for timer in self._engine.timers.pop_due(self._engine.clock.unix()):
+            self._engine.push(self._engine.served[timer.plugin], timer.conversation or ("timer", timer.id), Due(timer))
+
+    def put(self, rows: Sequence[TimerSet]) -> None:
+        """These were handed to the journal; what becomes of them is handed in behind that."""
+        for row in rows:
+            self._engine.timers.put(row)
+            self._engine.served[row.plugin].plugin.timers = self._engine.timers.count(row.plugin)
+        self.push_due()
+        self._engine.arm()
+        self._engine.wake()
+
+    async def run(self, served: Served, key: Key, due: Due, waits: Waits) -> None:
+        """One turn. The row goes, or has its next beat, with the turn's effects."""
+        timer, engine = due.timer, self._engine
+        if timer.failures >= served.plugin.settings.attempts:  # the last of which ended the process
+            log.error("timer given up: %s", timer.error, extra={"plugin": timer.plugin, "identity": timer.identity})
+            self._settle(served, key, timer, None, self._given_up(served, timer, ProcessDied(timer.failures)))
+            return
+        waits()
+        event = due.event if not timer.position else await self._recorded(timer)
+        if event is None:
+            self._settle(served, key, timer, None, [])
+            return
+        # On disk before it runs, so that a handler which ends the process is not run for ever.
+        tried = msgspec.structs.replace(timer, failures=timer.failures + 1, error="the process died while it ran")
+        await asyncio.wait((engine.commits.commit(tried),))
+        ctx: TurnContext[Any] = TurnContext(
+            served.plugin,
+            event,
+            timer.conversation or None,
+            tried.failures,
+            again=timer.again,
+            progressed=timer.progress,
+        )
+        ctx.on_progress = lambda noted: self._get_on(tried, noted)
+        if served.breaker.troubled:
+            served.breaker.began(key)
+        try:
+            failure = await served.plugin.turns.run(event, matching(served.plugin, event), ctx, lambda: None)
+        except asyncio.CancelledError:
+            engine.commits.commit(timer)
+            raise
+        if failure is not None:
+            self._failed(served, key, msgspec.structs.replace(timer, progress=ctx.progressed), ctx, failure)
+        elif ctx.sends and not engine.room.fits(ctx.sends):
+            log.warning("the outbox is full: a timer waits for it", extra={"identity": timer.identity})
+            engine.delay(served, key, engine.clock.monotonic() + _ROOM_LOOK_S)
+        else:
+            if served.breaker.troubled:
+                served.breaker.succeeded(key)
+            self._settle(served, key, timer, ctx, _rows(self._successor(served, timer)))
+        engine.enlist(served)
+
+    def _get_on(self, tried: TimerSet, noted: bytes) -> None:
+        self._engine.commits.commit(msgspec.structs.replace(tried, progress=noted))
+
+    async def _recorded(self, timer: TimerSet) -> Event | None:
+        """The event that is delivered again, marked late; None if it cannot be read any more."""
+        stored = await self._engine.journal.read_lane(timer.conversation, timer.position - 1, 1)
+        if not stored or stored[0].position != timer.position:
+            log.error("an event that was to be tried again has gone", extra={"identity": timer.identity})
+            return None
+        try:
+            return msgspec.structs.replace(self._revive(stored[0]), late=True)
+        except Exception:
+            log.exception("a stored event cannot be decoded", extra={"identity": timer.identity})
+            return None
+
+    # --- fates
+
+    def _settle(
+        self, served: Served, key: Key, timer: TimerSet, ctx: TurnContext[Any] | None, then: list[Change]
+    ) -> None:
+        """Commit that a row has its fate, with the effects of its turn; its lane waits for that. then: what follows."""
+        engine = self._engine
+        engine.hold_for_commit(served, key)
+        changes = engine.effects(ctx, timer.position, timer.position) if ctx is not None else []
+        kept = any(isinstance(each, TimerSet) and each.id == timer.id for each in then)
+        commit = engine.commits.commit(*([] if kept else [TimerGone(timer.id)]), *then, *changes)
+        if ctx is not None:
+            commit.add_done_callback(partial(engine.effects_on_disk, ctx))
+        commit.add_done_callback(partial(self._on_disk, served, key, timer, then))
+
+    def _on_disk(
+        self, served: Served, key: Key, timer: TimerSet, then: list[Change], commit: asyncio.Future[None]
+    ) -> None:
+        engine = self._engine
+        if succeeded(commit):
+            engine.timers.drop(timer.id)
+            for change in then:
+                if isinstance(change, TimerSet):
+                    engine.timers.put(change)
+            served.plugin.timers = engine.timers.count(served.plugin.name)
+            engine.done(served, key)
+            engine.arm()
+            engine.wake()
+        engine.committed()
+
+    def _successor(self, served: Served, timer: TimerSet) -> TimerSet | None:
+        interval_s = served.intervals.get(timer.name)
+        return None if interval_s is None else next_beat(timer, interval_s, self._engine.clock.unix())
+
+    def _given_up(self, served: Served, timer: TimerSet, error: BaseException) -> list[Change]:
+        """What is left of it: a dead letter, its next beat, or a row that says why, for people."""
+        if timer.position:
+            self._on_dead(timer.identity)
+            now = self._engine.clock.unix()
+            return [dead_letter(served.plugin, timer.conversation, timer.position, timer.failures, error, now)]
+        return _rows(self._successor(served, timer) or msgspec.structs.replace(timer, due_at=math.inf))
+
+    def _failed(self, served: Served, key: Key, timer: TimerSet, ctx: TurnContext[Any], failure: Failure) -> None:
+        engine, error = self._engine, failure.error
+        if engine.postponed(served, key, ctx, failure):
+            return
+        verdict = engine.verdict(served, ctx.attempt, failure)
+        again_s = verdict.after_s if isinstance(verdict, Again) else math.inf
+        failed = msgspec.structs.replace(
+            timer, failures=ctx.attempt, due_at=engine.clock.unix() + again_s, error=told(error)
+        )
+        then = _rows(failed) if isinstance(verdict, Again) else self._given_up(served, failed, error)
+        log_failure(f"attempt {ctx.attempt} of a timer failed, the next in {again_s:.1f} s", ctx, failure)
+        engine.once_it_ended(error, lambda: self._settle(served, key, timer, None, then))
+
+
+def set_aside(delivery: Delivery, due_at: float, *, again: str = "") -> TimerSet:
+    """The row of an event that its lane does not wait for. due_at: Unix seconds. again: see TimerSet."""
+    record = delivery.record
+    return redelivery(
+        delivery.lane.served.plugin.name,
+        record.event.identity,
+        record.conversation,
+        record.event.conversation,
+        record.position,
+        due_at,
+        again=again,
+    )
+
+
+def redelivery(
+    plugin: str, identity: str, number: int, conversation: str, position: int, due_at: float, *, again: str
+) -> TimerSet:
+    """The row of a recorded event that is delivered out of its order."""
+    place = msgspec.json.encode([plugin, identity, position, again])
+    return TimerSet(
+        id=f"aside-{hashlib.blake2b(place, digest_size=16).hexdigest()}",
+        plugin=plugin,
+        identity=identity,
+        conversation=number,
+        conversation_id=conversation,
+        name="",
+        due_at=due_at,
+        data=b"null",
+        position=position,
+        again=again,
+    )
+
+
+def _rows(timer: TimerSet | None) -> list[Change]:
+    return [] if timer is None else [timer]

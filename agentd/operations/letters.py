@@ -1,0 +1,50 @@
+"""Dead letters: shown, and taken off the list.
+
+Always true: a letter that nobody needs to look at any more stays in the journal.
+Not here: what becomes one (dispatcher).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from agentd.control.refusal import ControlError
+from agentd.journal.storage import DeadDropped, DeadRow
+from agentd.operations.parts import Parts
+from agentd.operations.rows import dead_row, record_row
+
+
+class Letters:
+    """See control.api.Daemon."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._journal = parts.journal
+
+    async def listed(self, identity: str | None, dropped_too: bool, limit: int) -> list[dict[str, Any]]:
+        """See control.api.Daemon."""
+        return [dead_row(row) for row in await self._journal.dead(identity, limit, dropped_too=dropped_too)]
+
+    async def show(self, number: int) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        row = await self._find(number)
+        stored = await self._journal.read_lane(row.conversation, row.position - 1, 1)
+        # Its identity may be gone, or that it cannot be read is the very reason why it is dead.
+        record = self._parts.record(stored[0]) if stored and stored[0].position == row.position else None
+        event = None if record is None else record_row(record)
+        return {**dead_row(row), "traceback": row.traceback, "event": event}
+
+    async def drop(self, number: int) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        row = await self._find(number)
+        if row.dropped_at is None:
+            await self._journal.commit(DeadDropped(number, time.time()))
+            if row.identity in self._parts.dispatcher.dead:
+                self._parts.dispatcher.dead[row.identity] -= 1
+        return await self.show(number)
+
+    async def _find(self, number: int) -> DeadRow:
+        if (row := await self._journal.dead_find(number)) is None:
+            raise ControlError(404, "UNKNOWN_LETTER", f"there is no dead letter {number}", "see: agentd dead ls --all")
+        return row

@@ -1,0 +1,62 @@
+"""The parts of a running daemon, as its operations know them.
+
+Not here: building them, starting and stopping them (daemon).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from agentd import config
+from agentd.core.events import Event, Record
+from agentd.dispatcher import Dispatcher
+from agentd.errors import WireViolation
+from agentd.host.lifecycle import Loaded
+from agentd.host.stalls import StallWatch
+from agentd.journal.storage import Journal, StoredRecord
+from agentd.operations.vitals import Vitals
+from agentd.supervisor import Supervisor
+
+
+class Parts(NamedTuple):
+    """What there is to ask.
+
+    supervisors, plugins: by name. revive: decodes what was stored; raises KeyError for an identity that is gone, and
+    msgspec.DecodeError. hub_url: of the embedded hub, or None. began: monotonic seconds. stopping: set once the daemon
+    stops; `stop` sets it.
+    """
+
+    settings: config.Settings
+    journal: Journal
+    supervisors: Mapping[str, Supervisor]
+    plugins: Mapping[str, Loaded]
+    dispatcher: Dispatcher
+    stalls: StallWatch
+    vitals: Vitals
+    revive: Callable[[StoredRecord], Event]
+    hub_url: str | None
+    began: float
+    stopping: asyncio.Event
+
+    def names(self, identity: str | None) -> list[str]:
+        """This identity, or all of them."""
+        return [identity] if identity is not None else list(self.supervisors)
+
+    def served_by(self, plugin: str) -> list[str]:
+        """The identities that list this plugin."""
+        return [name for name, identity in self.settings.identity.items() if plugin in identity.plugins]
+
+    def record(self, stored: StoredRecord) -> Record | None:
+        """A record with its event; None if the event cannot be read any more, or its identity is gone."""
+        try:
+            return stored.record(self.revive(stored))
+        except (KeyError, msgspec.DecodeError, WireViolation):
+            return None
+
+    def stop(self) -> None:
+        """Begin to stop."""
+        self.stopping.set()
