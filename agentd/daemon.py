@@ -32,7 +32,7 @@ from agentd.control.systemd import ServiceManager
 from agentd.core.events import Event, Record, Send, Signal, Source
 from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
-from agentd.dispatcher import Dispatcher, Marks
+from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, first_of
 from agentd.host.lifecycle import Loaded, load
 from agentd.host.stalls import StallWatch
@@ -55,7 +55,6 @@ EXIT_FAILED = 1
 EXIT_CONFIG = 78
 
 _JOURNAL_LOOK_S = 0.25
-_JOURNAL_WAITING_MAX = 20_000
 _EMBEDDED_USER = "me"
 _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
 """Identity to its handle on the embedded hub and its plugins."""
@@ -106,7 +105,7 @@ async def _main(settings: config.Settings, config_path: Path | None) -> None:
 
 
 def _key_of(identity: config.Identity) -> Callable[[], str]:
-    return lambda: config.resolve_key(identity).reveal()
+    return lambda: config.resolve_key(identity.key).reveal()
 
 
 def _embedded(settings: config.Settings, hub: Hub) -> tuple[config.Settings, dict[str, Callable[[], str]]]:
@@ -152,7 +151,7 @@ class Daemon:
         self.started = asyncio.Event()
         self._supervisors: dict[str, Supervisor] = {}
         self._platforms: dict[str, Platform] = {}
-        self._followers = Followers()
+        self._followers = Followers(settings.agentd.control.tail_queue_max)
         self._sending = Sending(
             journal,
             self._supervisors,
@@ -170,7 +169,7 @@ class Daemon:
     async def run(self) -> None:
         """Start everything, serve until told to stop, stop everything. Raises JournalError, PluginLoadError."""
         async with contextlib.AsyncExitStack() as stack:
-            pool = await stack.enter_async_context(Pool())
+            pool = await stack.enter_async_context(Pool(self._settings.agentd.rest.connections_per_host_max))
             plugins = await self._load_plugins(stack)
             codes = dict(code for plugin in plugins.values() for code in plugin.codes())
             self._watch = stack.enter_context(StallWatch(self._settings.agentd.dispatch.stall_s, codes))
@@ -206,10 +205,11 @@ class Daemon:
                     self._manager.stopping()
                     pressure.cancel()
                     takeover.cancel()
+                    # First the handlers: one that waits for the answer to a send of its own needs the sender.
+                    await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
                     for identity in identities:
                         identity.cancel()
                     await asyncio.wait(identities) if identities else None
-                    await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
             except ExceptionGroup as failed:
                 raise first_of(failed) from failed
             finally:
@@ -240,6 +240,7 @@ class Daemon:
             raise ConfigError(problems)
         for plugin in plugins.values():
             plugin.backlog_of = self._backlog_of
+            plugin.state.stored_bytes = partial(self._journal.state_bytes, plugin.name)
             stack.push_async_callback(plugin.teardown)
             await plugin.setup()
         return plugins
@@ -264,7 +265,7 @@ class Daemon:
     def _make_dispatcher(self, plugins: Mapping[str, Loaded]) -> Dispatcher:
         intake, dispatch = self._settings.agentd.intake, self._settings.agentd.dispatch
         file = Path(self._settings.agentd.state) / "running"
-        running, unfinished = open_running(file, list(plugins), dispatch.concurrency)
+        running, unfinished = open_running(file, list(plugins), calls_max(dispatch.concurrency, len(plugins)))
         return Dispatcher(
             self._journal,
             plugins,
@@ -333,8 +334,10 @@ class Daemon:
     # -- bells ------------------------------------------------------------------------------------------------------
 
     def _records(self, records: Sequence[Record]) -> None:
-        self._dispatcher.offer(records)
-        self._takeover.records(records)
+        # Once we stop they would only move cursors, behind the last commit. They are on disk for the next start.
+        if not self._stopping.is_set():
+            self._dispatcher.offer(records)
+            self._takeover.records(records)
         self._followers.offer(records)
         if records:
             self._vitals.position = records[-1].position
@@ -369,7 +372,7 @@ class Daemon:
 
     async def _watch_journal(self) -> None:
         """A disk that takes nothing must not make the queue before it grow."""
-        behind = False
+        trouble = ""
         while True:
             self._vitals.slept(self._loop.time())
             await asyncio.sleep(_JOURNAL_LOOK_S)
@@ -377,9 +380,22 @@ class Daemon:
             self._feed_watchdog()
             # An outbox may have got room while its sender was not running, which rings nobody.
             self._dispatcher.room_again()
-            if behind != (self._journal.full or self._journal.waiting > _JOURNAL_WAITING_MAX):
-                behind = not behind
-                self._press("the disk takes no commits", behind)
+            if (now := self._journal_trouble()) != trouble:
+                for reason in filter(None, (now, trouble)):
+                    self._press(reason, reason == now)
+                trouble = now
+
+    def _journal_trouble(self) -> str:
+        """Why nothing more should be put in the journal's queue, or ""."""
+        if self._journal.at_limit:
+            return "the journal has reached agentd.journal.max_mb"
+        if self._journal.full or self._journal_behind:
+            return "the disk takes no commits"
+        return ""
+
+    @property
+    def _journal_behind(self) -> bool:
+        return self._journal.waiting > self._settings.agentd.journal.waiting_max
 
     def _feed_watchdog(self) -> None:
         """Alive means that the loop breathes (we are here) and that commits are carried out, or the disk is known full.

@@ -182,7 +182,7 @@ BREAKER = Gauge(
 )
 UNDISPATCHED = Gauge("agentd_undispatched", "Deliveries in memory that wait for a handler.")
 SHEDDING = Gauge("agentd_shedding", "1 while new messages are left with the server, else 0.")
-JOURNAL_BYTES = Gauge("agentd_journal_bytes", "Size of the journal on disk, its log of recent commits included.")
+JOURNAL_BYTES = Gauge("agentd_journal_bytes", "Size of the journal's file; what was not checkpointed yet is not in it.")
 JOURNAL_FULL = Gauge("agentd_journal_full", "1 while the disk has no room for a commit, else 0.")
 JOURNAL_WAITING = Gauge("agentd_journal_waiting_seconds", "How long the oldest commit waits for the disk; 0 for none.")
 PROCESS_CPU = Total("process_cpu_seconds_total", "Processor time used, user and system, in seconds.")

@@ -133,6 +133,7 @@ class ScriptedDaemon:
             "reply": {"text": "hello back", "sender": "@echo", "seq": 5},
         }
         self.plugins: list[dict[str, Any]] = []
+        self.journal: dict[str, Any] = {}
         self.gap_list: list[dict[str, Any]] = []
         self.sends = {"agentd-7-0": send_row()}
         self.letters = {3: letter_row()}
@@ -153,7 +154,7 @@ class ScriptedDaemon:
             "hub_url": None,
             "identities": self.identities,
             "plugins": self.plugins,
-            "journal": {},
+            "journal": self.journal,
         }
 
     async def send(

@@ -77,7 +77,46 @@ def test_status_for_people_says_each_identity_on_a_line(ask: Callable[..., Resul
 
 def test_status_says_where_an_outbox_is_full(ask: Callable[..., Result], served: Any) -> None:
     served.daemon.identities[0]["outbox_full"] = True
-    told = "alice: the outbox is full, and turns that send wait; see: agentd outbox ls"
+    told = "alice: the outbox is full (sending.outbox_max), and turns that send wait; see: agentd outbox ls"
+    assert told in ask("status").stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("held_full", True, "alice: more came behind a gap than is held (intake.held_max)"),
+        ("questions_full", True, "alice: more repeats have come than are looked up at once (intake.questions_max)"),
+        ("targets_stopped", 2, "alice: 2 targets wait for a decision; see: agentd outbox ls --state unknown"),
+    ],
+)
+def test_status_says_which_bound_of_an_identity_is_reached(
+    ask: Callable[..., Result], served: Any, field: str, value: object, told: str
+) -> None:
+    assert told not in ask("status").stdout
+    served.daemon.identities[0][field] = value
+    assert told in ask("status").stdout
+
+
+@pytest.mark.parametrize(
+    ("journal", "told"),
+    [
+        ({"full": True, "at_limit": True}, "journal: it is as large as journal.max_mb allows"),
+        ({"full": True, "at_limit": False}, "journal: its disk has no room"),
+        ({"full": False, "behind": True}, "journal: more commits wait than journal.waiting_max"),
+    ],
+)
+def test_status_says_what_keeps_the_journal_from_taking_more(
+    ask: Callable[..., Result], served: Any, journal: dict[str, bool], told: str
+) -> None:
+    served.daemon.journal = journal
+    assert next(line for line in ask("status").stdout.splitlines() if line.startswith("journal:")).startswith(told)
+
+
+def test_status_says_which_plugin_has_no_room_for_its_state(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.plugins = [
+        {"name": "echo", "state_full": True, "state_bytes": 1_048_000, "state_max_bytes": 1_048_576}
+    ]
+    told = "plugin echo: its state has no room (state_max_mb): 1,048,000 of 1,048,576 bytes"
     assert told in ask("status").stdout.splitlines()
 
 

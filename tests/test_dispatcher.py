@@ -1,6 +1,7 @@
 """Order within a lane, independence between lanes, effects with their cursor, and every fate of an event."""
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import threading
@@ -1536,3 +1537,90 @@ async def test_a_repeat_of_a_committed_turn_adds_nothing_to_the_outbox(tmp_path:
         )
         await journal.commit(Queued(other, 1.0))
         assert [each.cause for each in await journal.outbox_open("me")] == [send.cause]
+
+
+# --- those who would take all
+
+
+async def test_plugins_whose_handlers_all_hang_leave_every_other_its_share() -> None:
+    rig, ledger = Rig(concurrency=8), Ledger()
+    never = asyncio.Event()
+
+    async def hang(message: Message, ctx: Context) -> None:
+        await never.wait()
+
+    for number in range(3):
+        rig.plugin(f"hangs-{number}", hang)
+    rig.plugin("healthy", ledger)
+    async with rig.running() as dispatcher:
+        for number in range(50):
+            dispatcher.offer([rig.said(f"c{number}")])
+        while len(ledger.texts) < 50:
+            await asyncio.sleep(0)
+        # What is left over beyond the shares is theirs who came first.
+        assert sum(dispatcher.standing(f"hangs-{number}")["running"] for number in range(3)) == 6
+
+
+async def test_one_plugin_alone_may_run_as_many_calls_as_it_is_allowed() -> None:
+    rig = Rig(concurrency=8)
+    never = asyncio.Event()
+
+    async def hang(message: Message, ctx: Context) -> None:
+        await never.wait()
+
+    rig.plugin("p", hang, concurrency=16)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said(f"c{number}") for number in range(50)])
+        while dispatcher.standing("p")["running"] < 8:
+            await asyncio.sleep(0)
+
+
+async def deaf_to_cancellation(message: Message, ctx: Context) -> None:
+    while message.text == "deaf":
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3_600)
+
+
+async def test_a_handler_that_is_deaf_to_its_deadline_is_left_behind_and_its_lane_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig()
+    rig.plugin("p", deaf_to_cancellation, filters={"timeout_s": 0.05, "attempts": 1})
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c", "deaf"), rig.said("c", "fine")])
+        await dispatcher.quiet()
+        assert dispatcher.handled == {"me": 2}
+    assert [dead.error.partition(":")[0] for dead in rig.journal.dead] == ["DeadlinePassed"]
+    assert "ignores that it was cancelled" in caplog.text
+
+
+async def test_a_stop_ends_whatever_a_handler_does_about_it() -> None:
+    rig = Rig()
+    rig.plugin("p", deaf_to_cancellation)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c", "deaf")])
+        while not dispatcher.standing("p")["running"]:
+            await asyncio.sleep(0)
+    assert rig.journal.cursor("p", "c") is None  # given back uncounted
+    assert rig.journal.failed == {}
+
+
+async def test_a_handlers_own_time_limits_are_its_own_business_until_the_end() -> None:
+    rig = Rig()
+    steps: list[str] = []
+
+    async def handle(message: Message, ctx: Context) -> None:
+        for _ in range(3):
+            try:
+                async with asyncio.timeout(0.01):
+                    await asyncio.sleep(3_600)
+            except TimeoutError:
+                steps.append("timed out")
+        await asyncio.sleep(0.02)
+        steps.append("done")
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+    assert steps == ["timed out"] * 3 + ["done"]

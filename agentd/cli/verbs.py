@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from agentd.cli.printing import count_column, echo_json, echo_table, paragraph
+from agentd.cli.reached import reached
 from agentd.cli.tables import STATE_COLOURS, Column, age, clock, since
 from agentd.config import Settings, find_configuration, load
 from agentd.control.address import find_socket
@@ -87,6 +88,8 @@ def status(daemon: Client, name: str | None, *, as_json: bool) -> None:
     _echo_identities(answer["identities"])
     for plugin in answer["plugins"]:
         _echo_trouble(plugin)
+    for line in reached(answer):
+        click.echo(line)
 
 
 def _echo_trouble(plugin: Mapping[str, Any]) -> None:
@@ -133,8 +136,6 @@ def _echo_identities(identities: list[dict[str, Any]]) -> None:
     for row in identities:
         if reason := row.get("state_reason"):
             click.echo(f"{row['name']}: {printable(reason)}")
-        if row.get("outbox_full"):
-            click.echo(f"{row['name']}: the outbox is full, and turns that send wait; see: agentd outbox ls")
 
 
 def send(

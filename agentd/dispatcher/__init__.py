@@ -21,6 +21,7 @@ clock.py        where the time comes from
 from agentd.dispatcher.actor import Dispatcher
 from agentd.dispatcher.clock import Clock, LoopClock
 from agentd.dispatcher.commits import Log
+from agentd.dispatcher.engine import calls_max
 from agentd.dispatcher.loading import Marks
 
-__all__ = ["Clock", "Dispatcher", "Log", "LoopClock", "Marks"]
+__all__ = ["Clock", "Dispatcher", "Log", "LoopClock", "Marks", "calls_max"]

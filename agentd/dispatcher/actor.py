@@ -27,7 +27,7 @@ from agentd.dispatcher.backlog import Backlog, Delivery, Lane, Line, ReadOn, Rew
 from agentd.dispatcher.clock import Clock, LoopClock
 from agentd.dispatcher.commits import Log
 from agentd.dispatcher.deliveries import Deliveries
-from agentd.dispatcher.engine import Engine, Waits, Work
+from agentd.dispatcher.engine import Engine, Waits, Work, calls_max
 from agentd.dispatcher.loading import Loading, Marks
 from agentd.dispatcher.rehearsal import Rehearsed, rehearse
 from agentd.dispatcher.signals import Signals
@@ -48,7 +48,6 @@ from agentd.journal.storage import (
 
 log = logging.getLogger("agentd.dispatcher")
 
-_SIGNALS_MAX = 1_000  # signals that wait per plugin; what comes on top of them is dropped, since they are best effort
 _DEEPEST_SHOWN = 10  # lanes that `standing` names; the rest is counted
 _LAST_COMMIT_S = 1.0  # a stop waits at least this long for cursors to reach the disk
 _SUBSCRIPTIONS = "agentd.subscriptions"  # a plugin's name has no dot, so this is nobody's state
@@ -90,7 +89,7 @@ class Dispatcher:
     ) -> None:
         self._journal = journal
         self._revive = revive
-        self._running = running or Running(list(plugins), settings.concurrency)
+        self._running = running or Running(list(plugins), calls_max(settings.concurrency, len(plugins)))
         self._unfinished = unfinished
         self._send_now = send_now or _nobody_sends
         self._conduct = {identity: (conduct or {}).get(identity, config.Conduct()) for identity in serves}
@@ -136,7 +135,7 @@ class Dispatcher:
             pause=self.pause,
             on_dead=self._count_dead,
         )
-        self._signals = Signals(engine, _SIGNALS_MAX)
+        self._signals = Signals(engine, settings.signals_max)
         engine.carry_out = self._carry_out
         engine.on_deadline = self._deadline
         engine.on_paused = self._paused

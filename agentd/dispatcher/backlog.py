@@ -166,7 +166,8 @@ class Lane:
         self.began_at = 0.0
         self.apart = self.let_through = 0
         self.before: Attempt | None = None
-        self.fresh()
+        self.failures = self.deaths = self.until = 0
+        self.progress: bytes | None = None
 
     @property
     def depth(self) -> int:
@@ -176,7 +177,7 @@ class Lane:
     def fresh(self) -> None:
         """Nothing is known of the turn at the head."""
         self.failures = self.deaths = self.until = 0
-        self.progress: bytes | None = None
+        self.progress = None
 
 
 class Line:

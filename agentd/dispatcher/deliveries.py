@@ -100,26 +100,27 @@ class Deliveries:
         return delivery._replace(plugin=plugin, handlers=matching(plugin, delivery.record.event))
 
     async def _turn(self, lane: Lane, stretch: Stretch, waits: Waits) -> None:
-        engine, served, first = self._engine, lane.served, stretch.first
+        engine, served = self._engine, lane.served
+        first, last = stretch.deliveries[0].record, stretch.deliveries[-1].record
         plugin, breaker = served.plugin, served.breaker
         if breaker.troubled:
             breaker.began(lane.number)
         ctx: TurnContext[Any] = TurnContext(
             plugin,
-            stretch.last.record.event,
+            last.event,
             lane.number,
             lane.failures + lane.deaths + 1,
-            cause=first.record.event,
-            again=_again(served, lane.number, first.record.position),
+            cause=first.event,
+            again=_again(served, lane.number, first.position) if served.replays else "",
             progressed=lane.progress,
+            owner=self,
+            about=(lane, stretch),
         )
-        ctx.on_progress = partial(self._get_on, lane, stretch)
-        if stretch.until:
-            ctx.before_now = partial(self._freeze, lane, stretch)
+        shown = first.event if stretch.form == "event" else self._shown(lane, stretch)
         started = lane.began_at = engine.taken_at
-        mark = self._running.began(served.tag, first.record.position, stretch.last.record.position)
+        mark = self._running.began(served.tag, first.position, last.position)
         try:
-            failure = await plugin.turns.run(self._shown(lane, stretch), first.handlers, ctx, waits)
+            failure = await plugin.turns.run(shown, stretch.deliveries[0].handlers, ctx, waits)
         finally:
             self._running.ended(mark)
         if lane.deaths and (next_suspect := self.suspects.ended(lane)) is not None:
@@ -135,29 +136,32 @@ class Deliveries:
             outcome = self._failed(lane, stretch, ctx, failure)
         metrics.HANDLER_SECONDS.observe(engine.clock.monotonic() - started, plugin.name, outcome)
 
-    def _get_on(self, lane: Lane, stretch: Stretch, noted: bytes) -> None:
+    def got_on(self, ctx: TurnContext[Any], noted: bytes) -> None:
+        """See host.context.Owner."""
+        lane, stretch = _about(ctx)
         lane.progress = noted
         self._engine.commits.commit(self._attempt(lane, stretch, None, 0.0))
 
-    async def _freeze(self, lane: Lane, stretch: Stretch) -> None:
-        """What is said at once is said about these events: they are the turn's whatever happens."""
-        if not lane.until:
+    async def says_now(self, ctx: TurnContext[Any]) -> None:
+        """See host.context.Owner. What is said is said about these events: they are the turn's whatever happens."""
+        lane, stretch = _about(ctx)
+        if stretch.until and not lane.until:
             await self._engine.commits.commit(self._attempt(lane, stretch, None, 0.0))
 
     def _attempt(self, lane: Lane, stretch: Stretch, error: BaseException | None, not_before: float) -> Change:
         lane.until = stretch.until
         return attempt(lane, stretch.first.record.position, error, not_before)
 
-    def _shown(self, lane: Lane, stretch: Stretch) -> Event | Digest | tuple[Event, ...]:
+    def _shown(self, lane: Lane, stretch: Stretch) -> Digest | tuple[Event, ...]:
         events = tuple(each.record.event for each in stretch.deliveries)
-        if stretch.form == "event":
-            return events[0]
         if stretch.form == "batch":
             return events
         messages = [event for event in events if isinstance(event, Message)]
-        kept = self._conduct[events[0].identity].catch_up.digest_max
+        identity = events[0].identity
+        # The policy may be another one since the digest was first shown.
+        kept = (lane.served.catch_up[identity] or self._conduct[identity].catch_up).digest_max
         return Digest(
-            identity=events[0].identity,
+            identity=identity,
             conversation=events[0].conversation,
             messages=tuple(messages[-kept:]),
             count=len(events),
@@ -169,11 +173,11 @@ class Deliveries:
 
     def _next(self, lane: Lane, delivery: Delivery) -> Stretch | None:
         """What the next turn is about; None if the lane waits, or if its events were passed over."""
-        handlers = delivery.handlers
+        handlers, policy = delivery.handlers, lane.served.catch_up[lane.line.identity]
         batch = handlers[0].batch if handlers is not None and len(handlers) == 1 else None
-        first = not (lane.failures or lane.deaths or lane.until or _again(lane.served, lane.number, _at(delivery)))
-        policy = lane.served.catch_up[lane.line.identity] if first and _at(delivery) > lane.let_through else None
-        if lane.deaths or _at(delivery) <= lane.apart or (batch is None and policy is None and not lane.until):
+        if policy is not None and not self._is_met_first(lane, delivery):
+            policy = None
+        if (batch is None and policy is None and not lane.until) or lane.deaths or _at(delivery) <= lane.apart:
             return Stretch((delivery,), "event" if batch is None else "batch")
         reach = lane.memory if policy is not None or lane.until else batch.size if batch is not None else 1
         there = self._in_memory(lane, delivery, reach)
@@ -185,6 +189,11 @@ class Deliveries:
             more=lane.behind,
         )
         return self._decided(lane, there, verdict)
+
+    def _is_met_first(self, lane: Lane, delivery: Delivery) -> bool:
+        """No turn has begun with this event, and nobody has let it through."""
+        known = lane.failures or lane.deaths or lane.until or _again(lane.served, lane.number, _at(delivery))
+        return not known and _at(delivery) > lane.let_through
 
     def _in_memory(self, lane: Lane, head: Delivery, count: int) -> tuple[Delivery, ...]:
         items = lane.served.lanes.first(lane.number, count)[1:]
@@ -452,9 +461,17 @@ def _at(delivery: Delivery) -> int:
     return delivery.record.position
 
 
+def _about(ctx: TurnContext[Any]) -> tuple[Lane, Stretch]:
+    about: Any = ctx.about
+    lane, stretch = about
+    assert isinstance(lane, Lane)
+    assert isinstance(stretch, Stretch)
+    return lane, stretch
+
+
 def _again(served: Served, number: int, position: int) -> str:
     """What sets the keys of a replay apart, "" for events that are handled for the first time."""
-    if not served.replays or (replayed := served.replays.get(number)) is None:
+    if (replayed := served.replays.get(number)) is None:
         return ""
     replay, until = replayed
     return f"replay {replay}" if position <= until else ""

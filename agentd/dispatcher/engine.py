@@ -40,6 +40,11 @@ Work = tuple[Served, Key, Item]
 Waits = Callable[[], None]
 
 
+def calls_max(concurrency: int, plugins: int) -> int:
+    """How many calls may run at once over all plugins: as configured, and at least one of each."""
+    return max(concurrency, plugins)
+
+
 class Engine:
     """The engine of one dispatcher. `carry_out`, `on_deadline` and `on_paused` are hung in before `start`.
 
@@ -75,7 +80,10 @@ class Engine:
         self.taken_at = 0.0
         self.stopping = False
         self._on_queued = on_queued
-        self._workers = Workers(concurrency, self._take, lambda work, waits: self.carry_out(work, waits), self.stir)
+        self._limit = calls_max(concurrency, len(served))
+        self._share = self._limit // max(1, len(served))
+        self._short: list[Served] = []
+        self._workers = Workers(self._limit, self._take, lambda work, waits: self.carry_out(work, waits), self.stir)
         self._rota: deque[Served] = deque()
         self._committing = 0
         self._timer_at: float | None = None
@@ -95,8 +103,12 @@ class Engine:
         deadline = self.clock.monotonic() + timeout_s
         if self._cancel_timer is not None:
             self._cancel_timer()
-        await self._workers.stop(timeout_s)
+        await self._workers.stop(timeout_s, self._cancelling)
         await self.commits.finish(max(commit_s, deadline - self.clock.monotonic()))
+
+    def _cancelling(self) -> None:
+        for served in self.served.values():
+            served.plugin.turns.stopping = True
 
     async def quiet(self) -> None:
         """Return when nothing runs, nothing could run now, and every commit is on disk; delayed lanes may remain."""
@@ -143,8 +155,14 @@ class Engine:
     def _take(self) -> Work | None:
         """The next piece of work, plugin by plugin in turn."""
         now = self.clock.monotonic()
+        if self._short:
+            self._rota.extend(self._short)
+            self._short.clear()
         while self._rota:
             served = self._rota.popleft()
+            if not self._has_share(served):
+                self._short.append(served)
+                continue
             if not served.breaker.troubled or served.breaker.may_begin(now):
                 while (taken := served.lanes.take(now)) is not None:
                     if self.pauses and self._is_paused(served, taken[0]):
@@ -154,6 +172,17 @@ class Engine:
                     return served, *taken
             served.listed = False
         return None
+
+    def _has_share(self, served: Served) -> bool:
+        """Whether a call of this plugin leaves every other one its share of those that may run at once.
+
+        So that plugins whose handlers all hang take the room of no other.
+        """
+        running = self._workers.running
+        if running < self._limit - self._share * (len(self.served) - 1) or served.lanes.running < self._share:
+            return True
+        owed = sum(max(0, self._share - each.lanes.running) for each in self.served.values() if each is not served)
+        return self._limit - running > owed
 
     def _is_paused(self, served: Served, key: Key) -> bool:
         if not isinstance(key, int) or not self.pauses.met(key, served):

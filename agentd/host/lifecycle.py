@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from agentd.config import PluginSettings
+from agentd.config import PluginSettings, Secret, resolve_key
 from agentd.core.events import Digest, Send, Sent, Timer
 from agentd.errors import ConfigError, PluginLoadError
 from agentd.host.context import plugin_log
@@ -54,7 +54,14 @@ class Loaded:
     serves: frozenset[str] = frozenset()
 
     def __init__(
-        self, name: str, plugin: Plugin[Any], settings: PluginSettings, version: str, read: Read, alias: str = ""
+        self,
+        name: str,
+        plugin: Plugin[Any],
+        settings: PluginSettings,
+        version: str,
+        read: Read,
+        alias: str = "",
+        secrets: Mapping[str, Secret] | None = None,
     ) -> None:
         check_hooks(name, plugin)
         self.name = name
@@ -63,13 +70,14 @@ class Loaded:
         self.version = plugin.version or version
         self.handlers = Handlers(name, plugin.declared)
         self.config = fitted(name, plugin.config, settings.config)
-        self.state = PluginState(name, read, settings.state_value_max_bytes)
+        self.state = PluginState(name, read, settings.state_value_max_bytes, settings.state_max_mb << 20)
         self.timers = 0
         self.timers_max = settings.timers_max
         self.takes_digests = any(each.event is Digest for each in self.handlers.all)
         self.minds_timers = any(each.event is Timer and each.every_s is None for each in self.handlers.all)
         self.backlog_of: Callable[[str, str], int | None] = _no_backlog
         self._alias = alias
+        self._secrets = dict(secrets or {})
         self._threads = Threads(f"agentd-{name}", settings.concurrency)
         self.turns = Turns(
             self.handlers, self._threads, tuple(plugin.middlewares), settings.timeout_s, settings.timeout_max_s
@@ -79,6 +87,14 @@ class Loaded:
     def log(self) -> Log:
         """The plugin's log."""
         return plugin_log(self.name)
+
+    def secret(self, name: str) -> str:
+        """See agentd.plugin.PluginContext."""
+        if name not in self._secrets:
+            raise LookupError(
+                f"there is no secret {name!r}; write [plugin.{self.name}.secrets] with {name} = {{ file = ... }}"
+            )
+        return self._secrets[name].reveal()
 
     async def setup(self) -> None:
         """Run its setups. Raises PluginLoadError if one fails or takes longer than a handler may."""
@@ -139,10 +155,23 @@ def load(name: str, settings: PluginSettings, base: Path, read: Read) -> Loaded:
                 f"{module.__file__}: plugin {name}: there is no Plugin named {found.attribute}; "
                 f'write `{found.attribute} = Plugin("{name}")`'
             )
-        return Loaded(name, plugin, settings, found.version, read, alias)
+        return Loaded(name, plugin, settings, found.version, read, alias, _secrets(name, settings))
     except BaseException:
         _forget(alias)
         raise
+
+
+def _secrets(name: str, settings: PluginSettings) -> dict[str, Secret]:
+    """The plugin's secrets as they are now. Raises ConfigError with every problem."""
+    found, problems = {}, []
+    for each, source in settings.secrets.items():
+        try:
+            found[each] = resolve_key(source)
+        except ConfigError as error:
+            problems += [f"plugin.{name}.secrets.{each}: {what}" for what in error.problems]
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
 def fitted(name: str, shape: type[Any] | None, given: Mapping[str, Any]) -> Any:

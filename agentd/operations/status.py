@@ -42,11 +42,15 @@ class Status:
                     "name": name,
                     "use": plugin.use,
                     "identities": parts.served_by(name),
+                    "state_bytes": parts.journal.state_bytes(name),
+                    "state_max_bytes": plugin.state_max_mb << 20,
+                    "state_full": name in parts.plugins and parts.plugins[name].state.full,
                     **parts.dispatcher.standing(name),
                 }
                 for name, plugin in parts.settings.plugin.items()
             ],
             "journal": self._journal(),
+            "signals_dropped": parts.dispatcher.signals_dropped,
             "loop_stalls": parts.stalls.stalls,
             "undispatched": parts.dispatcher.undispatched,
             **parts.vitals.status(self._loop.time()),
@@ -69,11 +73,14 @@ class Status:
         }
 
     def _journal(self) -> dict[str, Any]:
-        journal = self._parts.journal
+        journal, settings = self._parts.journal, self._parts.settings.agentd.journal
         waiting = journal.waiting_since
         return {
             "full": journal.full,
-            "size_bytes": journal.size_bytes,
+            "behind": journal.waiting > settings.waiting_max,
+            "bytes": journal.size_bytes,
+            "max_bytes": settings.max_mb << 20 or None,
+            "at_limit": journal.at_limit,
             "commits": journal.commits,
             "changes": journal.changes,
             "last_commit_s": journal.last_commit_s,

@@ -23,6 +23,7 @@ from tests.bench.drain import Drain
 from tests.bench.idle import Idle
 from tests.bench.latency import Answers, Latency
 from tests.bench.measuring import KINDS, QUICK, Measurement, Sample, Sizes, measure
+from tests.bench.neighbours import Neighbours
 from tests.bench.processes import Failed
 from tests.bench.saturation import Saturation
 from tests.bench.start import Start
@@ -31,6 +32,7 @@ _MEASUREMENTS: dict[str, Callable[[Sizes], Measurement]] = {
     "saturation": Saturation,
     "latency": Latency,
     "answers": Answers,
+    "neighbours": Neighbours,
     "drain": Drain,
     "idle": Idle,
     "start": Start,

@@ -124,7 +124,7 @@ class PageDaemon(ScriptedDaemon):
             "http_url": None,
             "identities": self.identities,
             "plugins": self.plugins,
-            "journal": {"full": False, "size_bytes": 81_920, "waiting_s": None},
+            "journal": {"full": False, "bytes": 81_920, "waiting_s": None},
             "position": self.log[-1]["position"] if self.log else 0,
             "undispatched": 0,
             "shedding": "",
@@ -175,7 +175,7 @@ class PageDaemon(ScriptedDaemon):
         ]
         self.plugins = [plugin("greeter", breaker="open", trial_in_s=12.0)]
         self.said = {
-            "journal": {"full": True, "size_bytes": 81_920, "waiting_s": 33.0},
+            "journal": {"full": True, "bytes": 81_920, "waiting_s": 33.0},
             "shedding": "the disk takes no commits",
             "shedding_s": 30.0,
             "loop_lag_s": 4.2,

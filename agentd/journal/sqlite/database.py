@@ -90,9 +90,11 @@ async def open_journal(path: Path, settings: JournalSettings, *, schema: Schema 
     opened = contextlib.AsyncExitStack()
     try:
         opened.callback(_take_lock(path).release)
-        connection = await Connection(lambda: open_writer(path, schema)).open()
+        connection = await Connection(lambda: open_writer(path, settings, schema)).open()
         opened.push_async_callback(connection.close)
-        writer, counters = await connection.run(lambda db: (Writer(db, path), Counters(db)))
+        writer, counters = await connection.run(
+            lambda db: (Writer(db, path, limited=bool(settings.max_mb)), Counters(db))
+        )
         reader = await Connection(lambda: open_reader(path)).open()
         opened.push_async_callback(reader.close)
     except BaseException:
@@ -194,15 +196,19 @@ class SqliteJournal:
         return self._group.held_up is not None and self._group.held_up.full
 
     @property
-    def waiting(self) -> int:
-        """Commits that are not yet being written."""
-        return self._group.waiting
+    def at_limit(self) -> bool:
+        """Commits wait because the file is as large as `max_mb` lets it become."""
+        return self._group.held_up is not None and self._group.held_up.at_limit
 
     @property
     def size_bytes(self) -> int:
-        """What the journal takes on disk, its log of recent commits included."""
-        files = (self._path, self._path.with_name(f"{self._path.name}-wal"))
-        return sum(file.stat().st_size for file in files if file.exists())
+        """Size of the file; what was not checkpointed yet is not in it."""
+        return self._path.stat().st_size
+
+    @property
+    def waiting(self) -> int:
+        """Commits that are not yet being written."""
+        return self._group.waiting
 
     @property
     def last_commit_s(self) -> float:
@@ -298,6 +304,10 @@ class SqliteJournal:
     async def state_get(self, plugin: str, conversation: int, key: str) -> bytes | None:
         """A plugin's value, or None."""
         return await self._read(lambda db: plugin_state.get(db, plugin, conversation, key))
+
+    def state_bytes(self, plugin: str) -> int:
+        """What a plugin keeps on disk, keys and values."""
+        return self._writer.state_sizes.of(plugin)
 
     async def answers_since(self, identity: str, since: float) -> list[tuple[str, str, float]]:
         """(conversation id, peer, Unix seconds) of sends that a peer's messages caused, oldest first."""

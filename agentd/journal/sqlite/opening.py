@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from agentd.config import JournalSettings
 from agentd.errors import JournalFull, JournalUnusable
 from agentd.journal.sqlite import faults
 
@@ -33,7 +34,6 @@ _BUSY_TIMEOUT_S = 1.0
 _CHECK_MAX_BYTES = 1 << 30
 # 4 MB: checkpoints stay short, and larger ones were not measurably cheaper.
 _CHECKPOINT_PAGES = 1_000
-_WAL_MAX_BYTES = 64 << 20  # what a burst left behind is given back at the next checkpoint
 _CACHE_KIB = 16_384  # the upper pages of every index stay in memory with 10,000 conversations
 _STATEMENTS = 512  # every named statement in every width stays prepared
 
@@ -65,8 +65,10 @@ def load_schema(folder: Traversable) -> Schema:
 SCHEMA = load_schema(resources.files(__package__))
 
 
-def open_writer(path: Path, schema: Schema = SCHEMA) -> sqlite3.Connection:
+def open_writer(path: Path, settings: JournalSettings, schema: Schema = SCHEMA) -> sqlite3.Connection:
     """The one connection that writes: file made if it is new, checked, upgraded, and set to sync every commit.
+
+    A file that is larger than `max_mb` allows is opened all the same: it is full.
 
     Raises JournalUnusable (damaged, foreign, newer, locked, not ours to write) or JournalFull.
     """
@@ -74,7 +76,7 @@ def open_writer(path: Path, schema: Schema = SCHEMA) -> sqlite3.Connection:
         with _told(path):
             if not path.exists():
                 _create(path, schema)
-            return _open_existing(path, schema)
+            return _open_existing(path, settings, schema)
     except OSError as error:
         raise JournalUnusable(f"{path} cannot be opened: {error.strerror}. Check its folder and owner.") from error
 
@@ -138,7 +140,7 @@ def _create(path: Path, schema: Schema) -> None:
     _sync(path.parent)
 
 
-def _open_existing(path: Path, schema: Schema) -> sqlite3.Connection:
+def _open_existing(path: Path, settings: JournalSettings, schema: Schema) -> sqlite3.Connection:
     if path.is_file() and not path.stat().st_size:
         raise JournalUnusable(f"{path} is empty, and a journal never is. Put a backup in its place, or remove it.")
     connection = _connect(path, "rw")
@@ -148,9 +150,12 @@ def _open_existing(path: Path, schema: Schema) -> sqlite3.Connection:
         _check(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-        connection.execute(f"PRAGMA journal_size_limit = {_WAL_MAX_BYTES}")
+        connection.execute(f"PRAGMA journal_size_limit = {settings.wal_max_mb << 20}")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         _upgrade(connection, path, schema)
+        if settings.max_mb:
+            pages = (settings.max_mb << 20) // _pragma(connection, "page_size")
+            connection.execute(f"PRAGMA max_page_count = {pages}")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.executescript("BEGIN IMMEDIATE; ROLLBACK;")  # a lock that another process holds shows now
     except BaseException:

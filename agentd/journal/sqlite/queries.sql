@@ -52,22 +52,22 @@ SELECT number FROM plugin WHERE name = ?;
 
 -- name: conversation_put
 -- Hot: one row per conversation in each group. identity and id never change, so their index is not touched.
-INSERT INTO conversation (number, identity, id, epoch, anchor, mark, mark_id, top, position)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO conversation (number, identity, id, epoch, anchor, mark, mark_id, top, position, address)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (number) DO UPDATE SET
     epoch = excluded.epoch, anchor = excluded.anchor, mark = excluded.mark, mark_id = excluded.mark_id,
-    top = excluded.top, position = excluded.position;
+    top = excluded.top, position = excluded.position, address = excluded.address;
 
 -- name: conversation_list
 -- All conversations of one identity with their absent ranges.
-SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, a.ranges
+SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, c.address, a.ranges
   FROM conversation AS c LEFT JOIN absence AS a ON a.conversation = c.number
  WHERE c.identity = (SELECT number FROM identity WHERE name = ?)
  ORDER BY c.number;
 
 -- name: conversation_find
 -- One conversation by the platform's id.
-SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, a.ranges
+SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, c.address, a.ranges
   FROM conversation AS c LEFT JOIN absence AS a ON a.conversation = c.number
  WHERE c.identity = (SELECT number FROM identity WHERE name = ?) AND c.id = ?;
 
@@ -315,7 +315,7 @@ ON CONFLICT (client_msg_id, identity) DO NOTHING;
 -- What became of a send.
 UPDATE outbox
    SET state = ?, attempts = ?, not_before = ?, result_id = ?, result_seq = ?, conversation = ?, error = ?,
-       changed_at = ?, code = ?, request_id = ?
+       changed_at = ?, code = ?, request_id = ?, left_after = ?
  WHERE client_msg_id = ? AND identity = ?;
 
 -- name: outbox_answers
@@ -334,7 +334,7 @@ UPDATE outbox SET state = 'ready', not_before = 0, expires_at = NULL, changed_at
 -- name: outbox_open
 -- What the sender still has to settle, in the order of queueing.
 SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at,
-       o.caused_in, o.caused_by
+       o.left_after, o.caused_in, o.caused_by
   FROM outbox AS o JOIN identity AS i ON i.number = o.identity
  WHERE i.name = ? AND o.state IN ('ready', 'sending', 'unknown')
  ORDER BY o.number;
@@ -342,14 +342,16 @@ SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_
 -- name: outbox_find
 -- The send under a key, with what became of it.
 SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at,
-       o.caused_in, o.caused_by, o.error, o.queued_at, o.result_id, o.result_seq, o.conversation, o.changed_at, o.code, o.request_id
+       o.left_after, o.caused_in, o.caused_by, o.error, o.queued_at, o.result_id, o.result_seq, o.conversation,
+       o.changed_at, o.code, o.request_id
   FROM outbox AS o JOIN identity AS i ON i.number = o.identity
  WHERE o.client_msg_id = ? AND i.name = ?;
 
 -- name: outbox_list
 -- Sends of one identity in any of the states of a JSON array, newest first.
 SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at,
-       o.caused_in, o.caused_by, o.error, o.queued_at, o.result_id, o.result_seq, o.conversation, o.changed_at, o.code, o.request_id
+       o.left_after, o.caused_in, o.caused_by, o.error, o.queued_at, o.result_id, o.result_seq, o.conversation,
+       o.changed_at, o.code, o.request_id
   FROM outbox AS o JOIN identity AS i ON i.number = o.identity
  WHERE i.name = ? AND o.state IN (SELECT value FROM json_each(?))
  ORDER BY o.number DESC
@@ -371,6 +373,26 @@ DELETE FROM state WHERE plugin = ? AND conversation = ? AND key = ?;
 -- name: state_get
 -- One value.
 SELECT value FROM state WHERE plugin = (SELECT number FROM plugin WHERE name = ?) AND conversation = ? AND key = ?;
+
+-- name: state_sizes
+-- Bytes of keys and values per plugin, read once when the journal opens.
+SELECT p.name, sum(length(CAST(s.key AS BLOB)) + length(s.value))
+  FROM state AS s JOIN plugin AS p ON p.number = s.plugin
+ GROUP BY s.plugin;
+
+-- name: state_size
+-- The same for one plugin, where a broken commit left it in doubt.
+SELECT coalesce(sum(length(CAST(s.key AS BLOB)) + length(s.value)), 0)
+  FROM state AS s
+ WHERE s.plugin = (SELECT number FROM plugin WHERE name = ?);
+
+-- name: state_replaced
+-- Bytes per plugin of what is about to be put anew or removed. CROSS JOIN: each place is found by the primary key.
+SELECT s.plugin, sum(length(CAST(s.key AS BLOB)) + length(s.value))
+  FROM (VALUES (?, ?, ?)) AS place
+ CROSS JOIN state AS s
+         ON s.plugin = place.column1 AND s.conversation = place.column2 AND s.key = place.column3
+ GROUP BY s.plugin;
 
 -- name: timer_put
 -- A timer that failed, or recurs, renews its row.

@@ -22,6 +22,7 @@ CREATE TABLE plugin (
 ) STRICT;
 
 -- How far a conversation is accounted for. Rewritten once per commit that touches it, so it stays narrow.
+-- address: where an answer goes, if that is not its id; '' if it is, or if nobody has spoken yet.
 CREATE TABLE conversation (
     number   INTEGER PRIMARY KEY,
     identity INTEGER NOT NULL REFERENCES identity,
@@ -32,6 +33,7 @@ CREATE TABLE conversation (
     mark_id  TEXT NOT NULL,
     top      INTEGER NOT NULL,
     position INTEGER NOT NULL,
+    address  TEXT NOT NULL DEFAULT '',
     UNIQUE (identity, id)
 ) STRICT;
 
@@ -143,8 +145,10 @@ CREATE TABLE dead (
 ) STRICT;
 
 -- number: the order of queueing. content: JSON. A settled row stays, since its key is taken for ever.
--- error, code, request_id: why it is not sent, in words and as the platform put it. caused_in, caused_by: the
--- conversation and the peer whose message it answers, for those that count against the guard against loops.
+-- error, code, request_id: why it is not sent, in words and as the platform put it. left_after: where its conversation
+-- stood when it left, as JSON [id, epoch, seq], on platforms where it may have to be looked up. caused_in,
+-- caused_by: the conversation and the peer whose message it answers, for those that count against the guard against
+-- loops.
 CREATE TABLE outbox (
     number        INTEGER PRIMARY KEY,
     identity      INTEGER NOT NULL REFERENCES identity,
@@ -164,6 +168,7 @@ CREATE TABLE outbox (
     expires_at    REAL,
     code          TEXT NOT NULL DEFAULT '',
     request_id    TEXT,
+    left_after    TEXT,
     caused_in     TEXT NOT NULL DEFAULT '',
     caused_by     TEXT NOT NULL DEFAULT '',
     UNIQUE (client_msg_id, identity)

@@ -35,6 +35,7 @@ from agentd.wire.platform import (
     Frame,
     Hello,
     Later,
+    Lookup,
     Malformed,
     Page,
     Rejected,
@@ -71,6 +72,7 @@ class AgentChat:
 
     name = "agentchat"
     deduplicates_sends = True
+    lookup: Lookup | None = None
 
     def __init__(self, identity: str, url: str, key: Callable[[], str], handle: str = "", *, version: str = "") -> None:
         self.identity = identity
