@@ -14,6 +14,7 @@ import contextlib
 import faulthandler
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -36,6 +37,7 @@ from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, first_of
 from agentd.host.lifecycle import Loaded, load
 from agentd.host.stalls import StallWatch
+from agentd.journal.retention import Retention, below
 from agentd.journal.running import open_running
 from agentd.journal.sqlite import SqliteJournal, open_journal
 from agentd.journal.storage import Carried, StoredRecord
@@ -64,6 +66,8 @@ def run(settings: config.Settings, *, config_path: Path | None) -> int:
     """Run the daemon in the foreground until it is told to stop. Returns the exit code."""
     logs.configure(settings.agentd.log_level)
     faulthandler.enable()
+    # A core file, as a watchdog's SIGABRT leaves one, would hold every key; the stacks are in the log.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # The journal's thread gives the interpreter up at every row; with the default of 5 ms a commit of 500 rows beside
     # a busy loop takes 57 ms, with this 10.
     sys.setswitchinterval(0.0005)
@@ -194,6 +198,9 @@ class Daemon:
                         for name, supervisor in self._supervisors.items()
                     ]
                     pressure = tasks.create_task(self._watch_journal(), name="journal pressure")
+                    full_mb = self._settings.agentd.journal.max_mb
+                    retention = Retention(self._journal, below(self._settings.agentd.retention, full_mb))
+                    trimming = tasks.create_task(retention.run(), name="retention")
                     await control.start()
                     await self._start_http(stack)
                     self._greet()
@@ -203,7 +210,9 @@ class Daemon:
                         await self._stopping.wait()
                     log.info("stopping")
                     self._manager.stopping()
+                    self._manager.status("stopping: running handlers may finish")
                     pressure.cancel()
+                    trimming.cancel()
                     takeover.cancel()
                     # First the handlers: one that waits for the answer to a send of its own needs the sender.
                     await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
@@ -378,6 +387,7 @@ class Daemon:
             await asyncio.sleep(_JOURNAL_LOOK_S)
             self._vitals.woke(self._loop.time())
             self._feed_watchdog()
+            self._tell_status()
             # An outbox may have got room while its sender was not running, which rings nobody.
             self._dispatcher.room_again()
             if (now := self._journal_trouble()) != trouble:
@@ -409,8 +419,12 @@ class Daemon:
         if waiting is None or self._journal.full or self._loop.time() - waiting < watchdog_s:
             self._fed_at = self._loop.time()
             self._manager.alive()
+
+    def _tell_status(self) -> None:
+        if self._manager.listens:
             states = Counter(supervisor.state for supervisor in self._supervisors.values())
-            self._manager.status(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+            told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+            self._manager.status(told or "no identities")
 
     def _revive(self, stored: StoredRecord) -> Event:
         platform = self._platforms[stored.identity]

@@ -154,6 +154,7 @@ LOOP_LAG_SECONDS = Histogram(
     "agentd_loop_lag_seconds", "How much later than asked for the event loop woke a sleeper.", bounds=_LAG_BOUNDS_S
 )
 LOOP_STALLS = Counter("agentd_loop_stalls_total", "Times the event loop was blocked past its limit.")
+TRIMMED_ROWS = Counter("agentd_trimmed_rows_total", "Rows whose content retention let go, by table.", ["table"])
 
 # Read when somebody asks; control/readings.py knows where from.
 BUILD_INFO = Gauge("agentd_build_info", "Always 1; the labels tell the versions.", ["version", "python"])

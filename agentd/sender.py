@@ -42,10 +42,18 @@ from typing import Protocol
 import msgspec
 
 from agentd import config, metrics
-from agentd.core.events import OPEN_STATES, SETTLED_STATES, Event, Position, Send, Source
+from agentd.core.events import OPEN_STATES, SETTLED_STATES, Content, Event, Position, Send, Source
 from agentd.core.lookup import Found, NotThere, TooEarly, Undecided, Verdict, judge
 from agentd.core.pacing import Pace, Pacing
-from agentd.errors import AgentdError, CredentialsRefused, OutcomeUnknown, Refused, Unavailable, WireViolation
+from agentd.errors import (
+    AgentdError,
+    CredentialsRefused,
+    JournalError,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+    WireViolation,
+)
 from agentd.journal.storage import Carried, Journal, OutboxRow, Retried
 from agentd.wire.platform import Accepted, Later, Platform, Rejection, Request, Response, SendAnswer
 
@@ -227,7 +235,13 @@ class Sender:
         """Let a send leave (again) under its key, whenever it would have expired. row: as it is on disk.
 
         Returns the commit; None where there is nothing to decide: it is sent, or goes on by itself.
+        Raises JournalError if its text was let go.
         """
+        if row.send.state in SETTLED_STATES and row.send.content == Content():
+            raise JournalError(
+                f"the text of {row.send.client_msg_id} was let go (agentd.retention.outbox_max_age_days); "
+                "say it anew under another key"
+            )
         send = msgspec.structs.replace(row.send, state="ready", not_before=0.0, expires_at=None)
         key = send.client_msg_id
         if (target := self._open.get(key)) is not None:

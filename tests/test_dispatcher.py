@@ -24,7 +24,16 @@ from agentd.host.lifecycle import Loaded
 from agentd.host.stalls import StallWatch
 from agentd.journal.running import Unfinished
 from agentd.journal.sqlite import open_journal
-from agentd.journal.storage import Appended, Attempt, Change, Conversation, CursorMoved, Queued, StoredRecord
+from agentd.journal.storage import (
+    Appended,
+    Attempt,
+    Change,
+    Conversation,
+    CursorMoved,
+    Paused,
+    Queued,
+    StoredRecord,
+)
 from agentd.plugin import Context, Plugin
 from agentd.testing import HandClock, MemoryJournal
 
@@ -862,7 +871,7 @@ async def test_what_was_handled_before_the_death_is_not_blamed_for_it() -> None:
     assert rig.journal.failed == {}
 
 
-async def test_events_that_several_deaths_are_blamed_on_run_one_at_a_time_and_others_freely() -> None:
+async def test_events_that_were_there_at_two_deaths_run_alone_before_anything_else_does() -> None:
     rig = Rig()
     inside: set[str] = set()
     together: list[set[str]] = []
@@ -884,9 +893,54 @@ async def test_events_that_several_deaths_are_blamed_on_run_one_at_a_time_and_ot
     async with rig.running() as dispatcher:
         await dispatcher.quiet()
         assert dispatcher.pending == {"me": 0}
-    assert all(len(names - {"free"}) <= 1 for names in together)
-    assert {"free"} < set.union(*together)
+    assert [names for names in together if names & {"s1", "s2", "s3"}] == [{"s1"}, {"s2"}, {"s3"}]
+    assert together[-1] == {"free"}
     assert rig.journal.dead == []
+
+
+async def test_a_suspect_that_does_not_end_soon_holds_nobody_up_for_long() -> None:
+    rig, ledger = Rig(clock=HandClock()), Ledger()
+    never = asyncio.Event()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        if message.conversation == "suspect":
+            await never.wait()
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle)
+    async with rig.running():
+        pass
+    suspect = rig.said("suspect")
+    rig.said("free")
+    rig.journal.failed["p", 1] = Attempt("p", 1, suspect.position, 0, "", 0.0, deaths=4)
+    async with rig.running() as dispatcher:
+        while not dispatcher.standing("p")["running"]:
+            await asyncio.sleep(0)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert ledger.texts == {}
+        due = rig.clock.next_timer(10.0)
+        assert due is not None
+        due()
+        while not ledger.texts:
+            await asyncio.sleep(0)
+        assert ledger.texts == {"free": ["1"]}
+
+
+async def test_a_suspect_whose_conversation_is_paused_holds_nobody_up() -> None:
+    rig, ledger = Rig(), Ledger()
+    rig.plugin("p", ledger)
+    async with rig.running():
+        pass
+    suspect = rig.said("suspect")
+    rig.said("free")
+    rig.journal.failed["p", 1] = Attempt("p", 1, suspect.position, 0, "", 0.0, deaths=4)
+    rig.journal.paused[1] = Paused(
+        number=1, identity="me", conversation="suspect", at=0.0, until=None, reason="by command"
+    )
+    async with rig.running() as dispatcher:
+        await dispatcher.quiet()
+        assert ledger.texts == {"free": ["1"]}
 
 
 # --- a plugin out of order as a whole

@@ -27,6 +27,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 # chapter on plugins run here as they are printed.
 PLUGIN, PLUGIN_TEST, RUN_TEST = 'Plugin("greeter")', "Harness(plugin)", "-m pytest"
 CONFIGURATION, RUN_IT = "[identity.alice]", "chmod 600 alice.key"
+RETENTION = "[agentd.retention]"
 BATCHES, CONDUCT = 'Plugin("secretary")', "[identity.alice.catch_up]"
 PAGE = "[agentd.http]"
 
@@ -39,6 +40,7 @@ BLOCKS = {
     BATCHES: "here",
     CONDUCT: "here",
     PAGE: "here",
+    RETENTION: "here",
     "make run": "test_makefile.py, and test_every_make_target_that_is_named_exists",
     "agentd send @echo": "test_cli.py: the embedded hub and its echo",
     "systemctl": "control/test_systemd.py; installing as root is for people",
@@ -142,6 +144,12 @@ def test_the_configuration_passes_the_check_word_for_word(written: Path) -> None
     assert shell(written, *lines[1:]).returncode == 78
 
 
+def test_the_retention_that_is_shown_is_taken_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "agentd.toml").write_text(block(RETENTION))
+    retention = load(tmp_path / "agentd.toml", {}).agentd.retention
+    assert (retention.events_max_age_days, retention.outbox_max_age_days, retention.journal_max_mb) == (30, 30, 2_000)
+
+
 def test_each_way_to_name_a_key_that_is_shown_is_one(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = next(line for line in block(CONFIGURATION).splitlines() if line.startswith("key = "))
     file, ways = written / "agentd.toml", re.findall(r"\{ \w+ = .*?\}", shown)
@@ -202,7 +210,7 @@ def test_every_folder_of_the_picture_is_there() -> None:
 
 
 def test_every_verb_of_the_command_is_in_the_table_and_no_other() -> None:
-    assert sorted(re.findall(r"^\| `agentd (\w+)` \|", README, re.MULTILINE)) == sorted(cli.commands)
+    assert sorted(re.findall(r"^\| `agentd ([\w-]+)` \|", README, re.MULTILINE)) == sorted(cli.commands)
 
 
 def test_every_state_is_explained() -> None:
@@ -231,3 +239,11 @@ def test_every_make_target_that_is_named_exists() -> None:
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     for target in set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    root = Path(__file__).parent.parent
+    text = (root / "docs" / "security.md").read_text()
+    files = set(re.findall(r"tests/[\w/]+\.py", text))
+    assert len(files) > 5
+    assert [file for file in files if not (root / file).exists()] == []

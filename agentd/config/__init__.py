@@ -31,6 +31,7 @@ from agentd.config.settings import (
     LoopGuard,
     PluginSettings,
     Rest,
+    Retention,
     Sending,
     Settings,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "LoopGuard",
     "PluginSettings",
     "Rest",
+    "Retention",
     "Secret",
     "Sending",
     "Settings",

@@ -17,6 +17,7 @@ PLATFORMS = ("agentchat",)
 # The descriptions complete the sentence "expected ..." in the loader's answers.
 Seconds = Annotated[float, Meta(ge=0, description="a number of seconds, 0 or more")]
 Interval = Annotated[float, Meta(gt=0, description="a number of seconds above 0")]
+Days = Annotated[float, Meta(ge=0, description="a number of days, 0 or more")]
 Milliseconds = Annotated[float, Meta(ge=0, description="a number of milliseconds, 0 or more")]
 Rate = Annotated[float, Meta(gt=0, description="a number per second, above 0")]
 Count = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
@@ -121,6 +122,19 @@ class Control(_Section, frozen=True, kw_only=True):
     tail_queue_max: Limit = 1_000  # records that a waiting `send` may have unread; a `tail` reads the journal anyway
 
 
+class Retention(_Section, frozen=True, kw_only=True):
+    """How long the journal keeps what nobody needs any more: the text of handled events and of settled sends.
+
+    Their rows stay, a hundred bytes each, since ids and keys are taken for ever. 0: no bound.
+    """
+
+    events_max_age_days: Days = 90.0  # for `tail`, `replay` and audits; what is unhandled never goes
+    outbox_max_age_days: Days = 90.0  # a refused send cannot be retried afterwards
+    journal_max_mb: Count = 10_240  # pages in use; above it the oldest go, whatever their age
+    forget_plugins: tuple[str, ...] = ()  # were removed for good: their cursors hold nothing back
+    every_s: Interval = 3_600.0  # a run over a journal without news costs milliseconds
+
+
 class Http(_Section, frozen=True, kw_only=True):
     """The page, /metrics, /healthz and /readyz for other programs and for a browser."""
 
@@ -155,6 +169,7 @@ class Agentd(_Section, frozen=True, kw_only=True):
     dispatch: Dispatch = Dispatch()
     sending: Sending = Sending()
     journal: JournalSettings = JournalSettings()
+    retention: Retention = Retention()
     control: Control = Control()
     http: Http = Http()
     health: Health = Health()

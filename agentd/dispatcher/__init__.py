@@ -12,6 +12,7 @@ pauses.py       conversations in which nothing runs
 timers.py       what is due
 room.py         turns that wait for room in an outbox
 suspects.py     events during which the process died
+trials.py       suspects that run with nothing beside them
 fates.py        what became of a turn, as changes and lines of the log
 commits.py      the way to the journal: cursors gathered, effects at once
 workers.py      the tasks that handlers run in

@@ -22,6 +22,7 @@ from typing import Any
 from agentd import config
 from agentd.core.breaker import Limits, Standing
 from agentd.core.events import Event, Record, Send, Sent, Signal
+from agentd.core.quarantine import is_tried
 from agentd.core.retry import Backoff
 from agentd.dispatcher.backlog import Backlog, Delivery, Lane, Line, ReadOn, Rewind, Served
 from agentd.dispatcher.clock import Clock, LoopClock
@@ -32,10 +33,12 @@ from agentd.dispatcher.loading import Loading, Marks
 from agentd.dispatcher.rehearsal import Rehearsed, rehearse
 from agentd.dispatcher.signals import Signals
 from agentd.dispatcher.timers import Due
+from agentd.dispatcher.trials import Trial
 from agentd.dispatcher.wakeups import Wakeups, redelivery
 from agentd.host.lifecycle import Loaded
 from agentd.journal.running import Running, Unfinished
 from agentd.journal.storage import (
+    SUBSCRIPTIONS,
     Attempt,
     Conversation,
     DeadDropped,
@@ -50,7 +53,6 @@ log = logging.getLogger("agentd.dispatcher")
 
 _DEEPEST_SHOWN = 10  # lanes that `standing` names; the rest is counted
 _LAST_COMMIT_S = 1.0  # a stop waits at least this long for cursors to reach the disk
-_SUBSCRIPTIONS = "agentd.subscriptions"  # a plugin's name has no dot, so this is nobody's state
 _MEBIBYTE = 1_048_576
 
 
@@ -367,12 +369,12 @@ class Dispatcher:
     async def _subscribe(self, identity: str, plugin: str) -> int:
         """The position from which on a plugin serves an identity; what was journaled before is not its to answer."""
         key = f"{identity}/{plugin}"
-        since = await self._journal.state_get(_SUBSCRIPTIONS, 0, key)
+        since = await self._journal.state_get(SUBSCRIPTIONS, 0, key)
         if since is not None:
             return int(since)
         position = await self._journal.last_position()
         # On disk before the first event: after a crash, what came since must not look like what was there before.
-        await self._journal.commit(StatePut(_SUBSCRIPTIONS, 0, key, str(position).encode()))
+        await self._journal.commit(StatePut(SUBSCRIPTIONS, 0, key, str(position).encode()))
         return position
 
     async def _restore_guard(self, identity: str) -> None:
@@ -403,6 +405,8 @@ class Dispatcher:
             for lane in line.lanes:
                 if lane.done_count < 0:
                     self._loading.read_on(lane)
+                    if lane.before is not None and is_tried(lane.before.deaths):
+                        self._engine.trials.call(Trial(lane.served, line.number, True), self._engine.clock.monotonic())
 
     # --- what comes in
 

@@ -83,9 +83,6 @@ class Deliveries:
         lane.still = lane.settling = False
         if lane.before is not None and self._is_put_off(lane, delivery):
             return
-        if lane.deaths and self.suspects.must_wait(lane):
-            lane.served.lanes.hold(lane.number)
-            return
         if delivery.plugin is not lane.served.plugin:
             delivery = self._asked_anew(delivery)
         if delivery.handlers == ():
@@ -123,9 +120,8 @@ class Deliveries:
             failure = await plugin.turns.run(shown, stretch.deliveries[0].handlers, ctx, waits)
         finally:
             self._running.ended(mark)
-        if lane.deaths and (next_suspect := self.suspects.ended(lane)) is not None:
-            next_suspect.served.lanes.release(next_suspect.number)
-            engine.enlist(next_suspect.served)
+        if engine.trials:
+            engine.trials.over(served, lane.number)
         if failure is None:
             outcome = "handled"
             if breaker.troubled:

@@ -21,13 +21,14 @@ from agentd import metrics
 from agentd.core.breaker import Standing
 from agentd.core.events import Send
 from agentd.core.retry import Again, Backoff, Bury, after_failure
-from agentd.dispatcher.backlog import Item, Key, Served
+from agentd.dispatcher.backlog import Delivery, Item, Key, Served
 from agentd.dispatcher.clock import Clock
 from agentd.dispatcher.commits import Commits, Log, succeeded
 from agentd.dispatcher.fates import effects, log_failure, reminders
 from agentd.dispatcher.pauses import Pauses
 from agentd.dispatcher.room import Room
 from agentd.dispatcher.timers import Timers
+from agentd.dispatcher.trials import Trial, Trials
 from agentd.dispatcher.workers import Workers
 from agentd.errors import GiveUp, RetryLater
 from agentd.host.context import TurnContext
@@ -77,6 +78,7 @@ class Engine:
         self.room: Room[Callable[[], None]] = Room(outbox_room)
         self.timers = Timers()
         self.pauses = Pauses()
+        self.trials = Trials()
         self.taken_at = 0.0
         self.stopping = False
         self._on_queued = on_queued
@@ -149,7 +151,7 @@ class Engine:
 
     def wake(self) -> None:
         """There may be work: see to it that somebody takes it."""
-        if self._rota:
+        if self._rota or self.trials:
             self._workers.wake()
 
     def _take(self) -> Work | None:
@@ -158,9 +160,18 @@ class Engine:
         if self._short:
             self._rota.extend(self._short)
             self._short.clear()
+        trial = None
+        while self.trials and (trial := self.trials.current(now)) is not None:
+            if (work := self._tried(trial, now)) is not None:
+                return work
+            if trial.served.lanes.is_running(trial.key):
+                break
+            self.trials.over(trial.served, trial.key)
+        if self.trials and trial is not None and trial.whole:
+            return None
         while self._rota:
             served = self._rota.popleft()
-            if not self._has_share(served):
+            if not self._has_share(served) or (self.trials and trial is not None and served is trial.served):
                 self._short.append(served)
                 continue
             if not served.breaker.troubled or served.breaker.may_begin(now):
@@ -172,6 +183,18 @@ class Engine:
                     return served, *taken
             served.listed = False
         return None
+
+    def _tried(self, trial: Trial, now: float) -> Work | None:
+        """Work of the lane that has the floor."""
+        served, key = trial.served, trial.key
+        item = served.lanes.take_only(key, now)
+        if item is None or self._is_paused(served, key):
+            return None
+        self.taken_at = now
+        if isinstance(item, Delivery):
+            self.trials.began(now)
+            self.arm()
+        return served, key, item
 
     def _has_share(self, served: Served) -> bool:
         """Whether a call of this plugin leaves every other one its share of those that may run at once.
@@ -219,6 +242,7 @@ class Engine:
         for at in (self.timers.next_due(), self.pauses.next_end()):
             if at is not None:
                 deadlines.append(now + max(0.0, at - unix))
+        deadlines.append(self.trials.next_end())
         first = min((each for each in deadlines if each is not None), default=None)
         if first is None or first == self._timer_at or self.stopping:
             return
@@ -236,6 +260,8 @@ class Engine:
         self.on_deadline()
         self.arm()
         self.wake()
+        if self._short:
+            self._workers.wake()
 
     # --- effects
 

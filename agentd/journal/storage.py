@@ -17,6 +17,10 @@ import msgspec
 
 from agentd.core.events import Event, Position, Record, Send
 
+SUBSCRIPTIONS = "agentd.subscriptions"
+"""Whose state says from which position on a plugin serves an identity, under IDENTITY/PLUGIN. No plugin's name has a
+dot."""
+
 
 class Conversation(msgspec.Struct, frozen=True, gc=False):
     """Change: how far a conversation is accounted for. Also what is read back at start.
@@ -42,7 +46,7 @@ class Conversation(msgspec.Struct, frozen=True, gc=False):
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):
-    """Change: a record joins the log. Its position comes from `Journal.next_position`."""
+    """Change: a record joins the log. Its position comes from `Journal.next_position`; its payload is never empty."""
 
     record: Record
 
@@ -260,6 +264,23 @@ class Account(msgspec.Struct, frozen=True):
     handle: str
 
 
+class Trim(msgspec.Struct, frozen=True):
+    """Change: let go of what nobody needs any more in a stretch of the log or of the outbox, and note that it was.
+
+    run: number of the trace that this adds to. what: "event", "outbox" or "outcome". after, upto: positions or numbers,
+    the first exclusive. before: Unix seconds; what is younger stays. ignoring: plugins that are not waited for.
+    """
+
+    run: int
+    what: str
+    after: int
+    upto: int
+    before: float
+    ignoring: tuple[str, ...]
+    reason: str
+    at: float
+
+
 Change = (
     Conversation
     | Appended
@@ -279,6 +300,7 @@ Change = (
     | TimerSet
     | TimerGone
     | Account
+    | Trim
 )
 
 

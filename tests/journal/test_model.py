@@ -75,7 +75,13 @@ class JournalAgainstDict(RuleBasedStateMachine):
 
         self.futures.append((self.runner.run(hand_in()), fails))
 
-    @rule(identity=identities, absent=ranges, late=st.booleans(), source=st.sampled_from(Source), said=st.binary())
+    @rule(
+        identity=identities,
+        absent=ranges,
+        late=st.booleans(),
+        source=st.sampled_from(Source),
+        said=st.binary(min_size=1),
+    )
     def meet_and_append(self, identity, absent, late, source, said):
         """An event in a new conversation or the last one, with its mark, in one commit."""
         mine = [mark for mark in self.marks.values() if mark.identity == identity]

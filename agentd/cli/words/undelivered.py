@@ -15,7 +15,7 @@ from agentd.cli.options import F, environ_with, limit_option, reads_daemon
 
 @click.group(cls=Verbs)
 def outbox() -> None:
-    """Sends that wait, were refused or expired: list, retry, drop."""
+    """Sends that wait or failed: list, show, retry, drop."""
 
 
 def _as_option(command: F) -> F:

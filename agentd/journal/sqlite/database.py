@@ -31,6 +31,7 @@ from agentd.journal.sqlite import (
     pauses,
     plugin_state,
     timers,
+    trimming,
 )
 from agentd.journal.sqlite.group_commit import Call, GroupCommit
 from agentd.journal.sqlite.lock import OwnerLock
@@ -336,3 +337,27 @@ class SqliteJournal:
     async def dead_at(self, conversation: int, position: int) -> list[DeadRow]:
         """The dead letters of one event: at most one for each plugin."""
         return await self._read(lambda db: dead_letters.at(db, conversation, position))
+
+    async def trimmable(self, stretch: trimming.Stretch) -> trimming.Found:
+        """What retention may let go of in a stretch, as things stand."""
+        return await self._read(lambda db: trimming.find(db, stretch))
+
+    async def newest_in(self, after: int, upto: int) -> float | None:
+        """When the last event of a stretch came, or None if there is none."""
+        return await self._read(lambda db: trimming.newest_in(db, after, upto))
+
+    async def last_of(self, what: str) -> int:
+        """The highest position or number in a table that retention trims."""
+        return await self._read(lambda db: trimming.last_of(db, what))
+
+    async def last_trim(self) -> int:
+        """The number of the last trace of retention, or 0."""
+        return await self._read(trimming.last_run)
+
+    async def trimmed(self, limit: int) -> list[trimming.Trimmed]:
+        """What retention let go, the last run first."""
+        return await self._read(lambda db: trimming.trimmed(db, limit))
+
+    async def used_bytes(self) -> int:
+        """Bytes of pages that hold something."""
+        return await self._read(trimming.used_bytes)

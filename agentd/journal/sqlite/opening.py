@@ -37,6 +37,10 @@ _CHECKPOINT_PAGES = 1_000
 _CACHE_KIB = 16_384  # the upper pages of every index stay in memory with 10,000 conversations
 _STATEMENTS = 512  # every named statement in every width stays prepared
 
+LIBRARY = sqlite3.sqlite_version
+LIBRARY_MIN = "3.37.0"
+"""The SQLite that is here, and the oldest that will do: it has STRICT tables."""
+
 
 class Schema(msgspec.Struct, frozen=True):
     """The tables of one version: how to make them, and how to get there from older ones.
@@ -73,7 +77,7 @@ def open_writer(path: Path, settings: JournalSettings, schema: Schema = SCHEMA) 
     Raises JournalUnusable (damaged, foreign, newer, locked, not ours to write) or JournalFull.
     """
     try:
-        with _told(path):
+        with told(path):
             if not path.exists():
                 _create(path, schema)
             return _open_existing(path, settings, schema)
@@ -81,10 +85,13 @@ def open_writer(path: Path, settings: JournalSettings, schema: Schema = SCHEMA) 
         raise JournalUnusable(f"{path} cannot be opened: {error.strerror}. Check its folder and owner.") from error
 
 
-def open_reader(path: Path) -> sqlite3.Connection:
-    """A connection that only reads; in WAL it never waits for the writer."""
-    with _told(path):
-        connection = _connect(path, "ro")
+def open_reader(path: Path, *, at_rest: bool = False) -> sqlite3.Connection:
+    """A connection that only reads; in WAL it never waits for the writer.
+
+    at_rest: nobody has the file open, so that it is read without locks and without files beside it.
+    """
+    with told(path):
+        connection = _connect(path, "ro&immutable=1" if at_rest else "ro")
         try:
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         except BaseException:
@@ -94,8 +101,8 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turns an error of SQLite into a refusal with its remedy."""
+def told(path: Path) -> Iterator[None]:
+    """Turn an error of SQLite into a refusal with its remedy."""
     try:
         yield
     except sqlite3.Error as error:
@@ -131,13 +138,13 @@ def _create(path: Path, schema: Schema) -> None:
     new = path.with_name(path.name + ".new")
     for leftover in (new, new.with_name(new.name + "-journal")):
         leftover.unlink(missing_ok=True)
-    _make_private(new)
+    make_private(new)
     with contextlib.closing(_connect(new, "rw")) as connection:
         connection.executescript(
             f"BEGIN IMMEDIATE; PRAGMA application_id = {_APPLICATION_ID};\n{schema.create}\nCOMMIT;"
         )
     new.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _open_existing(path: Path, settings: JournalSettings, schema: Schema) -> sqlite3.Connection:
@@ -164,10 +171,15 @@ def _open_existing(path: Path, settings: JournalSettings, schema: Schema) -> sql
     return connection
 
 
-def _refuse_unknown(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:
+def version_of(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of a journal's tables. Raises JournalUnusable if it is another program's database."""
     if _pragma(connection, "application_id") != _APPLICATION_ID:
         raise JournalUnusable(f"{path} is a database, but not a journal of agentd. Name another file.")
-    version = _pragma(connection, "user_version")
+    return _pragma(connection, "user_version")
+
+
+def _refuse_unknown(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:
+    version = version_of(connection, path)
     if version > schema.version:
         raise JournalUnusable(
             f"{path} was written by a newer agentd (version {version} of its tables; this one knows "
@@ -205,11 +217,11 @@ def _back_up(connection: sqlite3.Connection, path: Path, version: int) -> None:
     backup = path.with_name(f"{path.name}.v{version}-{taken_at}.backup")
     unfinished = path.with_name(f"{path.name}.backup-unfinished")
     unfinished.unlink(missing_ok=True)
-    _make_private(unfinished)  # VACUUM INTO accepts an empty file, and would make one that others can read
+    make_private(unfinished)  # VACUUM INTO accepts an empty file, and would make one that others can read
     connection.execute("VACUUM INTO ?", (str(unfinished),))
-    _sync(unfinished)
+    sync(unfinished)
     unfinished.rename(backup)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:
@@ -217,12 +229,13 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
     return value
 
 
-def _make_private(path: Path) -> None:
+def make_private(path: Path) -> None:
     """An empty file that only we can read; SQLite gives its -wal and -shm the same mode."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Put a file or folder on disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

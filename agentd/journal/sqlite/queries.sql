@@ -94,12 +94,12 @@ SELECT id FROM event WHERE conversation = ? AND epoch = ? AND seq = ?;
 SELECT id FROM event WHERE conversation = ?;
 
 -- name: event_lane
--- One conversation in the order of delivery, from a position on.
+-- One conversation in the order of delivery, from a position on; without what retention let go.
 SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.payload, e.received_at
   FROM event AS e
   JOIN conversation AS c ON c.number = e.conversation
   JOIN identity AS i ON i.number = c.identity
- WHERE e.conversation = ? AND e.position > ?
+ WHERE e.conversation = ? AND e.position > ? AND length(e.payload) > 0
  ORDER BY e.position
  LIMIT ?;
 
@@ -118,7 +118,7 @@ SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.pa
   FROM event AS e
  CROSS JOIN conversation AS c ON c.number = e.conversation
  CROSS JOIN identity AS i ON i.number = c.identity
- WHERE e.position > ?
+ WHERE e.position > ? AND length(e.payload) > 0
  ORDER BY e.position
  LIMIT ?;
 
@@ -133,6 +133,7 @@ SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.pa
         SELECT l.position
           FROM conversation AS m CROSS JOIN event AS l INDEXED BY event_lane ON l.conversation = m.number
          WHERE m.identity = (SELECT number FROM identity WHERE name = ?1) AND l.position > ?2
+           AND length(l.payload) > 0
          ORDER BY l.position
          LIMIT ?3)
  ORDER BY e.position;
@@ -415,3 +416,104 @@ SELECT t.id, p.name, i.name, t.conversation, t.conversation_id, t.name, t.due_at
   JOIN identity AS i ON i.number = t.identity
  WHERE p.name = ?
  ORDER BY t.due_at, t.id;
+
+-- name: trimmable_event
+-- Events of a stretch of the log whose payload nobody needs any more: older than ?3, not empty yet, and passed by every
+-- plugin that ever subscribed to their identity, whose subscription's position stands for a cursor that it has not yet
+-- (?4: JSON array of plugins that are not waited for; ?5: whose state the subscriptions are). Never what a failed
+-- attempt, a late delivery or a dead letter refers to, nor anything in a conversation with an open gap.
+SELECT e.position, length(e.payload), e.received_at
+  FROM event AS e
+ WHERE e.position > ?1 AND e.position <= ?2 AND e.received_at < ?3 AND length(e.payload) > 0
+   AND e.position NOT IN (SELECT position FROM attempt)
+   AND e.position NOT IN (SELECT position FROM timer WHERE position > 0)
+   AND e.position NOT IN (SELECT position FROM dead WHERE dropped_at IS NULL)
+   AND e.conversation NOT IN (SELECT conversation FROM gap WHERE outcome = '')
+   AND NOT EXISTS (
+        SELECT 1
+          FROM conversation AS c
+         CROSS JOIN identity AS i ON i.number = c.identity
+         CROSS JOIN state AS s
+            ON s.plugin = (SELECT number FROM plugin WHERE name = ?5) AND s.conversation = 0
+           AND s.key > i.name || '/' AND s.key < i.name || '0'
+          LEFT JOIN plugin AS p ON p.name = substr(s.key, length(i.name) + 2)
+          LEFT JOIN cursor AS k ON k.plugin = p.number AND k.conversation = c.number
+         WHERE c.number = e.conversation
+           AND coalesce(k.position, CAST(s.value AS INTEGER)) < e.position
+           AND substr(s.key, length(i.name) + 2) NOT IN (SELECT value FROM json_each(?4)))
+ ORDER BY e.position;
+
+-- name: trimmed_event
+-- What stays of an event: its id tells a repeat from news, and what was handled before a reset from what was not.
+SELECT position, conversation, epoch, seq, late, source, received_at, id, x''
+  FROM event
+ WHERE position IN (SELECT value FROM json_each(?));
+
+-- name: event_remove
+-- To be put back without its payload. An UPDATE would leave its page as empty as it became; a row that is removed lets
+-- half-empty pages be joined.
+DELETE FROM event WHERE position IN (SELECT value FROM json_each(?));
+
+-- name: trimmable_outbox
+-- Settled sends of a stretch of the outbox that are older than ?3 and still have their content. ?4, ?5: not used here.
+SELECT number, length(content), changed_at
+  FROM outbox
+ WHERE number > ?1 AND number <= ?2 AND changed_at < ?3 AND length(content) > 2
+   AND state IN ('sent', 'refused', 'expired', 'dropped') AND ?4 IS NOT NULL AND ?5 IS NOT NULL
+ ORDER BY number;
+
+-- name: trimmed_outbox
+-- What stays of a send: its key is taken for ever, and a repeated turn reads the platform's answer here.
+SELECT number, identity, client_msg_id, target, '{}', cause, state, attempts, not_before, queued_at, changed_at, error,
+       result_id, result_seq, conversation, expires_at, code, request_id, left_after, caused_in, caused_by
+  FROM outbox
+ WHERE number IN (SELECT value FROM json_each(?));
+
+-- name: outbox_remove
+-- As event_remove.
+DELETE FROM outbox WHERE number IN (SELECT value FROM json_each(?));
+
+-- name: outbox_put_back
+-- As it was, under its number.
+INSERT INTO outbox (number, identity, client_msg_id, target, content, cause, state, attempts, not_before, queued_at,
+    changed_at, error, result_id, result_seq, conversation, expires_at, code, request_id, left_after,
+    caused_in, caused_by)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: trimmed_put
+-- A run that goes on adds to its row.
+INSERT INTO trimmed (number, what, start, stop, "rows", bytes, reason, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (number) DO UPDATE SET
+    start = min(start, excluded.start), stop = max(stop, excluded.stop), "rows" = "rows" + excluded."rows",
+    bytes = bytes + excluded.bytes, at = excluded.at;
+
+-- name: trimmed_list
+-- What was let go, the last run first.
+SELECT number, what, start, stop, "rows", bytes, reason, at FROM trimmed ORDER BY number DESC LIMIT ?;
+
+-- name: trimmed_last
+-- Numbering goes on from here.
+SELECT coalesce(max(number), 0) FROM trimmed;
+
+-- name: event_newest_in
+-- When the last event of a stretch of the log came; null if there is none.
+SELECT max(received_at) FROM event WHERE position > ? AND position <= ?;
+
+-- name: trimmable_outcome
+-- What turns came to, for people to read, and old. ?4, ?5: not used here.
+SELECT number, length(word) + coalesce(length(data), 0), at
+  FROM outcome
+ WHERE number > ?1 AND number <= ?2 AND at < ?3 AND ?4 IS NOT NULL AND ?5 IS NOT NULL
+ ORDER BY number;
+
+-- name: outcome_remove
+-- Nothing refers to them.
+DELETE FROM outcome WHERE number IN (SELECT value FROM json_each(?));
+
+-- name: outcome_last
+-- The highest number that is there.
+SELECT coalesce(max(number), 0) FROM outcome;
+
+-- name: outbox_last
+-- The highest number ever given to a send.
+SELECT coalesce(max(number), 0) FROM outbox;

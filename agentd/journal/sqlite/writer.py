@@ -27,6 +27,7 @@ from agentd.journal.sqlite import (
     pauses,
     plugin_state,
     timers,
+    trimming,
 )
 from agentd.journal.sqlite.names import Names
 from agentd.journal.storage import (
@@ -49,6 +50,7 @@ from agentd.journal.storage import (
     StatePut,
     TimerGone,
     TimerSet,
+    Trim,
 )
 
 
@@ -181,6 +183,8 @@ class Writer:
                 timers.write(connection, self._plugins, self._identities, changes)
             case "outbox":
                 outbox.write(connection, self._identities, changes)
+            case "trimmed":
+                trimming.write(connection, changes)
 
 
 class _Offence(Exception):
@@ -211,5 +215,6 @@ _TABLE_OF: dict[type, str] = {
     Queued: "outbox",
     Carried: "outbox",
     Retried: "outbox",
+    Trim: "trimmed",
 }
 _ORDER = tuple(dict.fromkeys(_TABLE_OF.values()))

@@ -166,6 +166,17 @@ CREATE TABLE timer (
     progress        BLOB
 ) STRICT, WITHOUT ROWID;
 INSERT INTO "timer" VALUES('agentd-1-t0',1,1,1,'conv_1','',9.5,X'6E756C6C',0,'',0,'',NULL);
+CREATE TABLE trimmed (
+    number INTEGER PRIMARY KEY,
+    what   TEXT NOT NULL,
+    start  INTEGER NOT NULL,
+    stop   INTEGER NOT NULL,
+    "rows" INTEGER NOT NULL,
+    bytes  INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    at     REAL NOT NULL
+) STRICT;
+INSERT INTO "trimmed" VALUES(1,'event',1,3,2,900,'older than 90 days',4.5);
 CREATE INDEX event_lane ON event (conversation);
 CREATE INDEX gap_open ON gap (number) WHERE outcome = '';
 CREATE INDEX outcome_lane ON outcome (plugin, conversation, last);
