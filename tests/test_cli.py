@@ -701,7 +701,7 @@ def test_wrong_words_end_with_the_code_for_usage(words: list[str]) -> None:
 
 
 def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
-    asking = ["status", "send", "tail", "gaps", "export", "explain", "outbox", "dead", "release"]
+    asking = ["status", "dashboard", "send", "tail", "gaps", "export", "explain", "outbox", "dead", "release"]
     keeping = ["backup", "restore", "vacuum", "retention", "upgrade-check", "doctor", "service"]
     verbs = ["run", "check", *asking, *keeping, "new", "hub", "demo"]
     lines = agentd_command("--help").stdout.split("Commands:\n")[1].splitlines()

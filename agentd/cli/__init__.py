@@ -21,7 +21,6 @@ from agentd import __version__
 from agentd.cli.group import Verbs
 from agentd.cli.words import asking, installing, keeping, recorded, starting, undelivered
 
-
 _EPILOG = (
     "Each has --help. Exit codes: 0 fine, 1 failed, 2 usage, 69 no daemon to be reached, 78 configuration, "
     "130 interrupted. The whole of it: man agentd."
@@ -43,6 +42,7 @@ for _verb in (
     starting.run,
     starting.check,
     asking.status,
+    asking.dashboard,
     asking.send,
     asking.tail,
     asking.gaps,

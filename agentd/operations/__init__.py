@@ -8,6 +8,7 @@
     reading.py    what is recorded: conversations, the log as it grows, exports, gaps
     explaining.py what the plugins make of an event
     rows.py       how all this looks as JSON
+    vitals.py     what the daemon notices of itself
     following.py  records on their way to those who wait for them
 
 Always true: nothing here decides what happens to an event or a send; that is asked of the part which does.
@@ -24,8 +25,9 @@ from agentd.operations.parts import Parts
 from agentd.operations.reading import Reading
 from agentd.operations.sending import Sending
 from agentd.operations.status import Status
+from agentd.operations.vitals import Vitals
 
-__all__ = ["Followers", "Operations", "Parts", "Sending"]
+__all__ = ["Followers", "Operations", "Parts", "Sending", "Vitals"]
 
 
 class Operations:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from agentd.cli.group import EXIT_FAILED, Verbs
 from agentd.cli import completing
+from agentd.cli.group import EXIT_FAILED, Verbs
 from agentd.cli.options import as_option, environ_with, limit_option, name_argument, reads_daemon
 
 
