@@ -393,7 +393,7 @@ def test_no_gaps_are_no_rows(ask: Callable[..., Result]) -> None:
     ("group", "verbs"), [("outbox", ["ls", "show", "retry", "drop"]), ("dead", ["ls", "show", "drop"])]
 )
 def test_every_verb_of_a_group_is_in_its_help_with_a_whole_sentence(group: str, verbs: list[str]) -> None:
-    lines = agentd_command(group, "--help").stdout.split("Commands:\n")[1].splitlines()
+    lines = agentd_command(group, "--help").stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()
     assert [line.split()[0] for line in lines] == verbs
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
     for verb in verbs:
@@ -701,10 +701,10 @@ def test_wrong_words_end_with_the_code_for_usage(words: list[str]) -> None:
 
 
 def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
-    asking = ["status", "dashboard", "send", "tail", "gaps", "export", "explain", "outbox", "dead", "release"]
-    keeping = ["backup", "restore", "vacuum", "retention", "upgrade-check", "doctor", "service"]
+    asking = ["status", "dashboard", "send", "tail", "gaps", "export", "import", "explain", "outbox", "dead", "release"]
+    keeping = ["backup", "restore", "vacuum", "retention", "upgrade-check", "doctor", "service", "completion"]
     verbs = ["run", "check", *asking, *keeping, "new", "hub", "demo"]
-    lines = agentd_command("--help").stdout.split("Commands:\n")[1].splitlines()
+    lines = agentd_command("--help").stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()
     assert [line.split()[0] for line in lines] == verbs
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
     for verb in verbs:
