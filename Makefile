@@ -57,6 +57,11 @@ demo: $(VENV)/.installed ## prove that nothing is lost, in about a minute
 bench: $(VENV)/.installed $(PEERS)/.installed ## measure this machine, beside the official client
 	$(VENV)/bin/python -m tests.bench $(ARGS)
 
+.PHONY: docs
+docs: $(VENV)/.test-installed ## write the references in docs/ from the code, and check all of docs/; no network
+	$(VENV)/bin/python -m docs.generate
+	$(VENV)/bin/python -m pytest tests/test_docs.py tests/test_readme.py tests/test_help.py tests/test_advice.py $(ARGS)
+
 .PHONY: soak
 soak: $(VENV)/.test-installed $(PEERS)/.installed ## the tests that take minutes to hours
 	$(VENV)/bin/python -m pytest -m soak $(ARGS)

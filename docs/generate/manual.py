@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import click
 
@@ -27,6 +27,7 @@ _FILES = (
     ("./agentd.toml, /etc/agentd/agentd.toml", "The configuration, the first that is there."),
     ("./state, /var/lib/agentd", "The state: the journal and the control socket; the latter folder is the service's."),
 )
+_SHARED = ("as_json", "config", "state")
 _FIRST = """\
 Without a configuration, \\fBagentd run\\fR brings its own development server and two identities on it.
 \\fBagentd send @echo hello\\fR in a second terminal is answered by the one that echoes.
@@ -44,8 +45,9 @@ def _lines() -> Iterator[str]:
     yield '.\\" Written by `make docs` from the command itself; change agentd/cli/words/ instead.'
     yield f'.TH AGENTD 8 "" "agentd {__version__}" "System administration"'
     yield ".nh"
+    yield ".ad l"
     yield ".SH NAME"
-    yield f"agentd \\- {_plain((cli.help or '').rstrip('.'))}"
+    yield f"agentd \\- {_plain(_lowered(cli.help or ''))}"
     yield ".SH SYNOPSIS"
     yield ".B agentd"
     yield "\\fIVERB\\fR [\\fIOPTIONS\\fR] [\\fIARGUMENTS\\fR]"
@@ -54,6 +56,9 @@ def _lines() -> Iterator[str]:
     yield ".SH VERBS"
     for path, command in _leaves(cli):
         yield from _verb(path, command)
+    yield ".SH OPTIONS OF MANY VERBS"
+    yield "A verb has those that are named at its end."
+    yield from _options(_shared(), click.Context(cli))
     yield ".SH EXIT STATUS"
     yield from _listed(_EXITS)
     yield ".SH ENVIRONMENT"
@@ -81,12 +86,34 @@ def _verb(path: tuple[str, ...], command: click.Command) -> Iterator[str]:
         if index:
             yield ".PP"
         yield _plain(paragraph)
-    for parameter in command.params:
-        if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context)):
-            names, told = record
-            yield ".TP"
-            yield f"\\fB{_plain(names)}\\fR"
-            yield _plain(re.sub(r"\s+", " ", told))
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    yield from _options([each for each in options if each.name not in _SHARED], context)
+    if shared := [each.opts[0] for each in options if each.name in _SHARED]:
+        yield ".PP"
+        yield _plain(f"Also {', '.join(shared)}.")
+
+
+def _shared() -> list[click.Option]:
+    """The options that most verbs have, as the first verb with all of them has them."""
+    for _, command in _leaves(cli):
+        found = [each for each in command.params if isinstance(each, click.Option) and each.name in _SHARED]
+        if len(found) == len(_SHARED):
+            return found
+    raise AssertionError("no verb has all of them")
+
+
+def _options(options: Iterable[click.Option], context: click.Context) -> Iterator[str]:
+    for option in options:
+        record = option.get_help_record(context)
+        assert record is not None, "no option is hidden"
+        names, told = record
+        yield ".TP"
+        yield f"\\fB{_plain(names)}\\fR"
+        yield _plain(re.sub(r"\s+", " ", told))
+
+
+def _lowered(sentence: str) -> str:
+    return (sentence[:1].lower() + sentence[1:]).rstrip(".")
 
 
 def _paragraphs(text: str) -> list[str]:
