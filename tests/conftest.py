@@ -87,6 +87,17 @@ def letter_row(number: int = 3, **fields: Any) -> dict[str, Any]:
     }
 
 
+def pause_row(conversation: str = "conv_1", **fields: Any) -> dict[str, Any]:
+    return {
+        "identity": "alice",
+        "conversation": conversation,
+        "paused_at": "2026-01-02T03:04:05.000Z",
+        "until": None,
+        "reason": "by command",
+        **fields,
+    }
+
+
 def explanation(**fate: Any) -> dict[str, Any]:
     event = {
         "position": 17,
@@ -133,6 +144,8 @@ class ScriptedDaemon:
             "reply": {"text": "hello back", "sender": "@echo", "seq": 5},
         }
         self.plugins: list[dict[str, Any]] = []
+        self.pauses: list[dict[str, Any]] = []
+        self.undispatched: dict[str, Any] = {"count": 0, "bytes": 0, "shedding": False}
         self.gap_list: list[dict[str, Any]] = []
         self.sends = {"agentd-7-0": send_row()}
         self.letters = {3: letter_row()}
@@ -153,6 +166,8 @@ class ScriptedDaemon:
             "hub_url": None,
             "identities": self.identities,
             "plugins": self.plugins,
+            "pauses": self.pauses,
+            "undispatched": self.undispatched,
             "journal": {},
         }
 
@@ -167,6 +182,18 @@ class ScriptedDaemon:
     def release(self, plugin: str, identity: str | None, conversation: str) -> int:
         self.asked.append(("release", plugin, identity, conversation))
         return int(conversation == "conv_held")
+
+    async def pause(self, identity: str | None, conversation: str, for_s: float | None) -> dict[str, Any]:
+        self.asked.append(("pause", identity, conversation, for_s))
+        if self.error:
+            raise self.error
+        return pause_row(conversation, until=None if for_s is None else "2026-01-02T05:04:05.000Z")
+
+    async def resume(self, identity: str | None, conversation: str) -> dict[str, Any]:
+        self.asked.append(("resume", identity, conversation))
+        if self.error:
+            raise self.error
+        return pause_row(conversation)
 
     async def gaps(self, identity: str | None, open_only: bool, limit: int) -> list[dict[str, Any]]:
         self.asked.append(("gaps", identity, open_only, limit))

@@ -466,6 +466,71 @@ def test_nothing_held_is_no_rows(ask: Callable[..., Result], served: Any) -> Non
         assert json.loads(ask(*words, "--json").stdout) == []
 
 
+# pause and resume
+
+
+def test_a_pause_tells_its_end_and_how_to_go_on(ask: Callable[..., Result], served: Any) -> None:
+    result = ask("pause", "@bob", "--as", "alice", "--for", "2h")
+    assert result.stdout == "@bob of alice is paused for 2 h 0 min: its mail is kept, and no handler runs\n"
+    assert result.stderr == "go on: agentd resume @bob --as alice\n"
+    assert "is paused until it is resumed:" in ask("pause", "conv_1").stdout
+    assert json.loads(ask("pause", "conv_1", "--json").stdout)["until"] is None
+    assert ask("resume", "conv_1").stdout.startswith("conv_1 of alice goes on; it was paused for ")
+    assert json.loads(ask("resume", "conv_1", "--json").stdout)["reason"] == "by command"
+    assert served.daemon.asked[:2] == [("pause", "alice", "@bob", 7_200.0), ("pause", None, "conv_1", None)]
+
+
+@pytest.mark.parametrize("given", ["2", "h", "0s", "-1h", "2 h", "1e3s", "tomorrow"])
+def test_a_span_that_is_none_is_refused(ask: Callable[..., Result], served: Any, given: str) -> None:
+    result = ask("pause", "conv_1", "--for", given)
+    assert (result.exit_code, "is no span of time" in result.stderr) == (2, True)
+    assert served.daemon.asked == []
+
+
+def test_what_cannot_be_resumed_fails_with_the_remedy(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.error = ControlError(409, "NOT_PAUSED", "conv_1 is not paused", "see which are: agentd status")
+    result = ask("resume", "conv_1")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "agentd: conv_1 is not paused; see which are: agentd status\n",
+    )
+
+
+def test_status_tells_what_is_paused_why_and_until_when(ask: Callable[..., Result], served: Any) -> None:
+    from tests.conftest import pause_row
+
+    served.daemon.pauses = [pause_row("conv_1", until="2999-01-01T00:00:00Z"), pause_row("conv_2", reason="a\x1b")]
+    lines = ask("status").stdout.splitlines()
+    at = next(index for index, line in enumerate(lines) if line.startswith("PAUSED"))
+    assert lines[at].split() == ["PAUSED", "IDENTITY", "FOR", "UNTIL", "WHY"]
+    assert lines[at + 1].endswith("by command")
+    assert " in " in lines[at + 1]
+    assert lines[at + 2].split()[-2:] == ["resumed", "a\\u001b"]
+    served.daemon.pauses = [pause_row(f"conv_{number}") for number in range(1_025)]
+    assert "and 1,005 more; see: agentd status --json" in ask("status").stdout.splitlines()
+
+
+def test_status_tells_how_far_behind_the_handlers_are(ask: Callable[..., Result], served: Any) -> None:
+    works = {
+        "name": "echo",
+        "version": "1.2",
+        "breaker": "closed",
+        "lanes": 1_234,
+        "running": 2,
+        "held": [],
+        "timers": 1,
+    }
+    served.daemon.plugins = [works, {**works, "name": "broken", "breaker": "open"}]
+    lines = [line.split() for line in ask("status").stdout.splitlines()]
+    assert ["PLUGIN", "VERSION", "STATE", "LANES", "RUNNING", "HELD", "TIMERS"] in lines
+    assert ["echo", "1.2", "works", "1,234", "2", "0", "1"] in lines
+    assert ["broken", "1.2", "out", "of", "order", "1,234", "2", "0", "1"] in lines
+    served.daemon.undispatched = {"count": 2_000, "bytes": 3_145_728, "shedding": False}
+    assert "2,000 events wait in memory (3.0 MB)" in ask("status").stdout
+    served.daemon.undispatched["shedding"] = True
+    assert "handlers are too far behind: 2,000 events wait in memory (3.0 MB)" in ask("status").stdout
+
+
 # check
 
 
@@ -645,7 +710,7 @@ def test_wrong_words_end_with_the_code_for_usage(words: list[str]) -> None:
 
 
 def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
-    asking = ["status", "send", "tail", "gaps", "export", "explain", "outbox", "dead", "release"]
+    asking = ["status", "send", "tail", "gaps", "export", "explain", "pause", "resume", "outbox", "dead", "release"]
     verbs = ["run", "check", *asking, "new", "hub", "demo"]
     lines = agentd_command("--help").stdout.split("Commands:\n")[1].splitlines()
     assert [line.split()[0] for line in lines] == verbs

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,19 +20,10 @@ import click
 from agentd.cli.printing import echo_json
 from agentd.cli.tables import number
 from agentd.control.client import Client, Export
-from agentd.core.moments import iso, unix
 from agentd.logs import printable
 
-_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _PROGRESS_S = 0.2
 _CLEARED = "\r\x1b[K"
-
-
-def moment(given: str) -> str:
-    """A moment as ISO 8601: what was given, or so long ago. Raises ValueError or OverflowError."""
-    if ago := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", given):
-        return iso(time.time() - float(ago[1]) * _UNITS_S[ago[2]])
-    return iso(unix(given))
 
 
 def export(daemon: Client, identity: str | None, conversation: str | None, since: str | None, to: Path) -> None:

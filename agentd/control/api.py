@@ -6,6 +6,8 @@ Protocol, version 1. Within a version, fields and calls are only added.
     GET  /v1/status[?identity=NAME]   what `Daemon.status` gives; with a name, that identity alone
     POST /v1/send                     {target, content, identity?, wait_s?, client_msg_id?} to {client_msg_id, ...}
     POST /v1/release                  {plugin, conversation, identity?} to {released: number of conversations}
+    POST /v1/pause                    {conversation, identity?, for_s?} to the pause; a conversation may be "@peer"
+    POST /v1/resume                   {conversation, identity?} to the pause that is over
     GET  /v1/gaps[?identity=NAME][&open=0|1][&limit=N]     {gaps: [...]}, newest first
     GET  /v1/outbox[?identity=NAME][&states=A,B][&limit=N]  {outbox: [...]}, newest first; without states all but sent
                                                             and dropped
@@ -23,8 +25,8 @@ Protocol, version 1. Within a version, fields and calls are only added.
 
 What cannot be done has a status from 400 and {code, message, remedy}: 400 BAD_REQUEST or WHICH_IDENTITY, 403 NOT_OWNER,
 404 UNKNOWN_IDENTITY, UNKNOWN_SEND, UNKNOWN_LETTER, UNKNOWN_CONVERSATION, UNKNOWN_EVENT, UNKNOWN_PLUGIN or UNKNOWN_CALL,
-409 NOTHING_TO_RETRY, NOTHING_TO_DROP or UNREADABLE_EVENT, 422 the platform's code, 503 UNAVAILABLE or OUTBOX_FULL,
-504 OUTCOME_UNKNOWN, 507 JOURNAL, 500 INTERNAL.
+409 NOTHING_TO_RETRY, NOTHING_TO_DROP, NOT_PAUSED or UNREADABLE_EVENT, 422 the platform's code, 503 UNAVAILABLE or
+OUTBOX_FULL, 504 OUTCOME_UNKNOWN, 507 JOURNAL, 500 INTERNAL.
 
 Always true: the socket has mode 0600 from its first moment, and the user on the other end is asked of the kernel for
 every request. A slow or vanished reader of `tail` or `export` costs one suspended iterator.
@@ -64,6 +66,7 @@ _BODY_MAX_BYTES = 4_194_304  # as much as the largest frame
 _LISTED_MAX = 10_000
 _HELD = ",".join(state for state in (*OPEN_STATES, *SETTLED_STATES) if state not in ("sent", "dropped"))
 _WAIT_MAX_S = 600.0
+_PAUSE_MAX_S = 366 * 86_400.0  # who means longer means until it is resumed
 _SHUTDOWN_TIMEOUT_S = 0.3  # enough for what is answered from memory; a tail or a waiting send is cancelled then
 _UCRED = struct.Struct("3i")  # pid, uid, gid, as SO_PEERCRED gives them
 
@@ -76,7 +79,8 @@ class Daemon(Protocol):
     def status(self) -> dict[str, Any]:
         """The whole state, from memory; never blocks.
 
-        {version, pid, uptime_s, state_dir, hub_url (None unless embedded), identities, plugins, journal, ...}; each
+        {version, pid, uptime_s, state_dir, hub_url (None unless embedded), identities, plugins, pauses (see pause),
+        undispatched: {count, bytes, shedding}, journal, ...}; each
         identity: {name, platform, handle, url, state, state_since (ISO 8601, UTC), state_reason, conversations,
         journaled, handled, pending, gaps_open, absent, dead, outbox_ready, outbox_unknown, last_pong_age_s,
         last_inbound_age_s, last_audit_age_s, last_commit_age_s, ...}. Ages: seconds, or None for never.
@@ -99,6 +103,19 @@ class Daemon(Protocol):
 
         identity: None for every identity that has a conversation of this id.
         """
+        ...
+
+    async def pause(self, identity: str | None, conversation: str, for_s: float | None) -> dict[str, Any]:
+        """Let no handler run in a conversation, for so long or until it is resumed; its mail is kept.
+
+        conversation: an id, or the peer's "@handle" where something was sent to it lately. A pause that stands is
+        replaced. {identity, conversation, paused_at, until, reason}; times are ISO 8601, UTC; until may be None.
+        Raises ControlError if no conversation is meant clearly.
+        """
+        ...
+
+    async def resume(self, identity: str | None, conversation: str) -> dict[str, Any]:
+        """Let handlers run again. Returns the pause that is over; raises ControlError as pause, or if there is none."""
         ...
 
     async def gaps(self, identity: str | None, open_only: bool, limit: int) -> list[dict[str, Any]]:
@@ -211,6 +228,21 @@ class LetterChosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     number: Annotated[int, msgspec.Meta(ge=1)]
 
 
+class PauseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /v1/pause."""
+
+    conversation: Annotated[str, msgspec.Meta(min_length=1)]
+    identity: str | None = None
+    for_s: Annotated[float, msgspec.Meta(gt=0, le=_PAUSE_MAX_S)] | None = None
+
+
+class ResumeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /v1/resume."""
+
+    conversation: Annotated[str, msgspec.Meta(min_length=1)]
+    identity: str | None = None
+
+
 class ReleaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of POST /v1/release."""
 
@@ -266,6 +298,8 @@ class ControlServer:
         application.router.add_get("/v1/status", self._status)
         application.router.add_post("/v1/send", self._send)
         application.router.add_post("/v1/release", self._release)
+        application.router.add_post("/v1/pause", self._pause)
+        application.router.add_post("/v1/resume", self._resume)
         application.router.add_get("/v1/gaps", self._gaps)
         application.router.add_get("/v1/outbox", self._outbox)
         application.router.add_get("/v1/outbox/send", self._outbox_show)
@@ -294,7 +328,9 @@ class ControlServer:
     async def _status(self, request: web.Request) -> web.StreamResponse:
         status = self._daemon.status()
         if name := self._identity(request.query.get("identity"), status):
-            status = {**status, "identities": [each for each in status["identities"] if each["name"] == name]}
+            identities = [each for each in status["identities"] if each["name"] == name]
+            pauses = [each for each in status["pauses"] if each["identity"] == name]
+            status = {**status, "identities": identities, "pauses": pauses}
         return _json(status)
 
     async def _send(self, request: web.Request) -> web.StreamResponse:
@@ -306,12 +342,18 @@ class ControlServer:
         return _json(await self._daemon.send(identity, wanted.target, content, wanted.wait_s, wanted.client_msg_id))
 
     async def _release(self, request: web.Request) -> web.StreamResponse:
-        try:
-            wanted = msgspec.json.decode(await request.read(), type=ReleaseRequest)
-        except msgspec.DecodeError as error:
-            raise _bad_request(str(error)) from None
+        wanted = await _body(request, ReleaseRequest)
         released = self._daemon.release(wanted.plugin, self._identity(wanted.identity), wanted.conversation)
         return _json({"released": released})
+
+    async def _pause(self, request: web.Request) -> web.StreamResponse:
+        wanted = await _body(request, PauseRequest)
+        identity = self._identity(wanted.identity)
+        return _json(await self._daemon.pause(identity, wanted.conversation, wanted.for_s))
+
+    async def _resume(self, request: web.Request) -> web.StreamResponse:
+        wanted = await _body(request, ResumeRequest)
+        return _json(await self._daemon.resume(self._identity(wanted.identity), wanted.conversation))
 
     async def _gaps(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))

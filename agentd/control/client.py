@@ -98,6 +98,14 @@ class Client:
         released: int = self._ask("POST", "/v1/release", body)["released"]
         return released
 
+    def pause(self, conversation: str, identity: str | None = None, *, for_s: float | None = None) -> dict[str, Any]:
+        """Let no handler run in a conversation. Returns the pause."""
+        return self._ask("POST", "/v1/pause", {"conversation": conversation, "identity": identity, "for_s": for_s})
+
+    def resume(self, conversation: str, identity: str | None = None) -> dict[str, Any]:
+        """Let handlers run again in a conversation. Returns the pause that is over."""
+        return self._ask("POST", "/v1/resume", {"conversation": conversation, "identity": identity})
+
     def stop(self) -> None:
         """Ask the daemon to stop; it goes on for as long as its running handlers need."""
         self._ask("POST", "/v1/stop", {})

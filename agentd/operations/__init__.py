@@ -5,8 +5,10 @@
     sending.py    saying something, and waiting for what becomes of it
     outbox.py     sends that wait, were refused or expired
     letters.py    dead letters
+    pausing.py    keeping handlers out of a conversation
     reading.py    what is recorded: the log as it grows, exports, gaps
     explaining.py what the plugins make of an event
+    naming.py     which conversation a person means
     rows.py       how all this looks as JSON
     following.py  records on their way to those who wait for them
 
@@ -21,6 +23,7 @@ from agentd.operations.following import Followers
 from agentd.operations.letters import Letters
 from agentd.operations.outbox import Outbox
 from agentd.operations.parts import Parts
+from agentd.operations.pausing import Pausing
 from agentd.operations.reading import Reading
 from agentd.operations.sending import Sending
 from agentd.operations.status import Status
@@ -33,8 +36,11 @@ class Operations:
 
     def __init__(self, parts: Parts, sending: Sending, followers: Followers) -> None:
         status, outbox, letters, reading = Status(parts), Outbox(parts), Letters(parts), Reading(parts, followers)
+        pausing = Pausing(parts)
         self.status = status.status
         self.release = status.release
+        self.pause = pausing.pause
+        self.resume = pausing.resume
         self.send = sending.send
         self.outbox = outbox.listed
         self.outbox_show = outbox.show

@@ -14,6 +14,7 @@ from typing import Any
 from agentd import __version__
 from agentd.core.moments import iso
 from agentd.operations.parts import Parts
+from agentd.operations.rows import pause_row
 
 
 class Status:
@@ -42,6 +43,12 @@ class Status:
                 }
                 for name, plugin in parts.settings.plugin.items()
             ],
+            "pauses": [pause_row(pause) for pause in parts.dispatcher.pauses()],
+            "undispatched": {
+                "count": parts.dispatcher.undispatched,
+                "bytes": parts.dispatcher.undispatched_bytes,
+                "shedding": parts.dispatcher.shedding,
+            },
             "journal": self._journal(),
             "loop_stalls": parts.stalls.stalls,
         }

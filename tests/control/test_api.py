@@ -23,6 +23,7 @@ from agentd.control.client import Client
 from agentd.control.refusal import ControlError, UnreachableError
 from agentd.core.events import Content
 from agentd.errors import JournalFull, OutcomeUnknown, Refused, Unavailable
+from tests.conftest import pause_row
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -389,6 +390,28 @@ def test_a_client_looks_where_a_socket_is(tmp_path: Path, monkeypatch: pytest.Mo
     assert find_socket(config, environ) == runtime
     assert find_socket(config, {}) == named
     assert find_socket(config, {**environ, "AGENTD_STATE": "/elsewhere"}) == Path("/elsewhere/control.sock")
+
+
+def test_a_conversation_is_paused_and_resumed(served):
+    client = Client(served.path)
+    assert client.pause("@bob")["until"] is None
+    assert client.pause("conv_1", "alice", for_s=7_200.0)["until"] is not None
+    assert client.resume("conv_1", "alice")["reason"] == "by command"
+    assert served.daemon.asked == [
+        ("pause", None, "@bob", None),
+        ("pause", "alice", "conv_1", 7_200.0),
+        ("resume", "alice", "conv_1"),
+    ]
+    assert refused(lambda: client.pause("conv_1", "alise")).code == "UNKNOWN_IDENTITY"
+    for wrong in (0.0, -1.0, 1e9):
+        assert refused(lambda wrong=wrong: client.pause("conv_1", for_s=wrong)).code == "BAD_REQUEST"
+
+
+def test_the_status_of_one_identity_tells_its_pauses_only(served):
+    served.daemon.pauses = [pause_row("conv_1"), pause_row("conv_2", identity="bob")]
+    client = Client(served.path)
+    assert len(client.status()["pauses"]) == 2
+    assert [each["conversation"] for each in client.status("bob")["pauses"]] == ["conv_2"]
 
 
 def test_a_conversation_is_released(served):

@@ -261,6 +261,10 @@ class SqliteJournal:
         """One conversation by the platform's id, or None."""
         return await self._read(lambda db: marks.find(db, identity, conversation))
 
+    async def conversation_with(self, identity: str, handle: str) -> str | None:
+        """Id of the conversation in which a send to this handle arrived lately; None if there was none."""
+        return await self._read(lambda db: outbox.conversation_with(db, identity, handle))
+
     async def read_lane(self, conversation: int, after: int, limit: int) -> list[StoredRecord]:
         """Records of one conversation behind a position, in the order of delivery."""
         return await self._read(lambda db: events.read_lane(db, conversation, after, limit))

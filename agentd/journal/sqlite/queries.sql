@@ -326,6 +326,16 @@ SELECT caused_in, caused_by, queued_at
    AND identity = (SELECT number FROM identity WHERE name = ?) AND queued_at > ? AND caused_by <> ''
  ORDER BY number;
 
+-- name: outbox_conversation_with
+-- The conversation in which the newest send to a handle arrived; among the newest rows only, since targets have no
+-- index.
+SELECT conversation
+  FROM outbox
+ WHERE number > (SELECT coalesce(max(number), 0) - 100000 FROM outbox)
+   AND identity = (SELECT number FROM identity WHERE name = ?) AND lower(target) = lower(?) AND conversation IS NOT NULL
+ ORDER BY number DESC
+ LIMIT 1;
+
 -- name: outbox_retried
 -- Why it was not sent stays readable until there is other news.
 UPDATE outbox SET state = 'ready', not_before = 0, expires_at = NULL, changed_at = ?
