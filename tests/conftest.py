@@ -229,6 +229,12 @@ class ScriptedDaemon:
         event = {"seq": 9, "id": "msg_9", "sender": "@eve", "text": "poison\x1b", "received_at": "2026-01-02T03:04:04Z"}
         return {**self.letters[number], "traceback": "Traceback ...\n  ValueError: no\n", "event": event}
 
+    async def dead_replay(self, number: int) -> dict[str, Any]:
+        self.asked.append(("dead_replay", number))
+        if self.error:
+            raise self.error
+        return {**self.letters[number], "dropped_at": "2026-01-02T03:06:05.000Z"}
+
     async def dead_drop(self, number: int) -> dict[str, Any]:
         self.asked.append(("dead_drop", number))
         return {**self.letters[number], "dropped_at": "2026-01-02T03:06:05.000Z"}

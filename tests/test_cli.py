@@ -334,7 +334,7 @@ def test_no_gaps_are_no_rows(ask: Callable[..., Result]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "verbs"), [("outbox", ["ls", "show", "retry", "drop"]), ("dead", ["ls", "show", "drop"])]
+    ("group", "verbs"), [("outbox", ["ls", "show", "retry", "drop"]), ("dead", ["ls", "show", "replay", "drop"])]
 )
 def test_every_verb_of_a_group_is_in_its_help_with_a_whole_sentence(group: str, verbs: list[str]) -> None:
     lines = agentd_command(group, "--help").stdout.split("Commands:\n")[1].splitlines()
@@ -451,8 +451,37 @@ def test_a_dead_letter_is_shown_with_its_event_and_traceback(ask: Callable[..., 
         "msg_9",
         "@eve",
     )
-    assert output.endswith("\n\npoison\\u001b\n\nTraceback ...\n  ValueError: no\n")
+    assert "\n\npoison\\u001b\n\nTraceback ...\n  ValueError: no\n\n" in output
+    assert output.splitlines()[-3:] == [
+        "what can be done:",
+        "  agentd dead replay 3  deliver it again, after mending",
+        "  agentd dead drop 3    take it off the list",
+    ]
     assert json.loads(ask("dead", "show", "3", "--json").stdout)["traceback"].startswith("Traceback")
+
+
+def test_a_dead_letter_that_holds_a_conversation_names_what_lets_it_go_on(
+    ask: Callable[..., Result], served: Any
+) -> None:
+    served.daemon.letters[3]["held"] = True
+    lines = ask("dead", "show", "3").stdout.splitlines()
+    assert lines[-3:] == [
+        "echo stands still in this conversation until one of these:",
+        "  agentd dead replay 3                   deliver it again, after mending",
+        "  agentd release echo conv_1 --as alice  go on without it",
+    ]
+    served.daemon.letters[3]["dropped_at"] = "2026-01-02T03:06:05.000Z"
+    assert "agentd dead" not in ask("dead", "show", "3").stdout
+
+
+def test_dead_letters_are_delivered_again_once_somebody_agreed(ask: Callable[..., Result], served: Any) -> None:
+    assert ask("dead", "replay", "3").exit_code == 2
+    assert served.daemon.asked == []
+    result = ask("dead", "replay", "3", "--yes")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "3 is off the list, and its event is delivered again\n"
+    assert json.loads(ask("dead", "replay", "3", "--yes", "--json").stdout)[0]["dropped_at"] is not None
+    assert served.daemon.asked == [("dead_replay", 3)] * 2
 
 
 def test_nothing_held_is_no_rows(ask: Callable[..., Result], served: Any) -> None:

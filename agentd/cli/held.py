@@ -140,6 +140,33 @@ def show_letter(daemon: Client, number: int, *, as_json: bool) -> None:
     if row.get("traceback"):
         click.echo(f"\n{paragraph(row['traceback'].rstrip())}")
 
+    if not row.get("dropped_at"):
+        _echo_remedy(row)
+
+
+def _echo_remedy(row: Row) -> None:
+    number, plugin, identity = row["number"], row["plugin"], row["identity"]
+    if row.get("held"):
+        click.echo(f"\n{plugin} stands still in this conversation until one of these:")
+    else:
+        click.echo("\nwhat can be done:")
+    remedies = [
+        (f"agentd dead replay {number}", "deliver it again, after mending"),
+        (f"agentd dead drop {number}", "take it off the list"),
+    ]
+    if row.get("held"):
+        remedies[1:] = [(f"agentd release {plugin} {row['conversation']} --as {identity}", "go on without it")]
+    width = max(len(command) for command, _ in remedies)
+    for command, effect in remedies:
+        click.echo(f"  {command:<{width}}  {effect}")
+
+
+def replay_letters(daemon: Client, numbers: Sequence[int], *, yes: bool, as_json: bool) -> None:
+    """Deliver the events of these again."""
+    what = "1 event" if len(numbers) == 1 else f"{len(numbers)} events"
+    _agree(f"deliver {what} again? Handlers run, and may send.", yes)
+    _each(numbers, daemon.dead_replay, "is off the list, and its event is delivered again", as_json=as_json)
+
 
 def drop_letters(daemon: Client, numbers: Sequence[int], *, yes: bool, as_json: bool) -> None:
     """Take these off the list."""

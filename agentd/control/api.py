@@ -16,6 +16,7 @@ Protocol, version 1. Within a version, fields and calls are only added.
     POST /v1/outbox/drop              the same: it never leaves; its row stays
     GET  /v1/dead[?identity=NAME][&dropped=0|1][&limit=N]   {dead: [...]}, newest first
     GET  /v1/dead/letter?number=N     one of them, with its event and traceback
+    POST /v1/dead/replay              {number} to the letter as it is then: its event is delivered again
     POST /v1/dead/drop                {number} to the letter as it is then; it stays
     GET  /v1/tail[?identity=NAME][&since=POSITION]         JSON lines without end; blank ones mean nothing
     GET  /v1/export[?identity=NAME][&conversation=ID][&since=ISO]  JSON lines: {up_to: position}, events (see
@@ -25,8 +26,8 @@ Protocol, version 1. Within a version, fields and calls are only added.
 
 What cannot be done has a status from 400 and {code, message, remedy}: 400 BAD_REQUEST or WHICH_IDENTITY, 403 NOT_OWNER,
 404 UNKNOWN_IDENTITY, UNKNOWN_SEND, UNKNOWN_LETTER, UNKNOWN_CONVERSATION, UNKNOWN_EVENT, UNKNOWN_PLUGIN or UNKNOWN_CALL,
-409 NOTHING_TO_RETRY, NOTHING_TO_DROP, NOT_PAUSED or UNREADABLE_EVENT, 422 the platform's code, 503 UNAVAILABLE or
-OUTBOX_FULL, 504 OUTCOME_UNKNOWN, 507 JOURNAL, 500 INTERNAL.
+409 NOTHING_TO_RETRY, NOTHING_TO_DROP, NOT_PAUSED, NOT_SERVED or UNREADABLE_EVENT, 422 the platform's code, 503
+UNAVAILABLE or OUTBOX_FULL, 504 OUTCOME_UNKNOWN, 507 JOURNAL, 500 INTERNAL.
 
 Always true: the socket has mode 0600 from its first moment, and the user on the other end is asked of the kernel for
 every request. A slow or vanished reader of `tail` or `export` costs one suspended iterator.
@@ -163,7 +164,16 @@ class Daemon(Protocol):
     async def dead_show(self, number: int) -> dict[str, Any]:
         """The same with `traceback`, and `event` as `tail` shows it, or None if it cannot be read any more.
 
+        held: its conversation stands still behind a dead letter.
+
         Raises ControlError if there is none.
+        """
+        ...
+
+    async def dead_replay(self, number: int) -> dict[str, Any]:
+        """Deliver its event again: in its place where the conversation is held behind it, else by itself, marked late.
+
+        The letter is off the list then. Returns as dead_show; raises ControlError if there is none, or nobody to ask.
         """
         ...
 
@@ -223,7 +233,7 @@ class SendChosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class LetterChosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Body of POST /v1/dead/drop."""
+    """Body of POST /v1/dead/replay and /v1/dead/drop."""
 
     number: Annotated[int, msgspec.Meta(ge=1)]
 
@@ -307,6 +317,7 @@ class ControlServer:
         application.router.add_post("/v1/outbox/drop", self._outbox_drop)
         application.router.add_get("/v1/dead", self._dead)
         application.router.add_get("/v1/dead/letter", self._dead_show)
+        application.router.add_post("/v1/dead/replay", self._dead_replay)
         application.router.add_post("/v1/dead/drop", self._dead_drop)
         application.router.add_get("/v1/tail", self._tail)
         application.router.add_get("/v1/export", self._export)
@@ -389,6 +400,9 @@ class ControlServer:
 
     async def _dead_show(self, request: web.Request) -> web.StreamResponse:
         return _json(await self._daemon.dead_show(_number(request, "number", 0)))
+
+    async def _dead_replay(self, request: web.Request) -> web.StreamResponse:
+        return _json(await self._daemon.dead_replay((await _body(request, LetterChosen)).number))
 
     async def _dead_drop(self, request: web.Request) -> web.StreamResponse:
         return _json(await self._daemon.dead_drop((await _body(request, LetterChosen)).number))

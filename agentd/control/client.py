@@ -88,6 +88,10 @@ class Client:
         """One dead letter, with its event and traceback."""
         return self._ask("GET", _target("/v1/dead/letter", number=str(number)))
 
+    def dead_replay(self, number: int) -> dict[str, Any]:
+        """Deliver the event of a dead letter again."""
+        return self._ask("POST", "/v1/dead/replay", {"number": number})
+
     def dead_drop(self, number: int) -> dict[str, Any]:
         """Say that nobody needs to look at a dead letter any more."""
         return self._ask("POST", "/v1/dead/drop", {"number": number})

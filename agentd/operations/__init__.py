@@ -48,6 +48,7 @@ class Operations:
         self.outbox_drop = outbox.drop
         self.dead = letters.listed
         self.dead_show = letters.show
+        self.dead_replay = letters.replay
         self.dead_drop = letters.drop
         self.gaps = reading.gaps
         self.tail = reading.tail

@@ -170,11 +170,13 @@ def test_dead_letters_are_asked_for_as_wanted(served: Any) -> None:
     assert client.dead() == list(served.daemon.letters.values())
     client.dead("alice", dropped_too=True, limit=7)
     assert client.dead_show(3)["event"]["seq"] == 9
+    assert client.dead_replay(3)["dropped_at"] is not None
     assert client.dead_drop(3)["dropped_at"] is not None
     assert served.daemon.asked == [
         ("dead", None, False, 100),
         ("dead", "alice", True, 7),
         ("dead_show", 3),
+        ("dead_replay", 3),
         ("dead_drop", 3),
     ]
 
@@ -187,6 +189,7 @@ def test_dead_letters_are_asked_for_as_wanted(served: Any) -> None:
         ("POST /v1/outbox/drop", b'{"client_msg_id": ""}'),
         ("POST /v1/outbox/drop", b'{"client_msg_id": "k", "force": true}'),
         ("POST /v1/dead/drop", b'{"number": 0}'),
+        ("POST /v1/dead/replay", b"{}"),
         ("GET /v1/dead/letter?number=x", b""),
         ("GET /v1/dead?limit=0", b""),
     ],
