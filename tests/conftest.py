@@ -130,6 +130,40 @@ def explanation(**fate: Any) -> dict[str, Any]:
     return {"events": [{"event": event, "plugins": [lane]}]}
 
 
+def replay_lines(**waits: Any) -> dict[str, list[dict[str, Any]]]:
+    """What the daemon says of each step of a replay."""
+    first = {"plugin": "echo", "events": 3_000, "conversations": 2, "waiting": 0, "waits": [], **waits}
+    counted = {"done": True, "events": 3_000, "matches": 2_000, "conversations": 2, "unreadable": 1}
+    said = {"identity": "alice", "target": "@bob", "content": {"text": "hello\x1b"}}
+    event = explanation()["events"][0]["event"]
+    shown = {
+        "event": event,
+        "handlers": ["greet", "count"],
+        "sends": [said, {**said, "identity": "bob"}],
+        "sends_at_once": [said],
+        "state": [
+            {"key": "count", "shared": False, "value": 2},
+            {"key": "names", "shared": True, "value": ["a"]},
+            {"key": "old", "shared": False, "value": None},
+        ],
+        "reminders": [{"after_s": 5.0, "at": None, "data": None}, {"after_s": None, "at": "2026-01-02T", "data": 1}],
+        "outcomes": [{"word": "greeted", "data": {"n": 1}}, {"word": "counted", "data": None}],
+        "failure": None,
+    }
+    failed = {**shown, "failure": {"error": "ValueError: no", "handler": "greet"}}
+    back = {"identity": "alice", "conversation": "conv_1", "events": 1_500}
+    return {
+        "count": [first, {"read": 2_000}, {"read": 3_000}, counted],
+        "rehearse": [first, shown, {"read": 2_000}, failed, {**counted, "sends": 2, "sends_at_once": 2, "failed": 1}],
+        "set_back": [
+            first,
+            {"read": 3_000},
+            {"set_back": back},
+            {"done": True, "conversations": 2, "events": 3_000, "waiting": 0, "waits": [], **waits},
+        ],
+    }
+
+
 class ScriptedDaemon:
     """Answers what the test put there, and remembers what it was asked."""
 
@@ -151,6 +185,7 @@ class ScriptedDaemon:
         self.letters = {3: letter_row()}
         self.exported: list[bytes] = []
         self.explained = explanation()
+        self.replays = replay_lines()
         self.error: Exception | None = None
         self.asked: list[tuple[Any, ...]] = []
         self.records: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -264,6 +299,18 @@ class ScriptedDaemon:
         if self.error:
             raise self.error
         return self.explained
+
+    async def replay(self, *asked: Any) -> Any:
+        self.asked.append(("replay", *asked))
+        if self.error:
+            raise self.error
+        return self._lines(self.replays[asked[0]])
+
+    async def _lines(self, lines: list[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
+        for line in lines:
+            if line == {"gone": True}:
+                raise RuntimeError("the daemon breaks off")
+            yield line
 
     async def stop(self) -> None:
         self.stopped.set()

@@ -560,6 +560,124 @@ def test_status_tells_how_far_behind_the_handlers_are(ask: Callable[..., Result]
     assert "handlers are too far behind: 2,000 events wait in memory (3.0 MB)" in ask("status").stdout
 
 
+# replay
+
+
+def test_a_replay_counts_and_is_done_once_somebody_agreed(ask: Callable[..., Result], served: Any) -> None:
+    words = ("replay", "--plugin", "echo")
+    refused = ask(*words)
+    assert refused.exit_code == 2
+    assert "nobody is there to ask; add --yes" in refused.stderr
+    assert [asked[1] for asked in served.daemon.asked] == ["count"]
+    result = ask(*words, "--as", "alice", "--conversation", "@bob", "--from", "17", "--yes")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.splitlines() == [
+        "handlers of echo match 2,000 of 3,000 events, in 2 conversations",
+        "each match is handled again, and may send again; --dry-run shows what",
+        "1 event cannot be read any more",
+        "2 conversations set back, 3,000 events to go; see how it gets on: agentd status",
+    ]
+    assert served.daemon.asked[1:] == [
+        ("replay", step, "echo", "alice", "@bob", 17, None) for step in ("count", "set_back")
+    ]
+
+
+def test_a_replay_in_json_is_what_the_daemon_said_but_for_its_progress(ask: Callable[..., Result], served: Any) -> None:
+    result = ask("replay", "--plugin", "echo", "--yes", "--json")
+    replays = served.daemon.replays
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [replays["count"][-1], *replays["set_back"][2:]]
+    shown = ask("replay", "--plugin", "echo", "--dry-run", "--json")
+    told = [line for line in replays["rehearse"][1:] if "read" not in line]
+    assert [json.loads(line) for line in shown.stdout.splitlines()] == told
+
+
+def test_what_a_replay_waits_for_is_told_before_and_after(ask: Callable[..., Result], served: Any) -> None:
+    from tests.conftest import replay_lines
+
+    wait = {
+        "identity": "alice",
+        "conversation": "conv_1",
+        "why": "paused: by command",
+        "remedy": "agentd resume conv_1",
+    }
+    served.daemon.replays = replay_lines(waiting=3, waits=[wait])
+    lines = ask("replay", "--plugin", "echo", "--yes").stderr.splitlines()
+    told = "conv_1 of alice waits, paused: by command: "
+    assert [line.removeprefix(told) for line in lines if line.startswith(told)] == [
+        "the replay waits behind that; see: agentd resume conv_1",
+        "set back once it goes on, unless the daemon is stopped before; see: agentd resume conv_1",
+    ]
+    assert lines.count("so do 2 conversations more") == 2
+
+
+def test_where_nothing_matches_nothing_is_set_back(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.replays["count"][-1]["matches"] = 0
+    result = ask("replay", "--plugin", "echo")
+    assert (result.exit_code, result.stderr) == (0, "no handler of echo matches any of 3,000 events\n")
+    assert [asked[1] for asked in served.daemon.asked] == ["count"]
+
+
+def test_a_dry_run_shows_each_effect_and_a_sum(ask: Callable[..., Result]) -> None:
+    result = ask("replay", "--plugin", "echo", "--dry-run")
+    effects = [
+        "  handled by greet, count",
+        "  sends at once to @bob: hello\\u001b",
+        "  sends to @bob: hello\\u001b",
+        "  sends to @bob as bob: hello\\u001b",
+        "  keeps count",
+        "  keeps names for the whole plugin",
+        "  removes old",
+        "  wants to be woken in 5 s",
+        "  wants to be woken at 2026-01-02T",
+        '  outcome: greeted {"n": 1}',
+        "  outcome: counted",
+    ]
+    assert result.stdout.splitlines() == [
+        "conv_1 #9 position 17, @eve\\u001b: hello",
+        *effects,
+        "conv_1 #9 position 17, @eve\\u001b: hello",
+        *effects[:2],
+        "  FAILS in greet: ValueError: no",
+    ]
+    assert result.stderr.splitlines() == [
+        "nothing is sent or stored; what handlers do without their context (requests, files) happens",
+        "2,000 of 3,000 events match, in 2 conversations: 4 sends, 1 failure",
+        "1 event cannot be read any more",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--from", "17"], "--from 17 is a seq, which is a place in one conversation; add --conversation"),
+        (["--from", "yesterday"], "is no moment"),
+        ([], "Missing option '--plugin'"),
+    ],
+)
+def test_a_replay_that_makes_no_sense_is_a_matter_of_usage(
+    ask: Callable[..., Result], served: Any, words: list[str], told: str
+) -> None:
+    result = ask("replay", *(["--plugin", "echo"] if words else []), *words)
+    assert (result.exit_code, told in result.stderr) == (2, True)
+    assert served.daemon.asked == []
+
+
+def test_a_replay_shows_its_progress_on_a_terminal(
+    served: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from agentd.cli import replaying
+    from agentd.control.client import Client
+
+    monkeypatch.setattr(replaying, "_PROGRESS_S", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    chosen = replaying.Chosen("echo", None, None, None, None)
+    replaying.replay(Client(served.path), chosen, yes=True, as_json=False)
+    steps = capsys.readouterr().err.split("\r\x1b[K")
+    assert "2,000 of 3,000 events read" in steps
+    assert "1 conversation set back" in steps
+    assert steps[-1].startswith("2 conversations set back, 3,000 events to go")
+
+
 # check
 
 
@@ -739,7 +857,20 @@ def test_wrong_words_end_with_the_code_for_usage(words: list[str]) -> None:
 
 
 def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
-    asking = ["status", "send", "tail", "gaps", "export", "explain", "pause", "resume", "outbox", "dead", "release"]
+    asking = [
+        "status",
+        "send",
+        "tail",
+        "gaps",
+        "export",
+        "explain",
+        "pause",
+        "resume",
+        "replay",
+        "outbox",
+        "dead",
+        "release",
+    ]
     verbs = ["run", "check", *asking, "new", "hub", "demo"]
     lines = agentd_command("--help").stdout.split("Commands:\n")[1].splitlines()
     assert [line.split()[0] for line in lines] == verbs

@@ -43,6 +43,7 @@ for _verb in (
     recorded.explain,
     steering.pause,
     steering.resume,
+    steering.replay,
     undelivered.outbox,
     undelivered.dead,
     undelivered.release,

@@ -21,6 +21,8 @@ Protocol, version 1. Within a version, fields and calls are only added.
     GET  /v1/tail[?identity=NAME][&since=POSITION]         JSON lines without end; blank ones mean nothing
     GET  /v1/export[?identity=NAME][&conversation=ID][&since=ISO]  JSON lines: {up_to: position}, events (see
                                                             core.exported), {exported: number, unreadable: number}
+    POST /v1/replay                   {plugin, step, identity?, conversation?, from_seq?, since?: ISO} to JSON lines, of
+                                      which the last has `done`; step: count, rehearse or set_back (see Daemon.replay)
     GET  /v1/explain?event=EVENT[&identity=NAME][&plugin=NAME]  {events: [...]}; EVENT: a platform id or a position
     POST /v1/stop                     {stopping: true}, at once
 
@@ -46,7 +48,7 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 import orjson
@@ -199,6 +201,34 @@ class Daemon(Protocol):
         """
         ...
 
+    async def replay(
+        self,
+        step: Literal["count", "rehearse", "set_back"],
+        plugin: str,
+        identity: str | None,
+        conversation: str | None,
+        from_seq: int | None,
+        since: float | None,
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Recorded events once more: count those that a plugin's handlers match, show what these would do, or do it.
+
+        In one conversation, or in all of the identities that the plugin serves. from_seq: from this seq on, in one
+        conversation; since: Unix seconds, received from then on; else from the beginning of what is recorded.
+        The first line: {plugin, events, conversations, waiting, waits: [{identity, conversation, why, remedy}]}; waits
+        names some of those that cannot be set back now. Then, among lines of {read: number} that tell how far it is:
+        rehearse: {event, handlers, sends: [{identity, target, content}], sends_at_once, state: [{key, shared, value}],
+        reminders: [{after_s, at, data}], outcomes: [{word, data}], failure: None or {error, handler}} for each event
+        that matches. Nothing is sent or stored, but what handlers do without their context happens. Each is shown
+        what is stored now, not what another would have put there.
+        set_back: {set_back: {identity, conversation, events}} for each conversation, as soon as that is on disk; from
+        then on its events are handled again, and their sends have new keys.
+        The last: {done, events, matches, conversations (in which any matches), unreadable}; of rehearse with {sends,
+        sends_at_once, failed} too; of set_back {done, conversations, events, waiting, waits} instead: what waits is
+        set back once it goes on, unless the daemon is stopped before.
+        Raises ControlError if the plugin is unknown, does not serve the identity, or no conversation is meant clearly.
+        """
+        ...
+
     async def explain(self, event: str, identity: str | None, plugin: str | None) -> dict[str, Any]:
         """What the plugins that serve its identity make of an event. Two identities may have one of the same id.
 
@@ -223,6 +253,17 @@ class SendRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     identity: str | None = None
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=_WAIT_MAX_S)] = 0.0
     client_msg_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+
+
+class ReplayRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /v1/replay."""
+
+    plugin: str
+    step: Literal["count", "rehearse", "set_back"]
+    identity: str | None = None
+    conversation: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    from_seq: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
+    since: str | None = None
 
 
 class SendChosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -321,6 +362,7 @@ class ControlServer:
         application.router.add_post("/v1/dead/drop", self._dead_drop)
         application.router.add_get("/v1/tail", self._tail)
         application.router.add_get("/v1/export", self._export)
+        application.router.add_post("/v1/replay", self._replay)
         application.router.add_get("/v1/explain", self._explain)
         application.router.add_post("/v1/stop", self._stop)
         return application
@@ -423,13 +465,37 @@ class ControlServer:
 
     async def _export(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
-        pages = await self._daemon.export(identity, request.query.get("conversation"), _moment(request, "since"))
+        pages = await self._daemon.export(
+            identity, request.query.get("conversation"), _read_moment("since", request.query.get("since"))
+        )
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         try:
             async with contextlib.aclosing(pages):
                 async for page in pages:
                     await response.write(page)
+        except ConnectionResetError:
+            pass  # the reader has gone
+        return response
+
+    async def _replay(self, request: web.Request) -> web.StreamResponse:
+        wanted = await _body(request, ReplayRequest)
+        if wanted.from_seq is not None and wanted.conversation is None:
+            raise _bad_request("from_seq is a place in one conversation, and none is named")
+        lines = await self._daemon.replay(
+            wanted.step,
+            wanted.plugin,
+            self._identity(wanted.identity),
+            wanted.conversation,
+            wanted.from_seq,
+            _read_moment("since", wanted.since),
+        )
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        try:
+            async with contextlib.aclosing(lines):
+                async for line in lines:
+                    await response.write(orjson.dumps(line) + b"\n")
         except ConnectionResetError:
             pass  # the reader has gone
         return response
@@ -532,8 +598,7 @@ def _number(request: web.Request, name: str, default: int) -> int:
     return int(given)
 
 
-def _moment(request: web.Request, name: str) -> float | None:
-    given = request.query.get(name)
+def _read_moment(name: str, given: str | None) -> float | None:
     try:
         return None if given is None else unix(given)
     except (ValueError, OverflowError):

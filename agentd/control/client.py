@@ -142,6 +142,37 @@ class Client:
             connection.close()
             raise
 
+    def replay(
+        self,
+        step: str,
+        plugin: str,
+        identity: str | None = None,
+        conversation: str | None = None,
+        from_seq: int | None = None,
+        since: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """The lines of a step of a replay; see control.api.Daemon. since: ISO 8601.
+
+        Raises ControlError at once; UnreachableError if the daemon breaks off, so that what was told is not all.
+        """
+        body = {
+            "step": step,
+            "plugin": plugin,
+            "identity": identity,
+            "conversation": conversation,
+            "from_seq": from_seq,
+            "since": since,
+        }
+        with _Connection(self._path, timeout_s=None) as connection:
+            response = self._response(connection, "POST", "/v1/replay", body)
+            told: dict[str, Any] = {}
+            while "done" not in told:
+                try:
+                    told = json.loads(response.readline())
+                except (OSError, http.client.HTTPException, ValueError) as error:
+                    raise _unreachable(self._path, error) from None
+                yield told
+
     def explain(self, event: str, identity: str | None = None, plugin: str | None = None) -> dict[str, Any]:
         """What the plugins make of an event. event: the platform's id, or a position."""
         target = _target("/v1/explain", event=event, identity=identity, plugin=plugin)

@@ -404,6 +404,17 @@ class Journal(Protocol):
         """Records behind a position over all conversations."""
         ...
 
+    async def position_of_seq(self, conversation: int, epoch: int, seq: int) -> int | None:
+        """The first position in a conversation at or above a seq; None if there is none."""
+        ...
+
+    async def position_since(self, moment: float) -> int | None:
+        """The first position in the log that was received from this moment on, Unix seconds; None if there is none.
+
+        One that waited for longer than ten minutes until it was in order may be missed.
+        """
+        ...
+
     async def last_position(self) -> int: ...
     async def positions_of(self, id_: str, after: int, up_to: int) -> list[int]:
         """Where an event with this platform id stands, from behind one position up to another; reads all between."""

@@ -8,6 +8,7 @@
     pausing.py    keeping handlers out of a conversation
     reading.py    what is recorded: the log as it grows, exports, gaps
     explaining.py what the plugins make of an event
+    replaying.py  letting a plugin handle again what is recorded
     naming.py     which conversation a person means
     rows.py       how all this looks as JSON
     following.py  records on their way to those who wait for them
@@ -25,6 +26,7 @@ from agentd.operations.outbox import Outbox
 from agentd.operations.parts import Parts
 from agentd.operations.pausing import Pausing
 from agentd.operations.reading import Reading
+from agentd.operations.replaying import Replaying
 from agentd.operations.sending import Sending
 from agentd.operations.status import Status
 
@@ -53,6 +55,7 @@ class Operations:
         self.gaps = reading.gaps
         self.tail = reading.tail
         self.export = reading.export
+        self.replay = Replaying(parts).replay
         self.explain = Explaining(parts).explain
         self._stop = parts.stop
 

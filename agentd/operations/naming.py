@@ -5,14 +5,16 @@ A handle is known from what was sent to it lately. Where nothing was, only the i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from agentd.control.refusal import ControlError
 from agentd.journal.storage import Conversation
 from agentd.operations.parts import Parts
 
 
-async def find_conversation(parts: Parts, identity: str | None, named: str) -> Conversation:
-    """The one conversation of this identity, or of any. Raises ControlError if there is none, or several."""
-    found = [each for name in parts.names(identity) if (each := await _of(parts, name, named)) is not None]
+async def find_conversation(parts: Parts, names: Sequence[str], named: str) -> Conversation:
+    """The one conversation of these identities. Raises ControlError if there is none, or several."""
+    found = [each for name in names if (each := await _of(parts, name, named)) is not None]
     if len(found) == 1:
         return found[0]
     if found:

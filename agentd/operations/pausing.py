@@ -26,7 +26,7 @@ class Pausing:
 
     async def pause(self, identity: str | None, conversation: str, for_s: float | None) -> dict[str, Any]:
         """See control.api.Daemon."""
-        found = await find_conversation(self._parts, identity, conversation)
+        found = await find_conversation(self._parts, self._parts.names(identity), conversation)
         now = time.time()
         pause = Paused(
             number=found.number,
@@ -41,7 +41,7 @@ class Pausing:
 
     async def resume(self, identity: str | None, conversation: str) -> dict[str, Any]:
         """See control.api.Daemon."""
-        found = await find_conversation(self._parts, identity, conversation)
+        found = await find_conversation(self._parts, self._parts.names(identity), conversation)
         pause = self._parts.dispatcher.paused(found.number)
         if pause is None:
             raise ControlError(

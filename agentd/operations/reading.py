@@ -78,5 +78,5 @@ class Reading:
         """What reads a page behind a position: of everything, of an identity, or of one conversation."""
         if conversation is None:
             return lambda after: self._journal.read_log(identity, after, _PAGE)
-        number = (await find_conversation(self._parts, identity, conversation)).number
+        number = (await find_conversation(self._parts, self._parts.names(identity), conversation)).number
         return lambda after: self._journal.read_lane(number, after, _PAGE)

@@ -297,6 +297,36 @@ def test_an_export_of_what_there_is_not_is_refused_before_it_begins(served: Any)
     assert refused(lambda: client.export(conversation="c")).code == "UNKNOWN_CONVERSATION"
 
 
+def test_a_replay_gives_each_line_as_it_comes(either: Any) -> None:
+    client = Client(either.path)
+    for step, lines in either.daemon.replays.items():
+        assert list(client.replay(step, "echo", "alice", "conv_1", 7, "2026-01-01T00:00:00Z")) == lines
+    assert either.daemon.asked == [
+        ("replay", step, "echo", "alice", "conv_1", 7, 1_767_225_600.0) for step in either.daemon.replays
+    ]
+
+
+def test_a_replay_that_the_daemon_breaks_off_is_not_taken_for_all(served: Any) -> None:
+    served.daemon.replays["count"].insert(2, {"gone": True})
+    with pytest.raises(UnreachableError, match="broke off"):
+        list(Client(served.path).replay("count", "echo"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("count", "echo", None, None, 7), "from_seq is a place in one conversation, and none is named"),
+        (("count", "echo", None, None, None, "yesterday"), "since must be a moment"),
+        (("count", "echo", None, "c", -1), "$.from_seq"),
+        (("go", "echo"), "Invalid enum value 'go'"),
+    ],
+)
+def test_a_replay_that_makes_no_sense_is_refused(served: Any, asked: tuple[Any, ...], message: str) -> None:
+    error = refused(lambda: list(Client(served.path).replay(*asked)))
+    assert (error.code, message in error.message) == ("BAD_REQUEST", True)
+    assert served.daemon.asked == []
+
+
 def test_an_event_is_explained_as_asked(served: Any) -> None:
     client = Client(served.path)
     assert client.explain("msg_ä/?&9", "alice", "echo") == served.daemon.explained

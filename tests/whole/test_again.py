@@ -114,3 +114,100 @@ async def test_a_dead_letter_that_nobody_can_handle_any_more_is_refused_with_the
     assert (gone.status, gone.code) == (409, "NOT_SERVED")
     assert "agentd dead drop" in gone.remedy
     assert (await refused(daemon.operations.dead_replay(999))).code == "UNKNOWN_LETTER"
+
+
+# replays
+
+
+async def lines(rig: Rig, step: str, *asked: Any) -> list[dict[str, Any]]:
+    """What a step of a replay tells, but for how far it is: plugin, identity, conversation, from_seq, since."""
+    assert rig.daemon is not None
+    told = await rig.daemon.operations.replay(step, *asked, *[None] * (5 - len(asked)))
+    return [line async for line in told if "read" not in line]
+
+
+def counts(line: dict[str, Any]) -> tuple[int, int, int]:
+    return line["events"], line["matches"], line["conversations"]
+
+
+async def test_a_replay_is_counted_shown_and_done_and_sends_again_in_order(rig: Rig) -> None:
+    await talk(rig, "say a", "not this", "say b")
+    await rig.until(lambda: said(rig) == ["say a 1", "say b 2"] and rig.status()[0]["journaled"] == 5)
+    assert counts((await lines(rig, "count", "plugin"))[-1]) == (5, 2, 1)
+    first, shown, other, last = await lines(rig, "rehearse", "plugin")
+    assert (first["events"], first["conversations"], first["waits"]) == (5, 1, [])
+    assert [each["event"]["text"] for each in (shown, other)] == ["say a", "say b"]
+    assert [send["content"]["text"] for send in shown["sends"]] == ["say a 3"], "what is stored now is what it reads"
+    assert shown["state"] == [{"key": "count", "shared": False, "value": 3}]
+    assert (shown["handlers"], shown["outcomes"]) == (["say"], [{"word": "said", "data": {"count": 3}}])
+    assert (last["sends"], last["failed"]) == (2, 0)
+    await rig.until(lambda: rig.status()[0]["outbox_ready"] == 0)
+    assert sum(row.sender == "agent" for row in rig.hub.ledger()) == 2, "a rehearsal sends nothing"
+    (rig.folder / "said").write_text("say a 1\nsay b 2\n")  # but what a handler writes by itself is written
+    _, back, last = await lines(rig, "set_back", "plugin")
+    assert back["set_back"]["conversation"] == rig.hub.conversation("peer", "agent")
+    assert (last["conversations"], last["events"], last["waiting"]) == (1, 5, 0)
+    await rig.until(lambda: said(rig) == ["say a 1", "say b 2", "say a 3", "say b 4"])
+    await rig.until(lambda: rig.status()[0]["pending"] == 0)
+    assert len(rig.hub.ledger()) == 7
+
+
+async def test_a_replay_begins_at_a_seq_or_a_moment_and_may_be_of_one_conversation(rig: Rig) -> None:
+    await talk(rig, "say a", "say b")
+    rig.hub.create_agent("other")
+    rig.hub.post("other", "agent", "say c")
+    await rig.until(lambda: len(said(rig)) == 3 and rig.status()[0]["journaled"] == 6)
+    conversation, beside = rig.hub.conversation("peer", "agent"), rig.hub.conversation("other", "agent")
+    records = await rig._journal.read_log("agent", 0, 9)
+    second = next(each for each in records if b"say b" in each.payload)
+    assert counts((await lines(rig, "count", "plugin", "agent", None, None, second.received_at))[-1])[1] < 3
+    assert counts((await lines(rig, "count", "plugin", None, "@peer", 2))[-1])[1:] == (1, 1)
+    assert counts((await lines(rig, "count", "plugin", None, conversation, 99))[-1]) == (0, 0, 0)
+    assert counts((await lines(rig, "count", "plugin", None, None, None, second.received_at + 3_600))[-1]) == (0, 0, 0)
+    back, last = (await lines(rig, "set_back", "plugin", None, beside))[1:]
+    assert (back["set_back"]["conversation"], last["conversations"]) == (beside, 1)
+    await rig.until(lambda: len(said(rig)) == 4)
+    assert said(rig)[3] == "say c 2"
+
+
+async def test_a_replay_tells_which_conversations_it_waits_for_and_goes_on_with_them(rig: Rig) -> None:
+    await talk(rig, "say a", "poison", on_dead="hold")
+    rig.hub.create_agent("other")
+    rig.hub.post("other", "agent", "say c")
+    assert rig.daemon is not None
+    operations = rig.daemon.operations
+    await rig.until(lambda: len(said(rig)) == 2 and bool(operations.status()["plugins"][0]["held"]))
+    await operations.pause(None, "@other", None)
+    first, last = await lines(rig, "set_back", "plugin")
+    waits = {each["conversation"]: (each["why"], each["remedy"].split()[1]) for each in last["waits"]}
+    assert waits == {
+        rig.hub.conversation("peer", "agent"): ("held behind a dead letter", "release"),
+        rig.hub.conversation("other", "agent"): ("paused: by command", "resume"),
+    }
+    assert first["waits"] == last["waits"]
+    assert (last["conversations"], last["waiting"]) == (0, 2)
+    await operations.resume(None, "@other")
+    await rig.until(lambda: said(rig)[2:] == ["say c 2"])
+    mend(rig)
+    operations.release("plugin", None, rig.hub.conversation("peer", "agent"))
+    await rig.until(lambda: said(rig)[3:] == ["say a 2", "poison 3"])
+
+
+async def test_a_replay_of_thousands_is_read_page_by_page(rig: Rig) -> None:
+    await talk(rig, *(f"no {number}" for number in range(1_000)), "say a")
+    await rig.until(lambda: said(rig) == ["say a 1"] and rig.status()[0]["journaled"] == 1_002)
+    assert rig.daemon is not None
+    told = [line async for line in await rig.daemon.operations.replay("count", "plugin", None, None, None, None)]
+    assert [line["read"] for line in told if "read" in line] == [200, 400, 600, 800, 1_000, 1_002]
+    assert counts(told[-1]) == (1_002, 1, 1)
+    back = (await lines(rig, "set_back", "plugin"))[1]
+    assert back["set_back"]["events"] == 2, "it goes back no further than to the first that matches"
+
+
+async def test_a_replay_for_whom_the_plugin_does_not_serve_is_refused_with_the_remedy(rig: Rig) -> None:
+    await talk(rig, "say a")
+    await rig.until(lambda: len(said(rig)) == 1)
+    unknown = await refused(lines(rig, "count", "plugn"))
+    assert (unknown.code, unknown.remedy) == ("UNKNOWN_PLUGIN", "there are: plugin")
+    assert (await refused(lines(rig, "count", "plugin", "stranger"))).code == "NOT_SERVED"
+    assert (await refused(lines(rig, "count", "plugin", None, "conv_nowhere"))).code == "UNKNOWN_CONVERSATION"

@@ -281,6 +281,14 @@ class SqliteJournal:
         """Records behind a position over all conversations."""
         return await self._read(lambda db: events.read_log(db, identity, after, limit))
 
+    async def position_of_seq(self, conversation: int, epoch: int, seq: int) -> int | None:
+        """The first position in a conversation at or above a seq; None if there is none."""
+        return await self._read(lambda db: events.position_of_seq(db, conversation, epoch, seq))
+
+    async def position_since(self, moment: float) -> int | None:
+        """The first position in the log that was received from this moment on, Unix seconds; None if there is none."""
+        return await self._read(lambda db: events.position_since(db, moment))
+
     async def last_position(self) -> int:
         """The highest position on disk, or 0."""
         return await self._read(events.last_position)
