@@ -988,6 +988,25 @@ def test_explain_tells_each_handler_and_filter(ask: Callable[..., Result], serve
     [
         ({"state": "waiting"}, "waiting"),
         ({"state": "waiting", "behind": 16}, "waiting behind position 16, which fails"),
+        ({"state": "waiting", "replays": 1}, "waiting again"),
+        ({"state": "handled", "replays": 2}, "handled again"),
+        ({"state": "running"}, "running at this moment"),
+        ({"state": "running", "attempts": 2, "replays": 1}, "running again at this moment, attempt 3"),
+        ({"state": "paused"}, "waiting, since its conversation is paused"),
+        ({"state": "passed"}, "passed: it had grown stale, and newer mail said more"),
+        (
+            {"state": "aside", "attempts": 0, "not_before": "2026-01-02T03:04:05.000Z"},
+            "comes by itself not before 2026-01-02T03:04:05.000Z, while the conversation goes on",
+        ),
+        (
+            {"state": "aside", "attempts": 1, "error": "ValueError: no", "not_before": "2026-01-02T03:04:05.000Z"},
+            "comes by itself not before 2026-01-02T03:04:05.000Z, while the conversation goes on, after 1 attempt: "
+            "ValueError: no",
+        ),
+        (
+            {"state": "failing", "attempts": 1, "error": None, "not_before": "2026-01-02T03:04:05.000Z"},
+            "failing, next attempt not before 2026-01-02T03:04:05.000Z, after 1 attempt: the process died",
+        ),
         ({"state": "passed_over"}, "passed over: no handler matches"),
         ({"state": "never_offered"}, "never offered: it is older than the plugin's service for this identity"),
         (
@@ -996,11 +1015,12 @@ def test_explain_tells_each_handler_and_filter(ask: Callable[..., Result], serve
         ),
         (
             {"state": "dead", "attempts": 5, "error": "ValueError: no", "letter": 3},
-            "dead letter 3 after 5 attempts: ValueError: no",
+            "dead letter 3 after 5 attempts: ValueError: no; see: agentd dead show 3",
         ),
         (
             {"state": "held", "attempts": 5, "error": "ValueError: no", "letter": 3},
-            "dead letter 3, behind which the conversation is held, after 5 attempts: ValueError: no",
+            "dead letter 3, behind which the conversation is held, after 5 attempts: ValueError: no; "
+            "see: agentd dead show 3",
         ),
     ],
 )
@@ -1011,6 +1031,32 @@ def test_explain_tells_what_became_of_the_event(
 
     served.daemon.explained = explanation(**fate)
     assert f"plugin echo: {told}" in ask("explain", "17").stdout.splitlines()
+
+
+def test_explain_tells_what_turns_came_to_and_whether_the_conversation_is_paused(
+    ask: Callable[..., Result], served: Any
+) -> None:
+    from tests.conftest import explanation, pause_row
+
+    at = "2026-01-02T03:04:05.000Z"
+    outcome = {"word": "greeted", "data": {"n": 1}, "at": at, "first": 17, "last": 17}
+    served.daemon.explained = explanation(state="paused", replays=1)
+    (lane,) = served.daemon.explained["events"][0]["plugins"]
+    lane["pause"] = pause_row(reason="by command")
+    lane["outcomes"] = [
+        outcome,
+        {**outcome, "word": "passed", "data": {"reason": "stale", "count": 3}, "last": 19},
+        {**outcome, "word": "set back", "data": None, "last": 1_016},
+        {**outcome, "word": "tried again", "data": None},
+    ]
+    assert ask("explain", "17").stdout.splitlines()[3:9] == [
+        "plugin echo: waiting again, since its conversation is paused",
+        "  the conversation is paused until it is resumed: by command",
+        f'  {at} outcome: greeted {{"n": 1}}',
+        f'  {at} outcome: passed {{"reason": "stale", "count": 3}}, as one of 3 events',
+        f"  {at} somebody wanted it to be handled again, with 1,000 events in all",
+        f"  {at} somebody wanted its dead letter to be delivered again",
+    ]
 
 
 def test_an_event_that_is_not_found_fails_with_the_remedy(ask: Callable[..., Result], served: Any) -> None:

@@ -99,6 +99,11 @@ def _echo_event(row: Mapping[str, Any]) -> None:
 
 def _echo_lane(lane: Mapping[str, Any]) -> None:
     click.echo(f"\nplugin {lane['plugin']}: {_fate(lane)}")
+    if (pause := lane.get("pause")) is not None:
+        until = "until it is resumed" if pause["until"] is None else f"until {pause['until']}"
+        click.echo(f"  the conversation is paused {until}: {printable(pause['reason'])}")
+    for outcome in lane.get("outcomes", ()):
+        click.echo(f"  {outcome['at']} {_outcome(outcome)}")
     if not lane["handlers"]:
         click.echo("  it has no handlers")
     for handler in lane["handlers"]:
@@ -108,24 +113,52 @@ def _echo_lane(lane: Mapping[str, Any]) -> None:
             click.echo(f"    {_filter(each)}")
 
 
+def _outcome(row: Mapping[str, Any]) -> str:
+    about = number(row["last"] - row["first"] + 1)
+    match row["word"]:
+        case "set back":
+            return f"somebody wanted it to be handled again, with {about} events in all"
+        case "tried again":
+            return "somebody wanted its dead letter to be delivered again"
+        case word:
+            data = "" if row["data"] is None else f" {_value(row['data'])}"
+            turn = "" if row["first"] == row["last"] else f", as one of {about} events"
+            return f"outcome: {printable(word)}{data}{turn}"
+
+
 def _fate(lane: Mapping[str, Any]) -> str:
     fate = lane["fate"]
-    failed = f"after {fate['attempts']} attempts: {printable(fate['error'] or '')}"
+    attempts = "1 attempt" if fate["attempts"] == 1 else f"{fate['attempts']} attempts"
+    failed = f"after {attempts}: {printable(fate['error'] or 'the process died')}"
+    again = " again" if fate.get("replays") else ""
     match fate["state"]:
         case "waiting":
             behind = f" behind position {fate['behind']}, which fails" if fate.get("behind") else ""
             out_of_order = "" if lane["breaker"] == "closed" else "; the plugin as a whole is out of order"
-            return f"waiting{behind}{out_of_order}"
+            return f"waiting{again}{behind}{out_of_order}"
+        case "running":
+            nth = f", attempt {fate['attempts'] + 1}" if fate["attempts"] else ""
+            return f"running{again} at this moment{nth}"
         case "failing":
             return f"failing, next attempt not before {fate['not_before']}, {failed}"
+        case "paused":
+            return f"waiting{again}, since its conversation is paused"
+        case "aside":
+            tried = f", {failed}" if fate["attempts"] else ""
+            return f"comes by itself not before {fate['not_before']}, while the conversation goes on{tried}"
+        case "passed":
+            return "passed: it had grown stale, and newer mail said more"
         case "dead":
-            return f"dead letter {fate['letter']} {failed}"
+            return f"dead letter {fate['letter']} {failed}; see: agentd dead show {fate['letter']}"
         case "held":
-            return f"dead letter {fate['letter']}, behind which the conversation is held, {failed}"
+            held = "behind which the conversation is held"
+            return f"dead letter {fate['letter']}, {held}, {failed}; see: agentd dead show {fate['letter']}"
         case "passed_over":
             return "passed over: no handler matches"
         case "never_offered":
             return "never offered: it is older than the plugin's service for this identity"
+        case "handled":
+            return f"handled{again}"
         case state:
             return str(state)
 

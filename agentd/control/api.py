@@ -232,10 +232,13 @@ class Daemon(Protocol):
     async def explain(self, event: str, identity: str | None, plugin: str | None) -> dict[str, Any]:
         """What the plugins that serve its identity make of an event. Two identities may have one of the same id.
 
-        {events: [{event, plugins: [{plugin, breaker, fate, handlers}]}]}. event: as `tail` shows it. fate: {state,
-        attempts, error, not_before, letter, behind}; state: one of operations.explaining.STATES. handlers: [{name,
-        place, event, matches, filters: [{name, wanted, had, passed, error}]}]; matches is None where a filter raised;
-        passed is None where it raised `error`, or was not asked.
+        {events: [{event, plugins: [{plugin, breaker, pause, fate, outcomes, handlers}]}]}. event: as `tail` shows it.
+        pause: that of its conversation (see pause), or None. fate: {state, attempts, error, not_before, letter, behind,
+        replays}; state: one of operations.explaining.STATES. outcomes: [{word, data, at, first, last}], oldest first:
+        what turns about it came to by the word of their handlers, and "passed", "set back" and "tried again"; first,
+        last: positions of the events that this was about. handlers: [{name, place, event, matches, filters: [{name,
+        wanted, had, passed, error}]}]; matches is None where a filter raised; passed is None where it raised `error`,
+        or was not asked.
         Raises ControlError if there is no such event or plugin.
         """
         ...

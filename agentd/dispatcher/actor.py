@@ -208,6 +208,15 @@ class Dispatcher:
             ],
         }
 
+    def runs(self, plugin: str, number: int, position: int) -> bool:
+        """Whether a turn about the event at this position is under way in the conversation with this number."""
+        lane = self._backlog.lane(number, self._served[plugin])
+        if lane is None or not lane.began_at:
+            return False
+        head = lane.served.lanes.first(number, 1)[0]
+        first = head.record.position if isinstance(head, Delivery) else 0
+        return first <= position <= max(first, lane.until)
+
     def since(self, identity: str, plugin: str) -> int:
         """The position behind which a plugin serves an identity; what was journaled up to there is never offered."""
         return self._since[identity, plugin]

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
+from agentd import config
 from agentd.control.refusal import ControlError
 
 if TYPE_CHECKING:
@@ -211,3 +213,68 @@ async def test_a_replay_for_whom_the_plugin_does_not_serve_is_refused_with_the_r
     assert (unknown.code, unknown.remedy) == ("UNKNOWN_PLUGIN", "there are: plugin")
     assert (await refused(lines(rig, "count", "plugin", "stranger"))).code == "NOT_SERVED"
     assert (await refused(lines(rig, "count", "plugin", None, "conv_nowhere"))).code == "UNKNOWN_CONVERSATION"
+
+
+# explained
+
+
+async def explained(rig: Rig, position: int) -> dict[str, Any]:
+    assert rig.daemon is not None
+    (found,) = (await rig.daemon.operations.explain(str(position), None, None))["events"]
+    (lane,) = found["plugins"]
+    return lane
+
+
+async def until_state(rig: Rig, position: int, state: str) -> dict[str, Any]:
+    await rig.until(lambda: rig.status()[0]["journaled"] >= position)
+    async with asyncio.timeout(20.0):
+        while (lane := await explained(rig, position))["fate"]["state"] != state:
+            await asyncio.sleep(0.01)
+    return lane
+
+
+async def test_what_was_done_about_an_event_is_told_with_what_came_of_it(rig: Rig) -> None:
+    await talk(rig, "poison", "say")
+    assert rig.daemon is not None
+    operations = rig.daemon.operations
+    fate = (await until_state(rig, 1, "dead"))["fate"]
+    mend(rig)
+    await operations.dead_replay(fate["letter"])
+    lane = await until_state(rig, 1, "handled")
+    assert [each["word"] for each in lane["outcomes"]] == ["tried again", "said"]
+    assert lane["fate"]["replays"] == 1
+    await operations.pause(None, rig.hub.conversation("peer", "agent"), None)
+    rig.hub.post("peer", "agent", "say more")
+    await rig.until(lambda: rig.status()[0]["pending"] == 1)
+    last = (await rig._journal.read_log("agent", 0, 99))[-1].position
+    paused = await until_state(rig, last, "paused")
+    assert paused["pause"]["reason"] == "by command"
+
+
+async def test_an_event_that_is_delivered_later_by_itself_is_told_with_its_time(rig: Rig) -> None:
+    (rig.folder / "rash.py").write_text(
+        "from agentd.plugin import Message, Plugin\n\nplugin = Plugin('rash')\n\n"
+        "@plugin.on(Message)\nasync def fail(message, ctx):\n    raise ValueError('no')\n"
+    )
+    rig.plugin = {"use": str(rig.folder / "rash.py"), "attempts": 1, "on_dead": "detach"}
+    rig.identity("agent")
+    rig.hub.create_agent("peer")
+    await rig.start()
+    rig.hub.post("peer", "agent", "x")
+    fate = (await until_state(rig, 1, "aside"))["fate"]
+    assert fate["not_before"] is not None
+
+
+async def test_a_turn_that_notes_its_progress_is_told_as_running(rig: Rig) -> None:
+    (rig.folder / "slow.py").write_text(
+        "import asyncio\nfrom agentd.plugin import Message, Plugin\n\nplugin = Plugin('slow')\n\n"
+        "@plugin.on(Message)\nasync def work(message, ctx):\n    ctx.progress(1)\n    await asyncio.sleep(600)\n"
+    )
+    rig.plugin = {"use": str(rig.folder / "slow.py")}
+    rig.settings = msgspec.structs.replace(rig.settings, dispatch=config.Dispatch(drain_timeout_s=0.1))
+    rig.identity("agent")
+    rig.hub.create_agent("peer")
+    await rig.start()
+    rig.hub.post("peer", "agent", "x", "y")
+    await until_state(rig, 1, "running")
+    assert (await until_state(rig, 2, "waiting"))["fate"]["behind"] is None
