@@ -452,10 +452,11 @@ def test_a_dead_letter_is_shown_with_its_event_and_traceback(ask: Callable[..., 
         "@eve",
     )
     assert "\n\npoison\\u001b\n\nTraceback ...\n  ValueError: no\n\n" in output
-    assert output.splitlines()[-3:] == [
-        "what can be done:",
-        "  agentd dead replay 3  deliver it again, after mending",
-        "  agentd dead drop 3    take it off the list",
+    assert output.splitlines()[-4:] == [
+        "to have it delivered again, once the cause is mended:",
+        "  agentd dead replay 3",
+        "to take it off the list:",
+        "  agentd dead drop 3",
     ]
     assert json.loads(ask("dead", "show", "3", "--json").stdout)["traceback"].startswith("Traceback")
 
@@ -465,10 +466,11 @@ def test_a_dead_letter_that_holds_a_conversation_names_what_lets_it_go_on(
 ) -> None:
     served.daemon.letters[3]["held"] = True
     lines = ask("dead", "show", "3").stdout.splitlines()
-    assert lines[-3:] == [
-        "echo stands still in this conversation until one of these:",
-        "  agentd dead replay 3                   deliver it again, after mending",
-        "  agentd release echo conv_1 --as alice  go on without it",
+    assert lines[-4:] == [
+        "to have it delivered again, once the cause is mended:",
+        "  agentd dead replay 3",
+        "echo stands still in this conversation until then; to let it go on without this event:",
+        "  agentd release echo conv_1 --as alice",
     ]
     served.daemon.letters[3]["dropped_at"] = "2026-01-02T03:06:05.000Z"
     assert "agentd dead" not in ask("dead", "show", "3").stdout
@@ -555,9 +557,12 @@ def test_status_tells_how_far_behind_the_handlers_are(ask: Callable[..., Result]
     assert ["echo", "1.2", "works", "1,234", "2", "0", "1"] in lines
     assert ["broken", "1.2", "out", "of", "order", "1,234", "2", "0", "1"] in lines
     served.daemon.undispatched = {"count": 2_000, "bytes": 3_145_728, "shedding": False}
-    assert "2,000 events wait in memory (3.0 MB)" in ask("status").stdout
+    assert "2,000 events wait in memory (3.1 MB)" in ask("status").stdout
     served.daemon.undispatched["shedding"] = True
-    assert "handlers are too far behind: 2,000 events wait in memory (3.0 MB)" in ask("status").stdout
+    told = "2,000 events wait in memory (3.1 MB): too many, new ones stay with the platform"
+    assert told in ask("status").stdout.splitlines()
+    served.daemon.undispatched = {"count": 1, "bytes": 999, "shedding": False}
+    assert "1 event waits in memory (999 B)" in ask("status").stdout.splitlines()
 
 
 # replay
@@ -602,12 +607,14 @@ def test_what_a_replay_waits_for_is_told_before_and_after(ask: Callable[..., Res
     }
     served.daemon.replays = replay_lines(waiting=3, waits=[wait])
     lines = ask("replay", "--plugin", "echo", "--yes").stderr.splitlines()
-    told = "conv_1 of alice waits, paused: by command: "
-    assert [line.removeprefix(told) for line in lines if line.startswith(told)] == [
-        "the replay waits behind that; see: agentd resume conv_1",
-        "set back once it goes on, unless the daemon is stopped before; see: agentd resume conv_1",
+    waiting = ["  conv_1 of alice: paused: by command", "    agentd resume conv_1", "  and 2 conversations more"]
+    assert lines[3:] == [
+        "some conversations stand still, and a replay waits there until they go on:",
+        *waiting,
+        "2 conversations set back, 3,000 events to go; see how it gets on: agentd status",
+        "not set back yet; these will be once they go on, unless the daemon is stopped before:",
+        *waiting,
     ]
-    assert lines.count("so do 2 conversations more") == 2
 
 
 def test_where_nothing_matches_nothing_is_set_back(ask: Callable[..., Result], served: Any) -> None:
@@ -640,7 +647,7 @@ def test_a_dry_run_shows_each_effect_and_a_sum(ask: Callable[..., Result]) -> No
         "  FAILS in greet: ValueError: no",
     ]
     assert result.stderr.splitlines() == [
-        "nothing is sent or stored; what handlers do without their context (requests, files) happens",
+        "nothing is sent or stored, but a handler's own requests and files happen",
         "2,000 of 3,000 events match, in 2 conversations: 4 sends, 1 failure",
         "1 event cannot be read any more",
     ]
@@ -1053,8 +1060,8 @@ def test_explain_tells_what_turns_came_to_and_whether_the_conversation_is_paused
         "plugin echo: waiting again, since its conversation is paused",
         "  the conversation is paused until it is resumed: by command",
         f'  {at} outcome: greeted {{"n": 1}}',
-        f'  {at} outcome: passed {{"reason": "stale", "count": 3}}, as one of 3 events',
-        f"  {at} somebody wanted it to be handled again, with 1,000 events in all",
+        f'  {at} outcome: passed {{"reason": "stale", "count": 3}} (positions 17 to 19)',
+        f"  {at} somebody wanted it to be handled again (positions 17 to 1016)",
         f"  {at} somebody wanted its dead letter to be delivered again",
     ]
 

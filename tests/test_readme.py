@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from agentd.cli import cli
 from agentd.config import load
@@ -63,3 +66,21 @@ def test_every_make_target_that_is_named_exists() -> None:
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     for target in set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def commands(chapter: str) -> list[list[str]]:
+    """What a reader of a chapter would type."""
+    text = README[README.index(f"## {chapter}\n") :].split("\n## ")[0]
+    lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def test_what_helps_when_something_went_wrong_can_be_typed_as_it_stands(served: Any) -> None:
+    typed = commands("When something went wrong")
+    assert {words[0] for words in typed} == {"dead", "release", "tail", "explain", "replay", "pause", "resume"}
+    served.happen(None)  # the tail ends
+    for words in typed:
+        yes = ["--yes"] if "replay" in words and "--dry-run" not in words else []
+        done = CliRunner().invoke(cli, [*words, *yes, "--state", str(served.path.parent)], prog_name="agentd")
+        # This daemon ends a tail, and holds another conversation.
+        assert done.exit_code == {"tail": 69, "release": 1}.get(words[0], 0), (words, done.output)

@@ -145,20 +145,14 @@ def show_letter(daemon: Client, number: int, *, as_json: bool) -> None:
 
 
 def _echo_remedy(row: Row) -> None:
-    number, plugin, identity = row["number"], row["plugin"], row["identity"]
+    number, plugin = row["number"], row["plugin"]
+    click.echo(f"\nto have it delivered again, once the cause is mended:\n  agentd dead replay {number}")
     if row.get("held"):
-        click.echo(f"\n{plugin} stands still in this conversation until one of these:")
+        conversation = printable(row["conversation"])
+        click.echo(f"{plugin} stands still in this conversation until then; to let it go on without this event:")
+        click.echo(f"  agentd release {plugin} {conversation} --as {row['identity']}")
     else:
-        click.echo("\nwhat can be done:")
-    remedies = [
-        (f"agentd dead replay {number}", "deliver it again, after mending"),
-        (f"agentd dead drop {number}", "take it off the list"),
-    ]
-    if row.get("held"):
-        remedies[1:] = [(f"agentd release {plugin} {row['conversation']} --as {identity}", "go on without it")]
-    width = max(len(command) for command, _ in remedies)
-    for command, effect in remedies:
-        click.echo(f"  {command:<{width}}  {effect}")
+        click.echo(f"to take it off the list:\n  agentd dead drop {number}")
 
 
 def replay_letters(daemon: Client, numbers: Sequence[int], *, yes: bool, as_json: bool) -> None:

@@ -12,12 +12,11 @@ from typing import Any
 import click
 
 from agentd.cli.printing import count_column, echo_json, echo_table
-from agentd.cli.tables import Column, age, number, parsed, since
+from agentd.cli.tables import Column, age, number, parsed, since, size
 from agentd.control.client import Client
 from agentd.logs import printable
 
 _PAUSES_SHOWN = 20  # by a policy of holding stale mail, thousands may be paused at once
-_MEBIBYTE = 1_048_576
 
 
 def pause(daemon: Client, conversation: str, identity: str | None, *, for_s: float | None, as_json: bool) -> None:
@@ -76,14 +75,11 @@ def echo_plugins(answer: Mapping[str, Any]) -> None:
         )
         echo_table(columns, plugins)
     waiting = answer.get("undispatched") or {}
-    if waiting.get("shedding"):
-        count, mebibytes = number(waiting["count"]), waiting["bytes"] / _MEBIBYTE
-        click.echo(
-            f"handlers are too far behind: {count} events wait in memory ({mebibytes:.1f} MB), and new ones stay"
-        )
-        click.echo("with the platform until there are fewer")
-    elif waiting.get("count"):
-        click.echo(f"{number(waiting['count'])} events wait in memory ({waiting['bytes'] / _MEBIBYTE:.1f} MB)")
+    if not waiting.get("count"):
+        return
+    events = "1 event waits" if waiting["count"] == 1 else f"{number(waiting['count'])} events wait"
+    told = f"{events} in memory ({size(waiting['bytes'])})"
+    click.echo(f"{told}: too many, new ones stay with the platform" if waiting.get("shedding") else told)
 
 
 def _standing(row: Mapping[str, Any]) -> str:

@@ -114,16 +114,15 @@ def _echo_lane(lane: Mapping[str, Any]) -> None:
 
 
 def _outcome(row: Mapping[str, Any]) -> str:
-    about = number(row["last"] - row["first"] + 1)
+    several = "" if row["first"] == row["last"] else f" (positions {row['first']} to {row['last']})"
     match row["word"]:
         case "set back":
-            return f"somebody wanted it to be handled again, with {about} events in all"
+            return f"somebody wanted it to be handled again{several}"
         case "tried again":
             return "somebody wanted its dead letter to be delivered again"
         case word:
             data = "" if row["data"] is None else f" {_value(row['data'])}"
-            turn = "" if row["first"] == row["last"] else f", as one of {about} events"
-            return f"outcome: {printable(word)}{data}{turn}"
+            return f"outcome: {printable(word)}{data}{several}"
 
 
 def _fate(lane: Mapping[str, Any]) -> str:

@@ -48,7 +48,7 @@ def replay(daemon: Client, chosen: Chosen, *, yes: bool, as_json: bool) -> None:
     click.echo(f"handlers of {chosen.plugin} match {matches} of {events}, in {places}", err=True)
     click.echo("each match is handled again, and may send again; --dry-run shows what", err=True)
     _echo_unreadable(last)
-    _echo_waits(first, "the replay waits behind that")
+    _echo_waits(first, "some conversations stand still, and a replay waits there until they go on:")
     agree(f"set {places} back?", yes)
     done: Row = {}
     for done in _told(daemon, "set_back", chosen, "set back"):
@@ -56,13 +56,12 @@ def replay(daemon: Client, chosen: Chosen, *, yes: bool, as_json: bool) -> None:
     if done["conversations"]:
         what = f"{_count(done['conversations'], 'conversation')} set back, {_count(done['events'], 'event')} to go"
         click.echo(f"{what}; see how it gets on: agentd status", err=True)
-    if done["waiting"]:
-        _echo_waits(done, "set back once it goes on, unless the daemon is stopped before")
+    _echo_waits(done, "not set back yet; these will be once they go on, unless the daemon is stopped before:")
 
 
 def rehearse(daemon: Client, chosen: Chosen, *, as_json: bool) -> None:
     """Show what would happen."""
-    click.echo("nothing is sent or stored; what handlers do without their context (requests, files) happens", err=True)
+    click.echo("nothing is sent or stored, but a handler's own requests and files happen", err=True)
     last: Row = {}
     for last in _told(daemon, "rehearse", chosen, "read"):
         _echo_json_lines([last], as_json and ("event" in last or "done" in last))
@@ -101,12 +100,15 @@ def _told(daemon: Client, step: str, chosen: Chosen, verb: str) -> Iterator[dict
             yield line
 
 
-def _echo_waits(told: Row, what_then: str) -> None:
+def _echo_waits(told: Row, heading: str) -> None:
+    if not told["waiting"]:
+        return
+    click.echo(heading, err=True)
     for each in told["waits"]:
-        place = f"{printable(each['conversation'])} of {each['identity']}"
-        click.echo(f"{place} waits, {printable(each['why'])}: {what_then}; see: {each['remedy']}", err=True)
+        click.echo(f"  {printable(each['conversation'])} of {each['identity']}: {printable(each['why'])}", err=True)
+        click.echo(f"    {printable(each['remedy'])}", err=True)
     if (more := told["waiting"] - len(told["waits"])) > 0:
-        click.echo(f"so do {_count(more, 'conversation')} more", err=True)
+        click.echo(f"  and {_count(more, 'conversation')} more", err=True)
 
 
 def _echo_unreadable(told: Row) -> None:
