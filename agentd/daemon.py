@@ -14,6 +14,7 @@ import contextlib
 import faulthandler
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -32,10 +33,11 @@ from agentd.control.systemd import ServiceManager
 from agentd.core.events import Event, Record, Send, Signal, Source
 from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
-from agentd.dispatcher import Dispatcher, Marks
+from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, first_of
-from agentd.host.lifecycle import Loaded, load
+from agentd.host.isolated import Hosted, Isolated, load_hosted
 from agentd.host.stalls import StallWatch
+from agentd.journal.retention import Retention, below
 from agentd.journal.running import open_running
 from agentd.journal.sqlite import SqliteJournal, open_journal
 from agentd.journal.storage import Carried, StoredRecord
@@ -55,7 +57,6 @@ EXIT_FAILED = 1
 EXIT_CONFIG = 78
 
 _JOURNAL_LOOK_S = 0.25
-_JOURNAL_WAITING_MAX = 20_000
 _EMBEDDED_USER = "me"
 _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
 """Identity to its handle on the embedded hub and its plugins."""
@@ -65,6 +66,8 @@ def run(settings: config.Settings, *, config_path: Path | None) -> int:
     """Run the daemon in the foreground until it is told to stop. Returns the exit code."""
     logs.configure(settings.agentd.log_level)
     faulthandler.enable()
+    # A core file, as a watchdog's SIGABRT leaves one, would hold every key; the stacks are in the log.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # The journal's thread gives the interpreter up at every row; with the default of 5 ms a commit of 500 rows beside
     # a busy loop takes 57 ms, with this 10.
     sys.setswitchinterval(0.0005)
@@ -106,7 +109,7 @@ async def _main(settings: config.Settings, config_path: Path | None) -> None:
 
 
 def _key_of(identity: config.Identity) -> Callable[[], str]:
-    return lambda: config.resolve_key(identity).reveal()
+    return lambda: config.resolve_key(identity.key).reveal()
 
 
 def _embedded(settings: config.Settings, hub: Hub) -> tuple[config.Settings, dict[str, Callable[[], str]]]:
@@ -152,7 +155,7 @@ class Daemon:
         self.started = asyncio.Event()
         self._supervisors: dict[str, Supervisor] = {}
         self._platforms: dict[str, Platform] = {}
-        self._followers = Followers()
+        self._followers = Followers(settings.agentd.control.tail_queue_max)
         self._sending = Sending(
             journal,
             self._supervisors,
@@ -170,7 +173,7 @@ class Daemon:
     async def run(self) -> None:
         """Start everything, serve until told to stop, stop everything. Raises JournalError, PluginLoadError."""
         async with contextlib.AsyncExitStack() as stack:
-            pool = await stack.enter_async_context(Pool())
+            pool = await stack.enter_async_context(Pool(self._settings.agentd.rest.connections_per_host_max))
             plugins = await self._load_plugins(stack)
             codes = dict(code for plugin in plugins.values() for code in plugin.codes())
             self._watch = stack.enter_context(StallWatch(self._settings.agentd.dispatch.stall_s, codes))
@@ -194,6 +197,9 @@ class Daemon:
                         for name, supervisor in self._supervisors.items()
                     ]
                     pressure = tasks.create_task(self._watch_journal(), name="journal pressure")
+                    full_mb = self._settings.agentd.journal.max_mb
+                    retention = Retention(self._journal, below(self._settings.agentd.retention, full_mb))
+                    trimming = tasks.create_task(retention.run(), name="retention")
                     await control.start()
                     self._greet()
                     self.started.set()
@@ -202,34 +208,52 @@ class Daemon:
                         await self._stopping.wait()
                     log.info("stopping")
                     self._manager.stopping()
+                    self._manager.status("stopping: running handlers may finish")
                     pressure.cancel()
+                    trimming.cancel()
                     takeover.cancel()
+                    # First the handlers: one that waits for the answer to a send of its own needs the sender.
+                    await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
                     for identity in identities:
                         identity.cancel()
                     await asyncio.wait(identities) if identities else None
-                    await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
             except ExceptionGroup as failed:
                 raise first_of(failed) from failed
             finally:
                 await control.close()
 
-    async def _load_plugins(self, stack: contextlib.AsyncExitStack) -> dict[str, Loaded]:
+    async def _load_plugins(self, stack: contextlib.AsyncExitStack) -> dict[str, Hosted]:
         """Load and set up every plugin that an identity uses; every problem is told at once."""
         used = {name for identity in self._settings.identity.values() for name in identity.plugins}
-        plugins: dict[str, Loaded] = {}
+        plugins: dict[str, Hosted] = {}
         problems: list[str] = []
         for name in sorted(used):
             try:
-                plugins[name] = load(name, self._settings.plugin[name], self._base, self._journal.state_get)
+                settings, read = self._settings.plugin[name], self._journal.state_get
+                plugins[name] = plugin = await load_hosted(
+                    name, settings, self._base, read, hidden=self._hidden_from(name)
+                )
             except AgentdError as error:
                 problems += str(error).splitlines()
+                continue
+            if isinstance(plugin, Isolated):
+                stack.push_async_callback(plugin.end)
         if problems:
             raise ConfigError(problems)
         for plugin in plugins.values():
             plugin.backlog_of = self._backlog_of
+            plugin.state.stored_bytes = partial(self._journal.state_bytes, plugin.name)
             stack.push_async_callback(plugin.teardown)
             await plugin.setup()
         return plugins
+
+    def _hidden_from(self, plugin: str) -> set[str]:
+        """Variables of the environment that hold keys which are not this plugin's."""
+        sources = [identity.key for identity in self._settings.identity.values()]
+        for name, each in self._settings.plugin.items():
+            sources += each.secrets.values() if name != plugin else ()
+        own = {source.env for source in self._settings.plugin[plugin].secrets.values()}
+        return {source.env for source in sources if source.env is not None} - own
 
     async def _make_supervisors(self, pool: Pool) -> None:
         settings = self._settings.agentd
@@ -248,10 +272,10 @@ class Daemon:
             self._platforms[name] = platform
             self._supervisors[name] = Supervisor(name, platform, rest, key, shared)
 
-    def _make_dispatcher(self, plugins: Mapping[str, Loaded]) -> Dispatcher:
+    def _make_dispatcher(self, plugins: Mapping[str, Hosted]) -> Dispatcher:
         intake, dispatch = self._settings.agentd.intake, self._settings.agentd.dispatch
         file = Path(self._settings.agentd.state) / "running"
-        running, unfinished = open_running(file, list(plugins), dispatch.concurrency)
+        running, unfinished = open_running(file, list(plugins), calls_max(dispatch.concurrency, len(plugins)))
         return Dispatcher(
             self._journal,
             plugins,
@@ -274,7 +298,7 @@ class Daemon:
             unfinished=unfinished,
         )
 
-    def _parts(self, plugins: Mapping[str, Loaded]) -> Parts:
+    def _parts(self, plugins: Mapping[str, Hosted]) -> Parts:
         return Parts(
             settings=self._settings,
             journal=self._journal,
@@ -319,8 +343,10 @@ class Daemon:
     # -- bells ------------------------------------------------------------------------------------------------------
 
     def _records(self, records: Sequence[Record]) -> None:
-        self._dispatcher.offer(records)
-        self._takeover.records(records)
+        # Once we stop they would only move cursors, behind the last commit. They are on disk for the next start.
+        if not self._stopping.is_set():
+            self._dispatcher.offer(records)
+            self._takeover.records(records)
         self._followers.offer(records)
 
     def _signal(self, happened: Signal) -> None:
@@ -353,15 +379,29 @@ class Daemon:
 
     async def _watch_journal(self) -> None:
         """A disk that takes nothing must not make the queue before it grow."""
-        behind = False
+        trouble = ""
         while True:
             await asyncio.sleep(_JOURNAL_LOOK_S)
             self._feed_watchdog()
+            self._tell_status()
             # An outbox may have got room while its sender was not running, which rings nobody.
             self._dispatcher.room_again()
-            if behind != (self._journal.full or self._journal.waiting > _JOURNAL_WAITING_MAX):
-                behind = not behind
-                self._press("the disk takes no commits", behind)
+            if (now := self._journal_trouble()) != trouble:
+                for reason in filter(None, (now, trouble)):
+                    self._press(reason, reason == now)
+                trouble = now
+
+    def _journal_trouble(self) -> str:
+        """Why nothing more should be put in the journal's queue, or ""."""
+        if self._journal.at_limit:
+            return "the journal has reached agentd.journal.max_mb"
+        if self._journal.full or self._journal_behind:
+            return "the disk takes no commits"
+        return ""
+
+    @property
+    def _journal_behind(self) -> bool:
+        return self._journal.waiting > self._settings.agentd.journal.waiting_max
 
     def _feed_watchdog(self) -> None:
         """Alive means that the loop breathes (we are here) and that commits are carried out, or the disk is known full.
@@ -375,8 +415,12 @@ class Daemon:
         if waiting is None or self._journal.full or self._loop.time() - waiting < watchdog_s:
             self._fed_at = self._loop.time()
             self._manager.alive()
+
+    def _tell_status(self) -> None:
+        if self._manager.listens:
             states = Counter(supervisor.state for supervisor in self._supervisors.values())
-            self._manager.status(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+            told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+            self._manager.status(told or "no identities")
 
     def _revive(self, stored: StoredRecord) -> Event:
         platform = self._platforms[stored.identity]

@@ -106,6 +106,7 @@ HANDLER_SECONDS = Histogram(
 PASSED_OVER = Counter("agentd_passed_over_total", "Events not handled, by catch-up policy.", ["identity", "plugin"])
 LOOPS_STOPPED = Counter("agentd_loops_stopped_total", "Conversations paused by the guard against loops.", ["identity"])
 BREAKER_OPENED = Counter("agentd_breaker_opened_total", "Times a plugin as a whole was paused.", ["plugin"])
+WORKER_DEATHS = Counter("agentd_worker_deaths_total", "Deaths of the process of an isolated plugin.", ["plugin"])
 SENDS = Counter(
     "agentd_sends_total", "Sends that reached a state: sent, unknown, refused, expired, dropped.", ["identity", "state"]
 )
@@ -113,3 +114,4 @@ SEND_RETRIES = Counter("agentd_send_retries_total", "Attempts to send that will 
 COMMIT_SECONDS = Histogram("agentd_commit_seconds", "Journal commits, fsync included.", bounds=_COMMIT_BOUNDS_S)
 COMMIT_CHANGES = Histogram("agentd_commit_changes", "Changes per journal commit.", bounds=_BATCH_BOUNDS)
 LOOP_STALLS = Counter("agentd_loop_stalls_total", "Times the event loop was blocked past its limit.")
+TRIMMED_ROWS = Counter("agentd_trimmed_rows_total", "Rows whose content retention let go, by table.", ["table"])

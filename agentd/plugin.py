@@ -158,6 +158,13 @@ class PluginContext(Protocol[C_co]):
         """The plugin's log."""
         ...
 
+    def secret(self, name: str) -> str:
+        """What lies where `[plugin.NAME.secrets]` says, such as the key of a service; no log and no status shows it.
+
+        Raises LookupError if the configuration has none of this name.
+        """
+        ...
+
 
 class Context(PluginContext[C_co], Protocol[C_co]):
     """One turn: one event, given to the handlers that asked for it. It ends when they have returned.

@@ -180,6 +180,7 @@ class ScriptedDaemon:
         self.plugins: list[dict[str, Any]] = []
         self.pauses: list[dict[str, Any]] = []
         self.undispatched: dict[str, Any] = {"count": 0, "bytes": 0, "shedding": False}
+        self.journal: dict[str, Any] = {}
         self.gap_list: list[dict[str, Any]] = []
         self.sends = {"agentd-7-0": send_row()}
         self.letters = {3: letter_row()}
@@ -203,7 +204,7 @@ class ScriptedDaemon:
             "plugins": self.plugins,
             "pauses": self.pauses,
             "undispatched": self.undispatched,
-            "journal": {},
+            "journal": self.journal,
         }
 
     async def send(

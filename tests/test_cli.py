@@ -77,7 +77,46 @@ def test_status_for_people_says_each_identity_on_a_line(ask: Callable[..., Resul
 
 def test_status_says_where_an_outbox_is_full(ask: Callable[..., Result], served: Any) -> None:
     served.daemon.identities[0]["outbox_full"] = True
-    told = "alice: the outbox is full, and turns that send wait; see: agentd outbox ls"
+    told = "alice: the outbox is full (sending.outbox_max), and turns that send wait; see: agentd outbox ls"
+    assert told in ask("status").stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("held_full", True, "alice: more came behind a gap than is held (intake.held_max)"),
+        ("questions_full", True, "alice: more repeats have come than are looked up at once (intake.questions_max)"),
+        ("targets_stopped", 2, "alice: 2 targets wait for a decision; see: agentd outbox ls --state unknown"),
+    ],
+)
+def test_status_says_which_bound_of_an_identity_is_reached(
+    ask: Callable[..., Result], served: Any, field: str, value: object, told: str
+) -> None:
+    assert told not in ask("status").stdout
+    served.daemon.identities[0][field] = value
+    assert told in ask("status").stdout
+
+
+@pytest.mark.parametrize(
+    ("journal", "told"),
+    [
+        ({"full": True, "at_limit": True}, "journal: it is as large as journal.max_mb allows"),
+        ({"full": True, "at_limit": False}, "journal: its disk has no room"),
+        ({"full": False, "behind": True}, "journal: more commits wait than journal.waiting_max"),
+    ],
+)
+def test_status_says_what_keeps_the_journal_from_taking_more(
+    ask: Callable[..., Result], served: Any, journal: dict[str, bool], told: str
+) -> None:
+    served.daemon.journal = journal
+    assert next(line for line in ask("status").stdout.splitlines() if line.startswith("journal:")).startswith(told)
+
+
+def test_status_says_which_plugin_has_no_room_for_its_state(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.plugins = [
+        {"name": "echo", "state_full": True, "state_bytes": 1_048_000, "state_max_bytes": 1_048_576}
+    ]
+    told = "plugin echo: its state has no room (state_max_mb): 1,048,000 of 1,048,576 bytes"
     assert told in ask("status").stdout.splitlines()
 
 
@@ -322,6 +361,23 @@ def test_a_conversation_that_is_held_is_shown_and_released(ask: Callable[..., Re
     assert json.loads(ask("release", "greeter", "conv_held", "--as", "alice", "--json").stdout) == {"released": 1}
     refused = ask("release", "greeter", "conv_other")
     assert (refused.exit_code, refused.stdout) == (1, "greeter does not hold conv_other\n")
+
+
+def test_a_plugin_whose_process_is_down_is_shown_with_the_reason(ask: Callable[..., Result], served: Any) -> None:
+    up = {"up": True, "pid": 7, "restarts": 0, "reason": "", "next_start_in_s": None}
+    down = {"up": False, "pid": None, "restarts": 3, "reason": "plugin a:\nno module", "next_start_in_s": 12.0}
+    starting = {**down, "next_start_in_s": None}
+    served.daemon.plugins = [
+        {"name": "a", "breaker": "closed", "worker": down},
+        {"name": "b", "breaker": "closed", "worker": starting},
+        {"name": "healthy", "breaker": "closed", "worker": up},
+        {"name": "plain", "breaker": "closed", "worker": None},
+    ]
+    told = ask("status").stdout
+    assert "plugin a: has no process, the next starts in 12 s: plugin a:\\nno module" in told
+    assert "plugin b: has no process, the next is being started: plugin a:" in told
+    assert "healthy" not in told
+    assert "plain" not in told
 
 
 def test_no_gaps_are_no_rows(ask: Callable[..., Result]) -> None:
@@ -878,7 +934,8 @@ def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
         "dead",
         "release",
     ]
-    verbs = ["run", "check", *asking, "new", "hub", "demo"]
+    keeping = ["backup", "restore", "vacuum", "retention", "upgrade-check", "doctor", "service"]
+    verbs = ["run", "check", *asking, *keeping, "new", "hub", "demo"]
     lines = agentd_command("--help").stdout.split("Commands:\n")[1].splitlines()
     assert [line.split()[0] for line in lines] == verbs
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)

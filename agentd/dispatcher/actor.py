@@ -22,20 +22,23 @@ from typing import Any
 from agentd import config
 from agentd.core.breaker import Limits, Standing
 from agentd.core.events import Event, Record, Send, Sent, Signal
+from agentd.core.quarantine import is_tried
 from agentd.core.retry import Backoff
 from agentd.dispatcher.backlog import Backlog, Delivery, Lane, Line, ReadOn, Rewind, Served
 from agentd.dispatcher.clock import Clock, LoopClock
 from agentd.dispatcher.commits import Log
 from agentd.dispatcher.deliveries import TRIED_AGAIN, Deliveries
-from agentd.dispatcher.engine import Engine, Waits, Work
+from agentd.dispatcher.engine import Engine, Waits, Work, calls_max
 from agentd.dispatcher.loading import Loading, Marks
 from agentd.dispatcher.rehearsal import Rehearsed, rehearse
 from agentd.dispatcher.signals import Signals
 from agentd.dispatcher.timers import Due
+from agentd.dispatcher.trials import Trial
 from agentd.dispatcher.wakeups import Wakeups, redelivery
-from agentd.host.lifecycle import Loaded
+from agentd.host.isolated import Hosted
 from agentd.journal.running import Running, Unfinished
 from agentd.journal.storage import (
+    SUBSCRIPTIONS,
     Attempt,
     Conversation,
     DeadDropped,
@@ -49,9 +52,7 @@ from agentd.journal.storage import (
 
 log = logging.getLogger("agentd.dispatcher")
 
-_SIGNALS_MAX = 1_000  # signals that wait per plugin; what comes on top of them is dropped, since they are best effort
 _LAST_COMMIT_S = 1.0  # a stop waits at least this long for cursors to reach the disk
-_SUBSCRIPTIONS = "agentd.subscriptions"  # a plugin's name has no dot, so this is nobody's state
 _MEBIBYTE = 1_048_576
 
 
@@ -71,7 +72,7 @@ class Dispatcher:
     def __init__(
         self,
         journal: Log,
-        plugins: Mapping[str, Loaded],
+        plugins: Mapping[str, Hosted],
         serves: Mapping[str, Sequence[str]],
         settings: config.Dispatch,
         *,
@@ -90,7 +91,7 @@ class Dispatcher:
     ) -> None:
         self._journal = journal
         self._revive = revive
-        self._running = running or Running(list(plugins), settings.concurrency)
+        self._running = running or Running(list(plugins), calls_max(settings.concurrency, len(plugins)))
         self._unfinished = unfinished
         self._send_now = send_now or _nobody_sends
         self._conduct = {identity: (conduct or {}).get(identity, config.Conduct()) for identity in serves}
@@ -136,16 +137,18 @@ class Dispatcher:
             pause=self.pause,
             on_dead=self._count_dead,
         )
-        self._signals = Signals(engine, _SIGNALS_MAX)
+        self._signals = Signals(engine, settings.signals_max)
         engine.carry_out = self._carry_out
         engine.on_deadline = self._deadline
         engine.on_paused = self._paused
 
-    def _introduce(self, plugin: Loaded) -> None:
+    def _introduce(self, plugin: Hosted) -> None:
         """Tell a plugin what it needs to know of everything else."""
         name = plugin.name
         plugin.serves = frozenset(identity for identity, served in self._serves.items() if self._served[name] in served)
         plugin.send_now = self._send_now
+        served = self._served[name]
+        plugin.on_up = lambda: self._engine.up_again(served)
 
     def _count_dead(self, identity: str) -> None:
         self.dead[identity] += 1
@@ -299,7 +302,7 @@ class Dispatcher:
         record = stored.record(self._revive(stored))
         return await rehearse(self._served[plugin].plugin, record)
 
-    def swap(self, plugin: Loaded) -> Loaded:
+    def swap(self, plugin: Hosted) -> Hosted:
         """Another generation of a plugin, set up, handles what comes from now on. Returns the one before.
 
         Turns under way end with the old one: tear it down when `turns.idle` returns.
@@ -374,12 +377,12 @@ class Dispatcher:
     async def _subscribe(self, identity: str, plugin: str) -> int:
         """The position from which on a plugin serves an identity; what was journaled before is not its to answer."""
         key = f"{identity}/{plugin}"
-        since = await self._journal.state_get(_SUBSCRIPTIONS, 0, key)
+        since = await self._journal.state_get(SUBSCRIPTIONS, 0, key)
         if since is not None:
             return int(since)
         position = await self._journal.last_position()
         # On disk before the first event: after a crash, what came since must not look like what was there before.
-        await self._journal.commit(StatePut(_SUBSCRIPTIONS, 0, key, str(position).encode()))
+        await self._journal.commit(StatePut(SUBSCRIPTIONS, 0, key, str(position).encode()))
         return position
 
     async def _restore_guard(self, identity: str) -> None:
@@ -409,6 +412,8 @@ class Dispatcher:
             for lane in line.lanes:
                 if lane.done_count < 0:
                     self._loading.read_on(lane)
+                    if lane.before is not None and is_tried(lane.before.deaths):
+                        self._engine.trials.call(Trial(lane.served, line.number, True))
 
     # --- what comes in
 

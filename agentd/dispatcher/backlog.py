@@ -22,7 +22,7 @@ from agentd.core.lanes import Lanes
 from agentd.core.stretches import Form
 from agentd.dispatcher.timers import Due
 from agentd.host.handlers import Handler
-from agentd.host.lifecycle import Loaded
+from agentd.host.isolated import Hosted
 from agentd.journal.storage import Attempt
 
 SignalKey = tuple[object, ...]
@@ -38,7 +38,7 @@ class Delivery(NamedTuple):
     record: Record
     handlers: tuple[Handler, ...] | None
     ordinal: int
-    plugin: Loaded
+    plugin: Hosted
 
 
 class Stretch(NamedTuple):
@@ -95,7 +95,7 @@ class Served:
 
     __slots__ = ("breaker", "catch_up", "intervals", "lanes", "listed", "plugin", "replays", "signals", "tag")
 
-    def __init__(self, plugin: Loaded, tag: int, limits: Limits, conduct: Mapping[str, config.Conduct]) -> None:
+    def __init__(self, plugin: Hosted, tag: int, limits: Limits, conduct: Mapping[str, config.Conduct]) -> None:
         self.tag = tag
         self.breaker = Breaker(limits)
         self.lanes: Lanes[Key, Item] = Lanes(plugin.settings.concurrency)
@@ -104,7 +104,7 @@ class Served:
         self.listed = False
         self.run_by(plugin, conduct)
 
-    def run_by(self, plugin: Loaded, conduct: Mapping[str, config.Conduct]) -> None:
+    def run_by(self, plugin: Hosted, conduct: Mapping[str, config.Conduct]) -> None:
         """This generation of the plugin handles what comes from now on."""
         self.plugin = plugin
         self.lanes.limit = plugin.settings.concurrency
@@ -113,7 +113,7 @@ class Served:
         self.catch_up = {identity: _policy(own or each.catch_up, plugin) for identity, each in conduct.items()}
 
 
-def _policy(policy: config.CatchUp, plugin: Loaded) -> config.CatchUp | None:
+def _policy(policy: config.CatchUp, plugin: Hosted) -> config.CatchUp | None:
     # Who does not take digests gets every message: an audit must see all.
     if policy.policy == "replay" or (policy.policy == "digest" and not plugin.takes_digests):
         return None
@@ -165,12 +165,13 @@ class Lane:
         self.began_at = 0.0
         self.apart = self.let_through = 0
         self.before: Attempt | None = None
-        self.fresh()
+        self.failures = self.deaths = self.until = 0
+        self.progress: bytes | None = None
 
     def fresh(self) -> None:
         """Nothing is known of the turn at the head."""
         self.failures = self.deaths = self.until = 0
-        self.progress: bytes | None = None
+        self.progress = None
 
 
 class Line:

@@ -15,7 +15,7 @@ from agentd import config
 from agentd.core.events import Event, Record
 from agentd.dispatcher import Dispatcher
 from agentd.errors import WireViolation
-from agentd.host.lifecycle import Loaded
+from agentd.host.isolated import Hosted
 from agentd.host.stalls import StallWatch
 from agentd.journal.storage import Journal, StoredRecord
 from agentd.supervisor import Supervisor
@@ -32,7 +32,7 @@ class Parts(NamedTuple):
     settings: config.Settings
     journal: Journal
     supervisors: Mapping[str, Supervisor]
-    plugins: Mapping[str, Loaded]
+    plugins: Mapping[str, Hosted]
     dispatcher: Dispatcher
     stalls: StallWatch
     revive: Callable[[StoredRecord], Event]

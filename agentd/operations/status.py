@@ -13,6 +13,7 @@ from typing import Any
 
 from agentd import __version__
 from agentd.core.moments import iso
+from agentd.host.isolated import Isolated
 from agentd.operations.parts import Parts
 from agentd.operations.rows import pause_row
 
@@ -39,6 +40,10 @@ class Status:
                     "name": name,
                     "use": plugin.use,
                     "identities": parts.served_by(name),
+                    "worker": self._worker(name),
+                    "state_bytes": parts.journal.state_bytes(name),
+                    "state_max_bytes": plugin.state_max_mb << 20,
+                    "state_full": name in parts.plugins and parts.plugins[name].state.full,
                     **parts.dispatcher.standing(name),
                 }
                 for name, plugin in parts.settings.plugin.items()
@@ -50,8 +55,14 @@ class Status:
                 "shedding": parts.dispatcher.shedding,
             },
             "journal": self._journal(),
+            "signals_dropped": parts.dispatcher.signals_dropped,
             "loop_stalls": parts.stalls.stalls,
         }
+
+    def _worker(self, plugin: str) -> dict[str, Any] | None:
+        """How the process of a plugin that has one of its own fares."""
+        hosted = self._parts.plugins.get(plugin)
+        return hosted.standing() if isinstance(hosted, Isolated) else None
 
     def _identity(self, name: str) -> dict[str, Any]:
         parts = self._parts
@@ -70,10 +81,14 @@ class Status:
         }
 
     def _journal(self) -> dict[str, Any]:
-        journal = self._parts.journal
+        journal, settings = self._parts.journal, self._parts.settings.agentd.journal
         waiting = journal.waiting_since
         return {
             "full": journal.full,
+            "behind": journal.waiting > settings.waiting_max,
+            "bytes": journal.size_bytes,
+            "max_bytes": settings.max_mb << 20 or None,
+            "at_limit": journal.at_limit,
             "commits": journal.commits,
             "changes": journal.changes,
             "last_commit_s": journal.last_commit_s,

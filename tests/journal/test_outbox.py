@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from agentd.core.events import Content
+from agentd.core.events import Content, Position
 from agentd.errors import JournalError
 from agentd.journal.sqlite import open_journal
 from agentd.journal.storage import Carried, OutboxRow, Queued, Retried
@@ -51,6 +51,16 @@ async def test_a_send_may_be_queued_and_carried_in_one_group(journal, send):
     row = await journal.outbox_find("k1", "alice")
     assert (row.send.state, row.send.attempts) == ("sent", 1)
     assert (row.result_id, row.result_seq, row.conversation) == ("msg_9", 9, "conv_a")
+
+
+async def test_where_a_conversation_stood_when_a_send_left_is_kept_until_there_is_other_news(journal, send):
+    await journal.commit(Queued(send("k1"), 1.0))
+    place = Position("conv_a", 2, 17)
+    await journal.commit(Carried("k1", "alice", "sending", 1, after=place))
+    assert [open_send.after for open_send in await journal.outbox_open("alice")] == [place]
+    assert (await journal.outbox_find("k1", "alice")).send.after == place
+    await journal.commit(Carried("k1", "alice", "ready", 1))
+    assert (await journal.outbox_find("k1", "alice")).send.after is None
 
 
 async def test_the_last_word_on_a_send_in_a_group_stands(journal, send):

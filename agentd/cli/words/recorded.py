@@ -52,7 +52,7 @@ def export(
 def explain(
     event: str, identity: str | None, plugin: str | None, config: Path | None, state: Path | None, as_json: bool
 ) -> None:
-    """Say which handlers match an EVENT, why, and what became of it.
+    """Say which handlers match an EVENT, and what became of it.
 
     EVENT is the platform's id of a message, or a position in the journal.
     """

@@ -15,7 +15,7 @@ from agentd.cli.options import F, environ_with, limit_option, reads_daemon
 
 @click.group(cls=Verbs)
 def outbox() -> None:
-    """Sends that wait, were refused or expired: list, show, retry, drop."""
+    """Sends that wait or failed: list, show, retry, drop."""
 
 
 def _as_option(command: F) -> F:
@@ -118,7 +118,7 @@ def release(
 
 @click.group(cls=Verbs)
 def dead() -> None:
-    """Events that a plugin could not handle: list, show, replay, drop."""
+    """What plugins could not handle: list, show, replay, drop."""
 
 
 @dead.command("ls")

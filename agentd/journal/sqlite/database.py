@@ -31,6 +31,7 @@ from agentd.journal.sqlite import (
     pauses,
     plugin_state,
     timers,
+    trimming,
 )
 from agentd.journal.sqlite.group_commit import Call, GroupCommit
 from agentd.journal.sqlite.lock import OwnerLock
@@ -90,9 +91,11 @@ async def open_journal(path: Path, settings: JournalSettings, *, schema: Schema 
     opened = contextlib.AsyncExitStack()
     try:
         opened.callback(_take_lock(path).release)
-        connection = await Connection(lambda: open_writer(path, schema)).open()
+        connection = await Connection(lambda: open_writer(path, settings, schema)).open()
         opened.push_async_callback(connection.close)
-        writer, counters = await connection.run(lambda db: (Writer(db, path), Counters(db)))
+        writer, counters = await connection.run(
+            lambda db: (Writer(db, path, limited=bool(settings.max_mb)), Counters(db))
+        )
         reader = await Connection(lambda: open_reader(path)).open()
         opened.push_async_callback(reader.close)
     except BaseException:
@@ -192,6 +195,16 @@ class SqliteJournal:
     def full(self) -> bool:
         """The disk has no room; commits wait."""
         return self._group.held_up is not None and self._group.held_up.full
+
+    @property
+    def at_limit(self) -> bool:
+        """Commits wait because the file is as large as `max_mb` lets it become."""
+        return self._group.held_up is not None and self._group.held_up.at_limit
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file; what was not checkpointed yet is not in it."""
+        return self._path.stat().st_size
 
     @property
     def waiting(self) -> int:
@@ -305,6 +318,10 @@ class SqliteJournal:
         """A plugin's value, or None."""
         return await self._read(lambda db: plugin_state.get(db, plugin, conversation, key))
 
+    def state_bytes(self, plugin: str) -> int:
+        """What a plugin keeps on disk, keys and values."""
+        return self._writer.state_sizes.of(plugin)
+
     async def answers_since(self, identity: str, since: float) -> list[tuple[str, str, float]]:
         """(conversation id, peer, Unix seconds) of sends that a peer's messages caused, oldest first."""
         return await self._read(lambda db: outbox.answers_since(db, identity, since))
@@ -332,3 +349,27 @@ class SqliteJournal:
     async def dead_at(self, conversation: int, position: int) -> list[DeadRow]:
         """The dead letters of one event: at most one for each plugin."""
         return await self._read(lambda db: dead_letters.at(db, conversation, position))
+
+    async def trimmable(self, stretch: trimming.Stretch) -> trimming.Found:
+        """What retention may let go of in a stretch, as things stand."""
+        return await self._read(lambda db: trimming.find(db, stretch))
+
+    async def newest_in(self, after: int, upto: int) -> float | None:
+        """When the last event of a stretch came, or None if there is none."""
+        return await self._read(lambda db: trimming.newest_in(db, after, upto))
+
+    async def last_of(self, what: str) -> int:
+        """The highest position or number in a table that retention trims."""
+        return await self._read(lambda db: trimming.last_of(db, what))
+
+    async def last_trim(self) -> int:
+        """The number of the last trace of retention, or 0."""
+        return await self._read(trimming.last_run)
+
+    async def trimmed(self, limit: int) -> list[trimming.Trimmed]:
+        """What retention let go, the last run first."""
+        return await self._read(lambda db: trimming.trimmed(db, limit))
+
+    async def used_bytes(self) -> int:
+        """Bytes of pages that hold something."""
+        return await self._read(trimming.used_bytes)
