@@ -636,7 +636,7 @@ def test_a_replay_counts_and_is_done_once_somebody_agreed(ask: Callable[..., Res
         "handlers of echo match 2,000 of 3,000 events, in 2 conversations",
         "each match is handled again, and may send again; --dry-run shows what",
         "1 event cannot be read any more",
-        "2 conversations set back, 3,000 events to go; see how it gets on: agentd status",
+        "2 conversations set back, 3,000 events to go; see: agentd status",
     ]
     assert served.daemon.asked[1:] == [
         ("replay", step, "echo", "alice", "@bob", 17, None) for step in ("count", "set_back")
@@ -658,17 +658,17 @@ def test_what_a_replay_waits_for_is_told_before_and_after(ask: Callable[..., Res
     wait = {
         "identity": "alice",
         "conversation": "conv_1",
-        "why": "paused: by command",
+        "why": "paused (by command)",
         "remedy": "agentd resume conv_1",
     }
     served.daemon.replays = replay_lines(waiting=3, waits=[wait])
     lines = ask("replay", "--plugin", "echo", "--yes").stderr.splitlines()
-    waiting = ["  conv_1 of alice: paused: by command", "    agentd resume conv_1", "  and 2 conversations more"]
+    waiting = ["  conv_1 of alice: paused (by command)", "    agentd resume conv_1", "  and 2 conversations more"]
     assert lines[3:] == [
         "some conversations stand still, and a replay waits there until they go on:",
         *waiting,
-        "2 conversations set back, 3,000 events to go; see how it gets on: agentd status",
-        "not set back yet; these will be once they go on, unless the daemon is stopped before:",
+        "2 conversations set back, 3,000 events to go; see: agentd status",
+        "not set back yet, but once they go on, unless the daemon is stopped before:",
         *waiting,
     ]
 

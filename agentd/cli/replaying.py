@@ -55,8 +55,8 @@ def replay(daemon: Client, chosen: Chosen, *, yes: bool, as_json: bool) -> None:
         _echo_json_lines([done], as_json and ("set_back" in done or "done" in done))
     if done["conversations"]:
         what = f"{_count(done['conversations'], 'conversation')} set back, {_count(done['events'], 'event')} to go"
-        click.echo(f"{what}; see how it gets on: agentd status", err=True)
-    _echo_waits(done, "not set back yet; these will be once they go on, unless the daemon is stopped before:")
+        click.echo(f"{what}; see: agentd status", err=True)
+    _echo_waits(done, "not set back yet, but once they go on, unless the daemon is stopped before:")
 
 
 def rehearse(daemon: Client, chosen: Chosen, *, as_json: bool) -> None:

@@ -218,8 +218,8 @@ class Daemon(Protocol):
         names some of those that cannot be set back now. Then, among lines of {read: number} that tell how far it is:
         rehearse: {event, handlers, sends: [{identity, target, content}], sends_at_once, state: [{key, shared, value}],
         reminders: [{after_s, at, data}], outcomes: [{word, data}], failure: None or {error, handler}} for each event
-        that matches. Nothing is sent or stored, but what handlers do without their context happens. Each is shown
-        what is stored now, not what another would have put there.
+        that matches. Nothing is sent or stored, but what handlers do without their context happens. Each is shown by
+        itself, also where a turn would have several, and over what is stored now, not over what others would put.
         set_back: {set_back: {identity, conversation, events}} for each conversation, as soon as that is on disk; from
         then on its events are handled again, and their sends have new keys.
         The last: {done, events, matches, conversations (in which any matches), unreadable}; of rehearse with {sends,

@@ -150,7 +150,7 @@ class Replaying:
             if (name, id_) in held:
                 why, remedy = "held behind a dead letter", f"agentd release {plugin} {id_} --as {name}"
             elif (pause := dispatcher.paused(lane.conversation.number)) is not None:
-                why, remedy = f"paused: {pause.reason}", f"agentd resume {id_} --as {name}"
+                why, remedy = f"paused ({pause.reason})", f"agentd resume {id_} --as {name}"
             elif standing["breaker"] != "closed":
                 why, remedy = "the whole plugin is out of order", "agentd status"
             else:

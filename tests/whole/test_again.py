@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -68,9 +68,10 @@ async def refused(operation: Awaitable[object]) -> ControlError:
     return told.value
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+async def until_known(rig: Rig, handle: str) -> None:
+    """A send has arrived there, and that is on disk."""
     async with asyncio.timeout(20.0):
-        while not await condition():
+        while await rig._journal.conversation_with("agent", handle) is None:
             await asyncio.sleep(0.01)
 
 
@@ -159,6 +160,7 @@ async def test_a_replay_begins_at_a_seq_or_a_moment_and_may_be_of_one_conversati
     rig.hub.create_agent("other")
     rig.hub.post("other", "agent", "say c")
     await rig.until(lambda: len(said(rig)) == 3 and rig.status()[0]["journaled"] == 6)
+    await until_known(rig, "@peer")
     conversation, beside = rig.hub.conversation("peer", "agent"), rig.hub.conversation("other", "agent")
     records = await rig._journal.read_log("agent", 0, 9)
     second = next(each for each in records if b"say b" in each.payload)
@@ -179,12 +181,13 @@ async def test_a_replay_tells_which_conversations_it_waits_for_and_goes_on_with_
     assert rig.daemon is not None
     operations = rig.daemon.operations
     await rig.until(lambda: len(said(rig)) == 2 and bool(operations.status()["plugins"][0]["held"]))
+    await until_known(rig, "@other")
     await operations.pause(None, "@other", None)
     first, last = await lines(rig, "set_back", "plugin")
     waits = {each["conversation"]: (each["why"], each["remedy"].split()[1]) for each in last["waits"]}
     assert waits == {
         rig.hub.conversation("peer", "agent"): ("held behind a dead letter", "release"),
-        rig.hub.conversation("other", "agent"): ("paused: by command", "resume"),
+        rig.hub.conversation("other", "agent"): ("paused (by command)", "resume"),
     }
     assert first["waits"] == last["waits"]
     assert (last["conversations"], last["waiting"]) == (0, 2)

@@ -142,7 +142,10 @@ async def test_a_conversation_may_be_named_by_the_peer_once_something_was_sent_t
     assert "name its id" in stranger.remedy
     first = rig.hub.post("peer", "agent", "first")
     await rig.until(lambda: answered(rig) == ids(first) and rig.status()[0]["journaled"] == 2)
-    pause = await operations.pause(None, "@Peer", 0.5)
+    async with asyncio.timeout(20.0):
+        while await rig._journal.conversation_with("agent", "@peer") is None:
+            await asyncio.sleep(0.01)
+    pause = await operations.pause(None, "@Peer", 2.0)
     assert (pause["identity"], pause["conversation"]) == ("agent", rig.hub.conversation("peer", "agent"))
     assert operations.status()["pauses"] == [pause]
     second = rig.hub.post("peer", "agent", "second")
