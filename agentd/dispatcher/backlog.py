@@ -109,15 +109,16 @@ class Served:
         self.plugin = plugin
         self.lanes.limit = plugin.settings.concurrency
         self.intervals = {each.name: each.every_s for each in plugin.handlers.all if each.every_s is not None}
-        own = plugin.settings.catch_up
-        self.catch_up = {identity: _policy(own or each.catch_up, plugin) for identity, each in conduct.items()}
+        self.catch_up = {identity: _policy(each.catch_up, plugin) for identity, each in conduct.items()}
 
 
-def _policy(policy: config.CatchUp, plugin: Hosted) -> config.CatchUp | None:
-    # Who does not take digests gets every message: an audit must see all.
-    if policy.policy == "replay" or (policy.policy == "digest" and not plugin.takes_digests):
+def _policy(of_identity: config.CatchUp, plugin: Hosted) -> config.CatchUp | None:
+    """What a plugin does about stale mail; None where it handles it like any other."""
+    policy = plugin.settings.catch_up or (None if plugin.watches else of_identity)
+    if policy is None or policy.policy == "replay":
         return None
-    return policy
+    # Who does not take digests gets every message.
+    return None if policy.policy == "digest" and not plugin.takes_digests else policy
 
 
 class Lane:

@@ -325,10 +325,22 @@ class Deliveries:
         reason = self.guards[event.identity].answered(event.conversation, ctx.peer, now, hops_of(event.metadata))
         if reason is None or self._engine.pauses.get(lane.number) is not None:
             return
-        fields = {"identity": event.identity, "conversation": event.conversation}
-        log.warning("paused, since it looks like a loop: %s; see: agentd resume", reason, extra=fields)
+        log.warning(
+            "paused, since it looks like a loop: %s; see: agentd resume",
+            reason,
+            extra={"identity": event.identity, "conversation": event.conversation},
+        )
         metrics.LOOPS_STOPPED.inc(event.identity)
-        self._pause(Paused(number=lane.number, at=now, until=None, reason=f"loop guard: {reason}", **fields))
+        self._pause(
+            Paused(
+                number=lane.number,
+                identity=event.identity,
+                conversation=event.conversation,
+                at=now,
+                until=None,
+                reason=f"loop guard: {reason}",
+            )
+        )
 
     def _finish(self, lane: Lane, deliveries: Sequence[Delivery]) -> None:
         """The deliveries at the head of this lane have their fate."""

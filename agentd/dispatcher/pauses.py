@@ -36,7 +36,8 @@ class Pauses:
 
     def met(self, number: int, served: Served) -> bool:
         """Whether this lane must not run; it is named again when the pause ends."""
-        if number not in self._pauses:
+        pause = self._pauses.get(number)
+        if pause is None or (served.plugin.watches and not pause.watchers):
             return False
         self._stopped.setdefault(number, []).append(served)
         return True

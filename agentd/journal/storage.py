@@ -133,7 +133,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 class Paused(msgspec.Struct, frozen=True, kw_only=True):
     """Change and row: no handler runs in a conversation until it is resumed; its mail is kept.
 
-    number: the journal's. at, until: Unix seconds; until None for "until somebody resumes it".
+    number: the journal's. at, until: Unix seconds; until None for "until somebody resumes it". watchers: plugins that
+    only watch stand still, too.
     """
 
     number: int
@@ -142,6 +143,7 @@ class Paused(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     until: float | None
     reason: str
+    watchers: bool = True
 
 
 class Resumed(msgspec.Struct, frozen=True):

@@ -260,8 +260,9 @@ SELECT p.name, o.conversation, o.first, o.last, o.word, o.data, o.at
 
 -- name: pause_put
 -- A conversation that is paused again has the newer end and reason.
-INSERT INTO pause (conversation, at, until, reason) VALUES (?, ?, ?, ?)
-ON CONFLICT (conversation) DO UPDATE SET at = excluded.at, until = excluded.until, reason = excluded.reason;
+INSERT INTO pause (conversation, at, until, reason, watchers) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (conversation) DO UPDATE SET
+    at = excluded.at, until = excluded.until, reason = excluded.reason, watchers = excluded.watchers;
 
 -- name: pause_delete
 -- Handlers run in it again.
@@ -269,7 +270,7 @@ DELETE FROM pause WHERE conversation = ?;
 
 -- name: pause_list
 -- All of them, read once at start.
-SELECT p.conversation, i.name, c.id, p.at, p.until, p.reason
+SELECT p.conversation, i.name, c.id, p.at, p.until, p.reason, p.watchers
   FROM pause AS p
   JOIN conversation AS c ON c.number = p.conversation
   JOIN identity AS i ON i.number = c.identity
