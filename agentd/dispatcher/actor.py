@@ -232,6 +232,10 @@ class Dispatcher:
         """The pause of the conversation with this number."""
         return self._engine.pauses.get(number)
 
+    def pause_for(self, plugin: str, number: int) -> Paused | None:
+        """The pause of the conversation with this number, if the plugin stands still in it."""
+        return self._engine.pauses.pause_for(number, self._served[plugin])
+
     # --- what it is told
 
     def release(self, plugin: str, identity: str, conversation: str) -> bool:

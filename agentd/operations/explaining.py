@@ -65,8 +65,8 @@ class Known(NamedTuple):
 
     since, cursor: from where on the lane is served, and how far it has handled. failed: its events that failed, or
     noted progress. aside: the row under which this event comes by itself. letter: its dead letter. outcomes: what
-    turns about it came to, oldest first. wanted: a handler matches it, or raised in trying. paused: its conversation
-    is. running: a turn about it is under way.
+    turns about it came to, oldest first. wanted: a handler matches it, or raised in trying. paused: the plugin
+    stands still in its conversation. running: a turn about it is under way.
     """
 
     since: int
@@ -187,7 +187,7 @@ class Explaining:
         dispatcher, journal = self._parts.dispatcher, self._journal
         handlers = [_handler_row(handler, event) for handler in self._parts.plugins[plugin].handlers.all]
         since = dispatcher.since(event.identity, plugin)
-        pause = dispatcher.paused(number)
+        pause = dispatcher.pause_for(plugin, number)
         asides = [
             each for each in await journal.timers(plugin) if (each.conversation, each.position) == (number, position)
         ]

@@ -149,7 +149,7 @@ class Replaying:
             id_, name = lane.conversation.conversation, lane.conversation.identity
             if (name, id_) in held:
                 why, remedy = "held behind a dead letter", f"agentd release {plugin} {id_} --as {name}"
-            elif (pause := dispatcher.paused(lane.conversation.number)) is not None:
+            elif (pause := dispatcher.pause_for(plugin, lane.conversation.number)) is not None:
                 why, remedy = f"paused ({pause.reason})", f"agentd resume {id_} --as {name}"
             elif standing["breaker"] != "closed":
                 why, remedy = "the whole plugin is out of order", "agentd status"

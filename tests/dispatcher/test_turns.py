@@ -574,9 +574,11 @@ async def test_who_only_watches_goes_on_while_a_person_speaks_but_not_when_it_wa
             number=1, identity="me", conversation="conv_peer", at=0.0, until=None, reason="a person", watchers=False
         )
         await dispatcher(h).pause(person)
+        assert dispatcher(h).pause_for("watching", 1) is None
         await say(h, "3")
         assert seen == ["1", "2", "3"]
         await dispatcher(h).pause(paused(h))
+        assert dispatcher(h).pause_for("watching", 1) == paused(h)
         await say(h, "4")
         assert seen == ["1", "2", "3"]
 
