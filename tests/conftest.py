@@ -179,7 +179,7 @@ class ScriptedDaemon:
         }
         self.plugins: list[dict[str, Any]] = []
         self.pauses: list[dict[str, Any]] = []
-        self.undispatched: dict[str, Any] = {"count": 0, "bytes": 0, "shedding": False}
+        self.undispatched: dict[str, Any] = {"undispatched": 0, "undispatched_bytes": 0, "shedding": ""}
         self.journal: dict[str, Any] = {}
         self.gap_list: list[dict[str, Any]] = []
         self.sends = {"agentd-7-0": send_row()}
@@ -203,7 +203,7 @@ class ScriptedDaemon:
             "identities": self.identities,
             "plugins": self.plugins,
             "pauses": self.pauses,
-            "undispatched": self.undispatched,
+            **self.undispatched,
             "journal": self.journal,
         }
 

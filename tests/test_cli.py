@@ -612,12 +612,12 @@ def test_status_tells_how_far_behind_the_handlers_are(ask: Callable[..., Result]
     assert ["PLUGIN", "VERSION", "STATE", "LANES", "RUNNING", "HELD", "TIMERS"] in lines
     assert ["echo", "1.2", "works", "1,234", "2", "0", "1"] in lines
     assert ["broken", "1.2", "out", "of", "order", "1,234", "2", "0", "1"] in lines
-    served.daemon.undispatched = {"count": 2_000, "bytes": 3_145_728, "shedding": False}
+    served.daemon.undispatched = {"undispatched": 2_000, "undispatched_bytes": 3_145_728, "shedding": ""}
     assert "2,000 events wait in memory (3.1 MB)" in ask("status").stdout
-    served.daemon.undispatched["shedding"] = True
-    told = "2,000 events wait in memory (3.1 MB): too many, new ones stay with the platform"
+    served.daemon.undispatched["shedding"] = "handlers are too far behind"
+    told = "new messages stay with the platform: handlers are too far behind"
     assert told in ask("status").stdout.splitlines()
-    served.daemon.undispatched = {"count": 1, "bytes": 999, "shedding": False}
+    served.daemon.undispatched = {"undispatched": 1, "undispatched_bytes": 999, "shedding": ""}
     assert "1 event waits in memory (999 B)" in ask("status").stdout.splitlines()
 
 
@@ -922,6 +922,7 @@ def test_wrong_words_end_with_the_code_for_usage(words: list[str]) -> None:
 def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
     asking = [
         "status",
+        "dashboard",
         "send",
         "tail",
         "gaps",

@@ -18,9 +18,9 @@ from click.testing import CliRunner
 
 from agentd.cli import cli
 from agentd.config import CatchUp, Conduct, LoopGuard, load
+from agentd.core.health import CODES, STATES
 from agentd.hub.server import Hub
 from agentd.hub.settings import HubSettings
-from agentd.supervisor import STATES
 from agentd.testing import Harness
 from agentd.wire.agentchat import types as wire
 
@@ -32,6 +32,8 @@ PLUGIN, PLUGIN_TEST, RUN_TEST = 'Plugin("greeter")', "Harness(plugin)", "-m pyte
 CONFIGURATION, RUN_IT = "[identity.alice]", "chmod 600 alice.key"
 RETENTION = "[agentd.retention]"
 BATCHES, CONDUCT = 'Plugin("secretary")', "[identity.alice.catch_up]"
+PAGE = "[agentd.http]"
+
 BLOCKS = {
     PLUGIN: "here",
     PLUGIN_TEST: "here",
@@ -40,6 +42,7 @@ BLOCKS = {
     RUN_IT: "here",
     BATCHES: "here",
     CONDUCT: "here",
+    PAGE: "here",
     RETENTION: "here",
     "make run": "test_makefile.py, and test_every_make_target_that_is_named_exists",
     "agentd send @echo": "test_cli.py: the embedded hub and its echo",
@@ -220,6 +223,23 @@ def test_every_verb_of_the_command_is_in_the_table_and_no_other() -> None:
 def test_every_state_is_explained() -> None:
     told = README[README.index("An identity is in one of these states") :].split("\n\n")[0]
     assert set(re.findall(r"`([a-z_]+)`", told)) == set(STATES)
+
+
+def test_every_reason_of_readyz_is_named() -> None:
+    row = next(line for line in README.splitlines() if line.startswith("| `/readyz`"))
+    assert tuple(re.findall(r"`([a-z_]+)`", row)) == CODES
+
+
+def test_the_page_is_turned_on_as_shown(tmp_path: Path) -> None:
+    (tmp_path / "agentd.toml").write_text(block(PAGE))
+    settings = load(tmp_path / "agentd.toml", {})
+    assert settings.agentd.http.listen == "127.0.0.1:8788"
+    assert settings.embedded
+
+
+def test_every_file_that_is_linked_exists() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (Path(__file__).parent.parent / target).exists(), target
 
 
 def test_every_make_target_that_is_named_exists() -> None:

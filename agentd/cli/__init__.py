@@ -37,6 +37,7 @@ for _verb in (
     starting.run,
     starting.check,
     asking.status,
+    asking.dashboard,
     asking.send,
     asking.tail,
     asking.gaps,

@@ -74,12 +74,11 @@ def echo_plugins(answer: Mapping[str, Any]) -> None:
             count_column("TIMERS", "timers", 2),
         )
         echo_table(columns, plugins)
-    waiting = answer.get("undispatched") or {}
-    if not waiting.get("count"):
-        return
-    events = "1 event waits" if waiting["count"] == 1 else f"{number(waiting['count'])} events wait"
-    told = f"{events} in memory ({size(waiting['bytes'])})"
-    click.echo(f"{told}: too many, new ones stay with the platform" if waiting.get("shedding") else told)
+    if count := answer.get("undispatched"):
+        events = "1 event waits" if count == 1 else f"{number(count)} events wait"
+        click.echo(f"{events} in memory ({size(answer['undispatched_bytes'])})")
+    if reason := answer.get("shedding"):
+        click.echo(f"new messages stay with the platform: {printable(reason)}")
 
 
 def _standing(row: Mapping[str, Any]) -> str:

@@ -83,7 +83,7 @@ class Daemon(Protocol):
         """The whole state, from memory; never blocks.
 
         {version, pid, uptime_s, state_dir, hub_url (None unless embedded), identities, plugins, pauses (see pause),
-        undispatched: {count, bytes, shedding}, journal, ...}; each
+        undispatched, undispatched_bytes, journal, ...}; each
         identity: {name, platform, handle, url, state, state_since (ISO 8601, UTC), state_reason, conversations,
         journaled, handled, pending, gaps_open, absent, dead, outbox_ready, outbox_unknown, last_pong_age_s,
         last_inbound_age_s, last_audit_age_s, last_commit_age_s, ...}. Ages: seconds, or None for never.

@@ -52,6 +52,7 @@ from agentd.journal.storage import (
 
 log = logging.getLogger("agentd.dispatcher")
 
+_DEEPEST_SHOWN = 10  # lanes that `standing` names; the rest is counted
 _LAST_COMMIT_S = 1.0  # a stop waits at least this long for cursors to reach the disk
 _MEBIBYTE = 1_048_576
 
@@ -197,6 +198,10 @@ class Dispatcher:
             "breaker": breaker.standing.value,
             "trial_in_s": trial_in_s,
             "lanes": len(served.lanes),
+            "deepest": [
+                {"identity": lane.line.identity, "conversation": lane.line.conversation, "depth": lane.depth}
+                for lane in self._backlog.deepest(served, _DEEPEST_SHOWN)
+            ],
             "running": served.lanes.running,
             "timers": engine.timers.count(plugin),
             "timers_given_up": [
@@ -405,6 +410,7 @@ class Dispatcher:
         failed: Mapping[tuple[str, int], Attempt],
     ) -> None:
         line = Line(conversation.number, conversation.identity, conversation.position)
+        line.conversation = conversation.conversation
         for served in self._serves[line.identity]:
             name = served.plugin.name
             cursor = cursors[name].get(line.number, self._since[line.identity, name])

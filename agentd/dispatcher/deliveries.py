@@ -235,7 +235,7 @@ class Deliveries:
             case Hold():
                 number, event = lane.number, there[0].record.event
                 lane.served.lanes.hold(number)
-                lane.still = True
+                self._stand_still(lane, there[0])
                 self._pause(
                     Paused(
                         number=number,
@@ -244,6 +244,7 @@ class Deliveries:
                         at=now,
                         until=None,
                         reason=_STALE,
+                        watchers=False,
                     )
                 )
                 engine.pauses.met(number, lane.served)

@@ -11,6 +11,7 @@
     replaying.py  letting a plugin handle again what is recorded
     naming.py     which conversation a person means
     rows.py       how all this looks as JSON
+    vitals.py     what the daemon notices of itself
     following.py  records on their way to those who wait for them
 
 Always true: nothing here decides what happens to an event or a send; that is asked of the part which does.
@@ -29,8 +30,9 @@ from agentd.operations.reading import Reading
 from agentd.operations.replaying import Replaying
 from agentd.operations.sending import Sending
 from agentd.operations.status import Status
+from agentd.operations.vitals import Vitals
 
-__all__ = ["Followers", "Operations", "Parts", "Sending"]
+__all__ = ["Followers", "Operations", "Parts", "Sending", "Vitals"]
 
 
 class Operations:
