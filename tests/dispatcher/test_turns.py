@@ -635,6 +635,18 @@ async def test_two_agents_that_only_answer_each_other_are_stopped_and_their_mail
         assert seen == ["0", "1", "2", "3", "4", "x", "5", "6", "7"]
 
 
+async def test_a_replay_is_no_loop_however_long() -> None:
+    seen: Seen = []
+    async with Harness(counting(seen), loop_guard=LoopGuard(answers_max=5, window_s=60)) as h:
+        for n in range(12):
+            await say(h, str(n), agent=True)
+            await h.advance(30)
+        await dispatcher(h).rewind("counting", "me", 1, 0)
+        await h.settle()
+        assert len(seen) == 24
+        assert dispatcher(h).pauses() == []
+
+
 async def test_the_budget_outlives_the_process() -> None:
     seen: Seen = []
     async with Harness(counting(seen), loop_guard=LoopGuard(answers_max=5, window_s=60)) as h:
