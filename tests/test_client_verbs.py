@@ -32,6 +32,10 @@ CLIENT: dict[str, list[str]] = {
     "dead drop": ["3", "--yes"],
     "release": ["echo", "conv_held"],
     "dashboard": [],
+    "pause": ["conv_1", "--for", "2h"],
+    "resume": ["conv_1"],
+    "replay": ["--plugin", "echo", "--dry-run"],
+    "dead replay": ["3", "--yes"],
 }
 """Verbs that ask a daemon, with words that it can answer."""
 

@@ -6,12 +6,15 @@ import asyncio
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from agentd.cli import cli
 from agentd.config import CatchUp, Conduct, LoopGuard, load
@@ -43,6 +46,10 @@ BLOCKS = {
     RETENTION: "here",
     "make run": "test_makefile.py, and test_every_make_target_that_is_named_exists",
     "agentd send @echo": "test_cli.py: the embedded hub and its echo",
+    "agentd dead ls": "here",
+    "agentd explain": "here",
+    "agentd replay": "here",
+    "agentd pause": "here",
     "systemctl": "control/test_systemd.py; installing as root is for people",
     "make soak": "test_every_make_target_that_is_named_exists",
     "tests/  ": "a picture of the folders: test_every_folder_of_the_picture_is_there",
@@ -239,6 +246,24 @@ def test_every_make_target_that_is_named_exists() -> None:
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     for target in set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def commands(chapter: str) -> list[list[str]]:
+    """What a reader of a chapter would type."""
+    text = README[README.index(f"## {chapter}\n") :].split("\n## ")[0]
+    lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def test_what_helps_when_something_went_wrong_can_be_typed_as_it_stands(served: Any) -> None:
+    typed = commands("When something went wrong")
+    assert {words[0] for words in typed} == {"dead", "release", "tail", "explain", "replay", "pause", "resume"}
+    served.happen(None)  # the tail ends
+    for words in typed:
+        yes = ["--yes"] if "replay" in words and "--dry-run" not in words else []
+        done = CliRunner().invoke(cli, [*words, *yes, "--state", str(served.path.parent)], prog_name="agentd")
+        # This daemon ends a tail, and holds another conversation.
+        assert done.exit_code == {"tail": 69, "release": 1}.get(words[0], 0), (words, done.output)
 
 
 def test_every_test_that_the_threat_model_names_exists() -> None:

@@ -45,6 +45,12 @@ log = logging.getLogger("agentd.dispatcher")
 PASSED = "passed"
 """The outcome of events that were not handled since newer ones say more."""
 
+TRIED_AGAIN = "tried again"
+"""Noted of an event whose dead letter somebody wants to be delivered again."""
+
+SET_BACK = "set back"
+"""Noted of the events that a lane is to handle again, since somebody wants a replay."""
+
 _STALE = "held: stale mail"
 """Why a conversation is paused by the catch-up policy "hold"."""
 
@@ -483,7 +489,9 @@ class Deliveries:
         self._loading.unload_all(lane)
         replay, until = served.replays.get(number, (0, 0))
         served.replays[number] = replay + 1, max(lane.told, until)
-        commit = engine.commits.rewound(lane, Rewound(served.plugin.name, number, position, *served.replays[number]))
+        noted = _set_back(served.plugin.name, number, position, lane.told, engine.clock.unix())
+        rewound = Rewound(served.plugin.name, number, position, *served.replays[number])
+        commit = engine.commits.rewound(lane, rewound, noted)
         lane.loaded = position
         lane.before = None
         lane.fresh()
@@ -514,6 +522,10 @@ def _again(served: Served, number: int, position: int) -> str:
         return ""
     replay, until = replayed
     return f"replay {replay}" if position <= until else ""
+
+
+def _set_back(plugin: str, number: int, position: int, told: int, now: float) -> Outcome:
+    return Outcome(plugin, number, position + 1, told, SET_BACK, None, now)
 
 
 def _budget(settings: config.LoopGuard) -> Budget:

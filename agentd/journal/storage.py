@@ -429,6 +429,10 @@ class Journal(Protocol):
 
     async def pauses(self) -> list[Paused]: ...
     async def conversation_find(self, identity: str, conversation: str) -> Conversation | None: ...
+    async def conversation_with(self, identity: str, handle: str) -> str | None:
+        """Id of the conversation in which a send to this handle arrived lately; None if there was none."""
+        ...
+
     async def read_lane(self, conversation: int, after: int, limit: int) -> list[StoredRecord]:
         """Records of one conversation behind a position, in the order of delivery."""
         ...
@@ -440,6 +444,17 @@ class Journal(Protocol):
 
     async def read_log(self, identity: str | None, after: int, limit: int) -> list[StoredRecord]:
         """Records behind a position over all conversations."""
+        ...
+
+    async def position_of_seq(self, conversation: int, epoch: int, seq: int) -> int | None:
+        """The first position in a conversation at or above a seq; None if there is none."""
+        ...
+
+    async def position_since(self, moment: float) -> int | None:
+        """The first position in the log that was received from this moment on, Unix seconds; None if there is none.
+
+        One that waited for longer than ten minutes until it was in order may be missed.
+        """
         ...
 
     async def last_position(self) -> int: ...

@@ -16,6 +16,7 @@ from agentd import __version__
 from agentd.core.moments import iso
 from agentd.host.isolated import Isolated
 from agentd.operations.parts import Parts
+from agentd.operations.rows import pause_row
 from agentd.supervisor import Change
 
 _CHANGES_REMEMBERED = 20_000  # changes of state, which look the same from one question to the next
@@ -51,10 +52,12 @@ class Status:
                 }
                 for name, plugin in parts.settings.plugin.items()
             ],
+            "pauses": [pause_row(pause) for pause in parts.dispatcher.pauses()],
             "journal": self._journal(),
             "signals_dropped": parts.dispatcher.signals_dropped,
             "loop_stalls": parts.stalls.stalls,
             "undispatched": parts.dispatcher.undispatched,
+            "undispatched_bytes": parts.dispatcher.undispatched_bytes,
             **parts.vitals.status(self._loop.time()),
         }
 

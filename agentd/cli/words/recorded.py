@@ -11,19 +11,7 @@ import click
 
 from agentd.cli import completing
 from agentd.cli.options import as_option, environ_with, finds_daemon, reads_daemon
-
-
-def _moment(ctx: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
-    if given is None:
-        return None
-    from agentd.cli.recording import moment
-
-    try:
-        return moment(given)
-    except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f"{given!r} is no moment; give 2026-01-02T03:04Z, or 30m, 2h, 7d for so long ago"
-        ) from None
+from agentd.cli.times import given_moment
 
 
 @click.command()
@@ -31,7 +19,9 @@ def _moment(ctx: click.Context, parameter: click.Parameter, given: str | None) -
 @click.option(
     "--conversation", metavar="ID", shell_complete=completing.conversations, help="Of this conversation only."
 )
-@click.option("--since", metavar="TIME", callback=_moment, help="Received from then on: a date and time in UTC, or 2h.")
+@click.option(
+    "--since", metavar="TIME", callback=given_moment, help="Received from then on: a date and time in UTC, or 2h."
+)
 @click.option(
     "--to",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
