@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import click
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from agentd.cli import cli
 from agentd.config import load, settings
@@ -391,3 +392,39 @@ def test_every_message_that_is_quoted_as_a_symptom_is_one() -> None:
     for message in quoted:
         for part in message.split("..."):
             assert part.strip(" ,") in said, message
+
+
+def chapter(page: str, heading: str) -> str:
+    text = (DOCS / page).read_text()
+    return text[text.index(f"## {heading}\n") :].split("\n## ")[0]
+
+
+def test_every_state_and_every_reason_is_named_where_health_is_told() -> None:
+    told = set(re.findall(r"^\| `([a-z_]+)` \|", chapter("operating.md", "Is it well?"), re.MULTILINE))
+    assert told == set(STATES)
+    [ready] = re.findall(r"^\| `/readyz` \| (.+)$", chapter("operating.md", "Watching it"), re.MULTILINE)
+    assert set(re.findall(r"`([a-z_]+)`", ready)) == set(CODES)
+
+
+def test_what_helps_when_something_went_wrong_can_be_typed_as_it_stands(served: Any) -> None:
+    lines = "".join(re.findall(r"```sh\n(.*?)```", chapter("operating.md", "When something went wrong"), re.DOTALL))
+    typed = [shlex.split(line, comments=True)[1:] for line in lines.splitlines()]
+    verbs = {"dead", "release", "tail", "explain", "replay", "outbox", "pause", "resume"}
+    assert {words[0] for words in typed} == verbs
+    served.happen(None)  # the tail ends
+    for words in typed:
+        replays = words[0] == "replay" and "--dry-run" not in words
+        yes = ["--yes"] if replays or words[:2] in (["dead", "replay"], ["outbox", "drop"]) else []
+        done = CliRunner().invoke(cli, [*words, *yes, "--state", str(served.path.parent)], prog_name="agentd")
+        # This daemon ends a tail, and holds another conversation.
+        assert done.exit_code == {"tail": 69, "release": 1}.get(words[0], 0), (words, done.output)
+
+
+def test_the_conduct_that_is_shown_is_the_default(tmp_path: Path) -> None:
+    [shown] = [block for block in of("toml") if "catch_up" in block.text]
+    (tmp_path / "agentd.toml").write_text(shown.text)
+    (tmp_path / "alice.key").write_text(KEY)
+    (tmp_path / "alice.key").chmod(0o600)
+    loaded = load(tmp_path / "agentd.toml", {}).identity["alice"]
+    conduct = (loaded.catch_up, loaded.loop_guard, loaded.takeover_idle_s)
+    assert conduct == (settings.CatchUp(), settings.LoopGuard(), settings.Conduct().takeover_idle_s)

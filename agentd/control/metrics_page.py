@@ -11,9 +11,8 @@ from agentd.metrics import ALL, Histogram, Metric
 
 _HEAD = """# Metrics
 
-Made by `python -m agentd.control.metrics_page`; a test compares. `/metrics` gives these in Prometheus' text format; see
-"Watching it" in the README for how to turn it on and scrape it. docs/prometheus/alerts.yml and docs/grafana/agentd.json
-are made of them.
+`/metrics` gives these in Prometheus' text format; [Operating](operating.md#watching-it) says how to turn it on and
+scrape it. [alerts.yml](prometheus/alerts.yml) and [agentd.json](grafana/agentd.json) are made of them.
 
 | metric | kind | labels | meaning |
 |---|---|---|---|

@@ -18,7 +18,7 @@ import msgspec
 
 State = Literal["off", "connecting", "catching_up", "live", "throttled", "parked", "deaf"]
 STATES: tuple[State, ...] = get_args(State)
-"""What an identity can be doing. README, "The command", says what each means."""
+"""What an identity can be doing. docs/operating.md says what each means."""
 
 Code = Literal[
     "key_refused",

@@ -121,7 +121,8 @@ def _lines() -> Iterator[str]:
 
 def _code(text: str) -> str:
     """The text with its shapes, `{...}`, as code."""
-    out, depth = [], 0
+    out: list[str] = []
+    depth = 0
     for char in text.replace("None", "null"):
         out += "`{" if char == "{" and not depth else "}`" if char == "}" and depth == 1 else char
         depth += (char == "{") - (char == "}")
