@@ -85,7 +85,9 @@ def calls() -> list[_Call]:
 
 def _sentence(words: str) -> str:
     """What is said behind the query: `[?limit=N]  {gaps: [...]}, newest first`."""
-    return re.sub(r"^(?:\[?[?&]\S*)*\s*", "", " ".join(words.split()))
+    told = re.sub(r"^(?:\[?[?&]\S*)*\s*", "", " ".join(words.split()))
+    # What is said for programmers of agentd: the daemon's own words follow anyway.
+    return re.sub(r" \(see [\w.]+\)", "", told).replace("what `Daemon.status` gives", "the daemon and all identities")
 
 
 def _handlers() -> dict[tuple[str, str], str]:

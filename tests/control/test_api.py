@@ -125,6 +125,16 @@ def test_a_fault_of_the_daemons_is_in_its_log_and_not_in_the_answer(
     assert "inner words" in caplog.text
 
 
+def test_conversations_are_told_by_how_they_begin(served: Any) -> None:
+    client = Client(served.path)
+    assert client.conversations("alice", prefix="conv_", limit=7) == [
+        {"identity": "alice", "conversation": "conv_2"},
+        {"identity": "alice", "conversation": "conv_1"},
+    ]
+    assert served.daemon.asked == [("conversations", "alice", "conv_", 7)]
+    assert refused(lambda: client.conversations("alise")).code == "UNKNOWN_IDENTITY"
+
+
 def test_gaps_are_asked_for_as_wanted(served: Any) -> None:
     served.daemon.gap_list = [{"identity": "alice", "start": 3, "stop": 5}]
     client = Client(served.path)
