@@ -31,7 +31,7 @@ def lines(*events):
 
 
 def take(path, *given, identity=None, fit=lambda event: None):
-    return import_events(path, exported.numbered(given), identity=identity, fit=fit, now=NOW)
+    return import_events(path, exported.numbered(given), identity=identity, platform="agentchat", fit=fit, now=NOW)
 
 
 async def read(path, settings, question):
@@ -169,6 +169,20 @@ async def test_what_another_account_said_itself_is_refused(path, settings):
     await read(path, settings, write)
     with pytest.raises(ExportMisfit, match=r"line 2: peer said it as itself, and alice is alice-1; .* --as"):
         take(path, *lines(event(1), event(2, own=True)))
+
+
+async def test_a_journal_that_knows_no_account_takes_it_from_the_file_and_no_second_one(path, settings):
+    spoken = event(2, own=True)
+    take(path, *lines(event(1), spoken))
+
+    async def look(journal):
+        assert await journal.handles() == {"alice": "peer"}
+
+    await read(path, settings, look)
+    other = event(1, conversation="conv_b", own=True)
+    text = lines(other)[0].replace(b'"sender":"peer"', b'"sender":"somebody"')
+    with pytest.raises(ExportMisfit, match="somebody said it as itself, and alice is peer"):
+        take(path, text)
 
 
 async def test_what_does_not_fit_this_installation_is_refused_with_its_reason(path, settings):

@@ -119,3 +119,21 @@ async def test_a_running_daemon_or_a_file_of_others_is_refused_with_the_remedy(r
     file.write_bytes(file.read_bytes().replace(b'"payload":{"id":"', b'"payload":{"id":"x', 1))
     broken = await asyncio.to_thread(run, "--as", "work")
     assert "line 1: its payload is of another event" in broken.stderr
+
+
+async def test_imported_mail_is_not_mixed_with_that_of_another_account(rig: Rig) -> None:
+    rig.identity("agent")
+    for name in ("peer", "stranger"):
+        rig.hub.create_agent(name)
+    await rig.start()
+    rig.hub.post("peer", "agent", "one")
+    await rig.until(lambda: rig.status()[0]["journaled"] == 2)
+    file = rig.folder / "case.jsonl"
+    await exported_to(rig, file)
+    await rig.stop()
+    shutil.rmtree(rig.folder / "state")
+    assert (await import_into(rig, file)).exit_code == 0
+    rig.keys["agent"] = rig.hub.rotate_key("stranger")
+    await rig.start(live=False)
+    await rig.until(lambda: rig.states() == ["parked"])
+    assert "the journal holds @agent's mail" in rig.status()[0]["state_reason"]

@@ -28,7 +28,7 @@ from agentd.journal.sqlite import cursors, events, marks, opening
 from agentd.journal.sqlite.copies import owned
 from agentd.journal.sqlite.names import Names
 from agentd.journal.sqlite.statements import SQL
-from agentd.journal.storage import SUBSCRIPTIONS, Appended, Conversation, CursorMoved, GapNoted
+from agentd.journal.storage import SUBSCRIPTIONS, Account, Appended, Conversation, CursorMoved, GapNoted
 
 NOT_IN_THE_FILE = "not in the imported file"
 """Reason of what an imported conversation lacks."""
@@ -48,11 +48,12 @@ class Imported(msgspec.Struct, frozen=True):
 
 
 def import_events(
-    path: Path, lines: Iterable[tuple[int, Exported]], *, identity: str | None, fit: Fit, now: float
+    path: Path, lines: Iterable[tuple[int, Exported]], *, identity: str | None, platform: str, fit: Fit, now: float
 ) -> Imported:
     """Put these events into the journal, which is made if there is none.
 
-    identity: whose they become; None leaves them to those who have them in the file. now: Unix seconds.
+    identity: whose they become; None leaves them to those who have them in the file. platform: theirs. now: Unix
+    seconds.
     Raises ExportMisfit or ExportUnreadable, which name the line, and JournalUnusable if a daemon holds the journal.
     """
     try:
@@ -61,7 +62,7 @@ def import_events(
             found = path.exists()
             opened = opening.open_writer(path, JournalSettings())
             with contextlib.closing(opened) as connection, opening.told(path):
-                imported = _in_one_transaction(connection, lines, identity, fit, now)
+                imported = _in_one_transaction(connection, lines, _Importing(connection, identity, platform, fit, now))
             if not found:
                 _give_to_owner(path)
             return imported
@@ -77,15 +78,10 @@ def _give_to_owner(path: Path) -> None:
 
 
 def _in_one_transaction(
-    connection: sqlite3.Connection,
-    lines: Iterable[tuple[int, Exported]],
-    identity: str | None,
-    fit: Fit,
-    now: float,
+    connection: sqlite3.Connection, lines: Iterable[tuple[int, Exported]], importing: _Importing
 ) -> Imported:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        importing = _Importing(connection, identity, fit, now)
         for number, told in lines:
             importing.take(number, told)
         imported = importing.end()
@@ -111,15 +107,19 @@ class _New:
 class _Importing:
     """One file on its way in."""
 
-    def __init__(self, connection: sqlite3.Connection, identity: str | None, fit: Fit, now: float) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, identity: str | None, platform: str, fit: Fit, now: float
+    ) -> None:
         self._connection = connection
         self._identity = identity
+        self._platform = platform
         self._fit = fit
         self._now = now
         self._identities = Names(connection, "identity")
         self._plugins = Names(connection, "plugin")
         self._absences = marks.Absences(connection)
         self._handles = marks.handles(connection)
+        self._accounts: list[Account] = []
         self._position = events.last_position(connection)
         self._number = marks.last_conversation(connection)
         self._met: dict[tuple[str, str], _New | Conversation] = {}
@@ -160,9 +160,18 @@ class _Importing:
         return msgspec.structs.replace(event, identity=self._identity)
 
     def _speaks_as_another(self, event: Event) -> str | None:
-        """What an identity said itself is told by its handle, so another account's conversations are not its own."""
+        """What an identity said itself is told by its handle, so another account's conversations are not its own.
+
+        Where the journal has none yet, the file tells whose account it is; a key of another one is refused then.
+        """
+        if not event.own:
+            return None
         handle = self._handles.get(event.identity)
-        if not event.own or handle is None or event.sender == handle:
+        if handle is None:
+            self._handles[event.identity] = event.sender
+            self._accounts.append(Account(event.identity, self._platform, event.sender))
+            return None
+        if event.sender == handle:
             return None
         return f"{event.sender} said it as itself, and {event.identity} is {handle}; name the right one with --as"
 
@@ -198,6 +207,7 @@ class _Importing:
     def end(self) -> Imported:
         """That was all: note how far each conversation goes, and that no plugin waits for it."""
         self._write_rows()
+        marks.write_accounts(self._connection, self._identities, self._accounts)
         new = [place for place in self._met.values() if isinstance(place, _New)]
         gap = marks.last_gap(self._connection)
         for place in new:
