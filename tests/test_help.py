@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ def help_of(path: tuple[str, ...]) -> str:
 def test_help_fits_a_terminal_and_says_what_everything_is_for(path: tuple[str, ...]) -> None:
     text = help_of(path)
     assert max(map(len, text.splitlines())) <= WIDTH
+    assert not re.search(r"--[\w-]*-$", text, re.MULTILINE), "an option is broken over two lines"
     assert "..." not in text.replace("[ARGS]...", "").replace("KEY...", "").replace("NUMBER...", ""), "cut short"
     assert "INTEGER" not in text, "a unit or a name says more than a type"
     command = found(path)

@@ -94,8 +94,10 @@ def replay(
     """Let a plugin handle again what is recorded.
 
     In all its conversations or in one, from the beginning of what is recorded if nothing else is said. Handlers run as
-    if for the first time, except that what the plugin stored is there; what they send is sent again. With --dry-run
-    nothing is sent or stored; only what handlers do without their context happens: a request of their own, a file.
+    if for the first time, except that what the plugin stored is there; what they send is sent again.
+
+    With --dry-run nothing is sent or stored; only what handlers do without their context happens: a request of their
+    own, a file.
     """
     from agentd.cli import replaying, verbs
 
