@@ -14,7 +14,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from agentd import metrics
@@ -54,7 +54,7 @@ class Engine:
     def __init__(
         self,
         journal: Log,
-        served: Mapping[str, Served],
+        served: dict[str, Served],
         concurrency: int,
         *,
         clock: Clock,
@@ -235,7 +235,8 @@ class Engine:
         if ctx.reminders:
             for timer in reminders(ctx):
                 self.timers.put(timer)
-            self.served[ctx.name].plugin.timers = self.timers.count(ctx.name)
+            if (served := self.served.get(ctx.name)) is not None:
+                served.plugin.timers = self.timers.count(ctx.name)
             self.arm()
         if ctx.sends:
             self._on_queued(ctx.sends)

@@ -83,6 +83,13 @@ class Suspects:
         self._alone = lane
         return False
 
+    def leave(self, lane: Lane) -> bool:
+        """This lane is gone. Returns whether it waited for another suspect."""
+        waited = lane in self._waiting
+        if waited:
+            self._waiting.remove(lane)
+        return waited
+
     def ended(self, lane: Lane) -> Lane | None:
         """This lane's event has been run. Returns the lane that may run now."""
         if self._alone is not lane:
