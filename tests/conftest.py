@@ -138,6 +138,12 @@ class ScriptedDaemon:
         self.letters = {3: letter_row()}
         self.exported: list[bytes] = []
         self.explained = explanation()
+        self.reloaded: dict[str, Any] = {
+            "identities": {"added": ["bob"], "removed": [], "moved": [], "rekeyed": ["alice"], "changed": []},
+            "plugins": {"added": [], "removed": [], "reloaded": ["echo"]},
+            "at_next_start": ["agentd.state"],
+            "still_running": ["carol: echo"],
+        }
         self.error: Exception | None = None
         self.asked: list[tuple[Any, ...]] = []
         self.records: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -231,6 +237,12 @@ class ScriptedDaemon:
         if self.error:
             raise self.error
         return self.explained
+
+    async def reload(self) -> dict[str, Any]:
+        self.asked.append(("reload",))
+        if self.error:
+            raise self.error
+        return self.reloaded
 
     async def stop(self) -> None:
         self.stopped.set()

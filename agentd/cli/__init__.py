@@ -35,6 +35,7 @@ for _verb in (
     starting.run,
     starting.check,
     asking.status,
+    asking.reload,
     asking.send,
     asking.tail,
     asking.gaps,

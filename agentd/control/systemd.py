@@ -1,4 +1,4 @@
-"""Tells the service manager what it asks to be told: ready, status, stopping, alive.
+"""Tells the service manager what it asks to be told: ready, status, reloading, stopping, alive.
 
 A unit with Type=notify sets $NOTIFY_SOCKET, and WatchdogSec sets $WATCHDOG_USEC; without them every call does nothing.
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 
@@ -24,8 +25,12 @@ class ServiceManager:
         self.watchdog_s = _watchdog_s(environ)
 
     def ready(self) -> None:
-        """Everything runs."""
+        """Everything runs, from the start on or again after `reloading`."""
         self._tell("READY=1")
+
+    def reloading(self) -> None:
+        """The configuration is read again; `ready` ends it, whether it was taken or refused."""
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1_000}")
 
     def stopping(self) -> None:
         """An orderly stop has begun."""

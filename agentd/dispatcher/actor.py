@@ -321,6 +321,10 @@ class Dispatcher:
         """
         return await self._serving.serve(identity, plugins, conduct, timeout_s)
 
+    def still_running(self, identity: str, plugins: Sequence[str]) -> list[str]:
+        """Those of these plugins that `serve` would refuse: a turn of their last service has not ended."""
+        return self._serving.still_running(identity, plugins)
+
     async def forget(self, identity: str, timeout_s: float) -> list[str]:
         """Let nothing of an identity run any more; what it is still offered is left on disk. Returns as `serve`."""
         return await self._serving.forget(identity, timeout_s)

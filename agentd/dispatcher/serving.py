@@ -158,7 +158,8 @@ class Serving:
         plugins = [self._engine.served[name] for name in dict.fromkeys(names)]
         known = self.serves.get(identity, [])
         fresh = [each for each in plugins if each not in known]
-        self._refuse_running(identity, fresh)
+        if running := self.still_running(identity, [served.plugin.name for served in fresh]):
+            raise StillRunning(f"a handler of plugin {running[0]} still runs for identity {identity}")
         guarded, self._conduct[identity] = self._conduct.get(identity), conduct
         if identity not in self.serves:
             self._deliveries.carry(identity)
@@ -193,11 +194,11 @@ class Serving:
         self.dead.pop(identity, None)
         return await self._until_left(identity, gone, timeout_s)
 
-    def _refuse_running(self, identity: str, plugins: Iterable[Served]) -> None:
-        for served in plugins:
-            name = served.plugin.name
-            if (leaving := self._leaving.get((identity, name))) is not None and not leaving.done():
-                raise StillRunning(f"a handler of plugin {name} still runs for identity {identity}")
+    def still_running(self, identity: str, plugins: Iterable[str]) -> list[str]:
+        """Those of which a turn of their last service has not ended."""
+        serving = {served.plugin.name for served in self.serves.get(identity, ())}
+        places = [(identity, name) for name in plugins if name not in serving]
+        return [name for _, name in places if (over := self._leaving.get((identity, name))) and not over.done()]
 
     async def _begin(self, identity: str, plugins: Sequence[Served]) -> None:
         """An identity that is not served yet, and for which nothing comes in before this is over."""

@@ -32,12 +32,13 @@ class Status:
             "uptime_s": round(time.monotonic() - parts.began, 3),
             "state_dir": str(Path(parts.settings.agentd.state).absolute()),
             "hub_url": parts.hub_url,
-            "identities": [self._identity(name) for name in parts.supervisors],
+            "identities": [self._identity(name) for name in parts.supervisors if self._is_whole(name)],
             "plugins": [
                 {
                     "name": name,
                     "use": plugin.use,
                     "identities": parts.served_by(name),
+                    **parts.generations.standing(name),
                     **parts.dispatcher.standing(name),
                 }
                 for name, plugin in parts.settings.plugin.items()
@@ -45,6 +46,10 @@ class Status:
             "journal": self._journal(),
             "loop_stalls": parts.stalls.stalls,
         }
+
+    def _is_whole(self, name: str) -> bool:
+        """It is not on its way in or out."""
+        return name in self._parts.settings.identity and name in self._parts.dispatcher.handled
 
     def _identity(self, name: str) -> dict[str, Any]:
         parts = self._parts

@@ -26,6 +26,18 @@ def status(name: str | None, config: Path | None, state: Path | None, as_json: b
 
 
 @click.command()
+@reads_daemon
+def reload(config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Have the configuration read again, and changed plugins with it.
+
+    It is applied whole, or refused with every problem. What did not change does not notice.
+    """
+    from agentd.cli import verbs
+
+    verbs.reload(verbs.client(config, environ_with(state)), as_json=as_json)
+
+
+@click.command()
 @click.argument("target")
 @click.argument("text")
 @click.option("--as", "identity", metavar="NAME", help="The identity that speaks; not needed if there is only one.")

@@ -17,10 +17,11 @@ _DEMO_MESSAGES, _DEMO_IDENTITIES, _DEMO_CONVERSATIONS, _DEMO_KILLS = 5_000, 3, 4
 
 
 @click.command()
+@click.option("--reload", "watch_files", is_flag=True, help="Reload plugins when their files change.")
 @config_option
 @state_option
 @click.pass_context
-def run(ctx: click.Context, config: Path | None, state: Path | None) -> None:
+def run(ctx: click.Context, watch_files: bool, config: Path | None, state: Path | None) -> None:
     """Run the daemon in the foreground.
 
     Without a configuration it brings its own hub and an agent that echoes.
@@ -29,7 +30,14 @@ def run(ctx: click.Context, config: Path | None, state: Path | None) -> None:
     from agentd.config import find_configuration, load
 
     environ = environ_with(state)
-    ctx.exit(daemon.run(load(config, environ), config_path=config or find_configuration(environ)))
+    ctx.exit(
+        daemon.run(
+            load(config, environ),
+            config_path=config or find_configuration(environ),
+            reread=lambda: load(config, environ),
+            watch_files=watch_files,
+        )
+    )
 
 
 def _pairs(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
