@@ -681,7 +681,7 @@ def test_wrong_words_end_with_the_code_for_usage(words: list[str]) -> None:
 
 def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
     asking = ["status", "reload", "send", "tail", "gaps", "export", "explain", "outbox", "dead", "release"]
-    verbs = ["run", "check", *asking, "new", "hub", "demo"]
+    verbs = ["run", "check", *asking, "new", "dev", "hub", "demo"]
     lines = agentd_command("--help").stdout.split("Commands:\n")[1].splitlines()
     assert [line.split()[0] for line in lines] == verbs
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)

@@ -45,6 +45,7 @@ for _verb in (
     undelivered.dead,
     undelivered.release,
     starting.new,
+    starting.dev,
     starting.hub,
     starting.demo,
 ):

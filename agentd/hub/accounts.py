@@ -99,7 +99,8 @@ class Accounts:
         self._by_key: dict[str, Account] = {}
         self._pending: dict[str, _Pending] = {}
         for row in database.rows(f"SELECT {_FIELDS} FROM agent"):  # noqa: S608 -- a constant, no outside text
-            self._remember(Account(*row))
+            account = Account(*row)
+            self._remember(dataclasses.replace(account, is_system=bool(account.is_system)))
         if PLATFORM_HANDLE not in self._by_handle:
             self._insert(PLATFORM_HANDLE, "", None, None, key=None, is_system=True)
         self.platform = self._by_handle[PLATFORM_HANDLE]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -12,6 +13,7 @@ from agentd.hub.answers import ApiError
 from agentd.hub.faults import Action
 from agentd.hub.server import Hub, serve
 from agentd.hub.settings import HubSettings
+from agentd.wire.agentchat import types as wire
 
 
 async def test_an_agent_made_over_http_can_sign_in(world: Any) -> None:
@@ -162,6 +164,8 @@ async def test_a_hub_on_a_file_finds_everything_again(tmp_path: Any) -> None:
     async with Hub(settings) as hub:
         assert [row.id for row in hub.ledger()] == [before[0].id]
         assert hub.undelivered("alice") == 1
+        seen = msgspec.json.encode(hub.service.accounts.get("alice").own_view())
+        assert msgspec.json.decode(seen, type=wire.Agent).handle == "alice"
 
 
 async def test_a_taken_port_is_an_error_and_leaves_nothing_open() -> None:
