@@ -14,6 +14,7 @@ import contextlib
 import faulthandler
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -32,15 +33,16 @@ from agentd.control.systemd import ServiceManager
 from agentd.core.events import Event, Record, Send, Signal, Source
 from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
-from agentd.dispatcher import Dispatcher, Marks
+from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, Unavailable, first_of
 from agentd.generations import Generations
 from agentd.host.stalls import StallWatch
 from agentd.identities import Identities, key_reader
+from agentd.journal.retention import Retention, below
 from agentd.journal.running import open_running
 from agentd.journal.sqlite import SqliteJournal, open_journal
 from agentd.journal.storage import Carried, StoredRecord
-from agentd.operations import Followers, Operations, Parts, Sending
+from agentd.operations import Followers, Operations, Parts, Sending, Vitals
 from agentd.reloading import Reloading
 from agentd.sender import Sender
 from agentd.supervisor import Bells, Shared, Supervisor
@@ -56,7 +58,6 @@ EXIT_FAILED = 1
 EXIT_CONFIG = 78
 
 _JOURNAL_LOOK_S = 0.25
-_JOURNAL_WAITING_MAX = 20_000
 _EMBEDDED_USER = "me"
 _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
 """Identity to its handle on the embedded hub and its plugins."""
@@ -75,6 +76,8 @@ def run(
     """
     logs.configure(settings.agentd.log_level)
     faulthandler.enable()
+    # A core file, as a watchdog's SIGABRT leaves one, would hold every key; the stacks are in the log.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # The journal's thread gives the interpreter up at every row; with the default of 5 ms a commit of 500 rows beside
     # a busy loop takes 57 ms, with this 10.
     sys.setswitchinterval(0.0005)
@@ -167,13 +170,13 @@ class Daemon:
         self._hub = hub
         self._reread = reread or (lambda: settings)
         self._watch_files = watch_files
-        self._generations = Generations(base, journal.state_get, self._backlog_of)
+        self._generations = Generations(base, journal.state_get, journal.state_bytes, self._backlog_of)
         self._began = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self.started = asyncio.Event()
         self._supervisors: dict[str, Supervisor] = {}
-        self._followers = Followers()
+        self._followers = Followers(settings.agentd.control.tail_queue_max)
         self._sending = Sending(
             journal,
             self._supervisors,
@@ -182,7 +185,7 @@ class Daemon:
             room=self._outbox_room,
             speaker=_EMBEDDED_USER if hub is not None else None,
         )
-        self._pressure: set[str] = set()
+        self._vitals = Vitals(_JOURNAL_LOOK_S, settings.agentd.health.lag_window_s)
         self._manager = ServiceManager()
         self._fed_at = self._loop.time()
 
@@ -191,10 +194,9 @@ class Daemon:
     async def run(self) -> None:
         """Start everything, serve until told to stop, stop everything. Raises JournalError, PluginLoadError."""
         async with contextlib.AsyncExitStack() as stack:
-            pool = await stack.enter_async_context(Pool())
+            pool = await stack.enter_async_context(Pool(self._settings.agentd.rest.connections_per_host_max))
             stack.push_async_callback(self._generations.close)
-            used = sorted(config.used_plugins(self._settings))
-            await self._generations.start({name: self._settings.plugin[name] for name in used})
+            await self._generations.start(self._settings)
             self._watch = stack.enter_context(
                 StallWatch(self._settings.agentd.dispatch.stall_s, self._generations.codes)
             )
@@ -215,6 +217,7 @@ class Daemon:
                 self._dispatcher.paused,
                 time.time,
             )
+            self._vitals.position = await self._journal.last_position()
             self.operations = Operations(self._parts(), self._sending, self._followers, self._reload)
             control = ControlServer(self.operations, listening_paths(Path(self._settings.agentd.state), os.environ))
             try:
@@ -224,7 +227,11 @@ class Daemon:
                     self._identities.start(tasks)
                     watching = tasks.create_task(self._watch_plugins(), name="files of plugins")
                     pressure = tasks.create_task(self._watch_journal(), name="journal pressure")
+                    full_mb = self._settings.agentd.journal.max_mb
+                    retention = Retention(self._journal, below(self._settings.agentd.retention, full_mb))
+                    trimming = tasks.create_task(retention.run(), name="retention")
                     await control.start()
+                    await self._start_http(stack)
                     self._greet()
                     self.started.set()
                     self._manager.ready()
@@ -232,16 +239,29 @@ class Daemon:
                         await self._stopping.wait()
                     log.info("stopping")
                     self._manager.stopping()
-                    for task in (pressure, takeover, watching):
+                    self._manager.status("stopping: running handlers may finish")
+                    for task in (pressure, trimming, takeover, watching):
                         task.cancel()
                     # A change that is under way is made, so that what it began can be stopped.
                     async with self._generations.changing:
+                        # First the handlers: one that waits for the answer to a send of its own needs the sender.
+                        await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
                         await self._identities.stop()
-                    await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
             except ExceptionGroup as failed:
                 raise first_of(failed) from failed
             finally:
                 await control.close()
+
+    async def _start_http(self, stack: contextlib.AsyncExitStack) -> None:
+        """Serve the page and the metrics, where the configuration asks for them."""
+        if self._settings.agentd.http.listen:
+            # Only here: nobody else pays for loading it.
+            from agentd.control.http import HttpServer
+
+            server = HttpServer(self.operations, self._settings.agentd)
+            stack.push_async_callback(server.close)
+            await server.start()
+            self._vitals.http_url = server.url
 
     async def _make_identities(self, pool: Pool) -> None:
         settings = self._settings.agentd
@@ -259,7 +279,7 @@ class Daemon:
         plugins = self._generations.plugins
         intake, dispatch = self._settings.agentd.intake, self._settings.agentd.dispatch
         file = Path(self._settings.agentd.state) / "running"
-        running, unfinished = open_running(file, list(plugins), dispatch.concurrency)
+        running, unfinished = open_running(file, list(plugins), calls_max(dispatch.concurrency, len(plugins)))
         return Dispatcher(
             self._journal,
             plugins,
@@ -290,6 +310,7 @@ class Daemon:
             generations=self._generations,
             dispatcher=self._dispatcher,
             stalls=self._watch,
+            vitals=self._vitals,
             revive=self._revive,
             hub_url=self._hub.url if self._hub is not None else None,
             began=self._began,
@@ -349,9 +370,13 @@ class Daemon:
     # -- bells ------------------------------------------------------------------------------------------------------
 
     def _records(self, records: Sequence[Record]) -> None:
-        self._dispatcher.offer(records)
-        self._takeover.records(records)
+        # Once we stop they would only move cursors, behind the last commit. They are on disk for the next start.
+        if not self._stopping.is_set():
+            self._dispatcher.offer(records)
+            self._takeover.records(records)
         self._followers.offer(records)
+        if records:
+            self._vitals.position = records[-1].position
 
     def _signal(self, happened: Signal) -> None:
         self._dispatcher.signal(happened)
@@ -382,21 +407,37 @@ class Daemon:
 
     def _press(self, reason: str, pressed: bool) -> None:
         """Shed while there is any reason to: what is not taken in stays with the server."""
-        (self._pressure.add if pressed else self._pressure.discard)(reason)
+        why = self._vitals.press(reason, pressed, self._loop.time())
         for supervisor in self._supervisors.values():
-            supervisor.shed(", ".join(sorted(self._pressure)))
+            supervisor.shed(why)
 
     async def _watch_journal(self) -> None:
         """A disk that takes nothing must not make the queue before it grow."""
-        behind = False
+        trouble = ""
         while True:
+            self._vitals.slept(self._loop.time())
             await asyncio.sleep(_JOURNAL_LOOK_S)
+            self._vitals.woke(self._loop.time())
             self._feed_watchdog()
+            self._tell_status()
             # An outbox may have got room while its sender was not running, which rings nobody.
             self._dispatcher.room_again()
-            if behind != (self._journal.full or self._journal.waiting > _JOURNAL_WAITING_MAX):
-                behind = not behind
-                self._press("the disk takes no commits", behind)
+            if (now := self._journal_trouble()) != trouble:
+                for reason in filter(None, (now, trouble)):
+                    self._press(reason, reason == now)
+                trouble = now
+
+    def _journal_trouble(self) -> str:
+        """Why nothing more should be put in the journal's queue, or ""."""
+        if self._journal.at_limit:
+            return "the journal has reached agentd.journal.max_mb"
+        if self._journal.full or self._journal_behind:
+            return "the disk takes no commits"
+        return ""
+
+    @property
+    def _journal_behind(self) -> bool:
+        return self._journal.waiting > self._settings.agentd.journal.waiting_max
 
     def _feed_watchdog(self) -> None:
         """Alive means that the loop breathes (we are here) and that commits are carried out, or the disk is known full.
@@ -410,8 +451,12 @@ class Daemon:
         if waiting is None or self._journal.full or self._loop.time() - waiting < watchdog_s:
             self._fed_at = self._loop.time()
             self._manager.alive()
+
+    def _tell_status(self) -> None:
+        if self._manager.listens:
             states = Counter(supervisor.state for supervisor in self._supervisors.values())
-            self._manager.status(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+            told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+            self._manager.status(told or "no identities")
 
     def _revive(self, stored: StoredRecord) -> Event:
         platform = self._identities.platforms[stored.identity]

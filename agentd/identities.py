@@ -80,4 +80,4 @@ def key_reader(identity: config.Identity) -> Callable[[], str]:
 
 
 def _read(identity: config.Identity) -> str:
-    return config.resolve_key(identity).reveal()
+    return config.resolve_key(identity.key).reveal()

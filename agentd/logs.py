@@ -163,6 +163,8 @@ def entry(record: logging.LogRecord) -> dict[str, str]:
             texts[name] = str(value)
     if record.exc_info:
         texts["exception"] = _FORMATTER.formatException(record.exc_info)
+    elif record.exc_text:  # of another process, which has the exception itself
+        texts["exception"] = record.exc_text
     if record.stack_info:
         texts["stack"] = record.stack_info
     return {name: redacted(text) for name, text in texts.items()}

@@ -18,7 +18,7 @@ from agentd.config import Changes, Settings
 from agentd.dispatcher import Dispatcher
 from agentd.errors import AgentdError, ConfigError
 from agentd.generations import Generations
-from agentd.host.lifecycle import Loaded
+from agentd.host.isolated import Hosted
 from agentd.host.watching import Watch
 from agentd.identities import Identities, key_reader
 
@@ -63,7 +63,7 @@ class Reloading:
                 async with generations.changing:
                     for name in names:
                         if name in generations.plugins:
-                            await generations.reload(name)
+                            await generations.reload(name, self.settings)
 
     async def reload(self) -> dict[str, Any]:
         """Read the configuration again and apply it. Returns what changed; see control.api.Daemon.
@@ -130,12 +130,12 @@ class Reloading:
         if problems:
             raise ConfigError(problems)
 
-    async def _prepared(self, wanted: Settings, names: Iterable[str]) -> dict[str, Loaded]:
-        ready: dict[str, Loaded] = {}
+    async def _prepared(self, wanted: Settings, names: Iterable[str]) -> dict[str, Hosted]:
+        ready: dict[str, Hosted] = {}
         problems: list[str] = []
         for name in names:
             try:
-                ready[name] = await self._generations.prepare(name, wanted.plugin[name])
+                ready[name] = await self._generations.prepare(name, wanted)
             except AgentdError as error:
                 problems += str(error).splitlines()
         if problems:
@@ -145,7 +145,7 @@ class Reloading:
         return ready
 
     async def _apply(
-        self, found: Changes, settings: Settings, ready: Mapping[str, Loaded]
+        self, found: Changes, settings: Settings, ready: Mapping[str, Hosted]
     ) -> tuple[list[str], list[str]]:
         """Returns what still runs though it should not, and whose key is another one."""
         generations, identities = self._generations, self._identities

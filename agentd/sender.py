@@ -1,13 +1,15 @@
 """Carries the outbox to the platform: in order per target, paced, each send under its one key.
 
-A target is a handle or a conversation; its sends leave one at a time. What a send becomes is told to the journal; its
-place in the conversation is told to intake, which counts the seq as ours.
+A target is a handle or a conversation; its sends leave one at a time, and two names of one conversation are one target.
+What a send becomes is told to the journal; its place in the conversation is told to intake, which counts the seq as
+ours.
 
                  ┌─── later ────────┐
                  v                  │
     queued ──> ready ─ leaves ─> sending ─ accepted ───────────> sent
                  │                 │ └──── refused for good ───> refused
                  │                 └─ no answer ─> unknown ─ asked under the same key ─> sent, refused, unknown
+                 │                                    └ or looked up ─> sent; not there: ready; undecided: stopped
                  └─ its time is over ──────────────────────────> expired
 
     drop: ready, unknown, refused, expired ──> dropped           retry: refused, expired, dropped ──> ready
@@ -18,9 +20,11 @@ Elsewhere a row that is under way still reads "ready" or "unknown", since sendin
 
 Always true: nothing leaves that is not in the outbox on disk. A send keeps its client_msg_id through every attempt and
 every restart. A send whose answer never came is "unknown" until the platform has answered for it: it is repeated under
-the same key where the platform deduplicates, and stops its target until somebody decides (`retry`, `drop`) where it
-does not. "expired" is said only of what the platform surely does not have. No row is ever deleted.
-Not here: the pace (core/pacing), what an answer means (wire), where rows come from (handlers, the control socket).
+the same key where the platform deduplicates, looked up behind the place where it left where it does not, and stops its
+target until somebody decides (`retry`, `drop`) where that cannot tell. "expired" is said only of what the platform
+surely does not have. No row is ever deleted.
+Not here: the pace (core/pacing), what an answer means (wire), what a look at a history says (core/lookup), where rows
+come from (handlers, the control socket).
 """
 
 from __future__ import annotations
@@ -38,9 +42,18 @@ from typing import Protocol
 import msgspec
 
 from agentd import config, metrics
-from agentd.core.events import OPEN_STATES, SETTLED_STATES, Event, Send
+from agentd.core.events import OPEN_STATES, SETTLED_STATES, Content, Event, Position, Send, Source
+from agentd.core.lookup import Found, NotThere, TooEarly, Undecided, Verdict, judge
 from agentd.core.pacing import Pace, Pacing
-from agentd.errors import AgentdError, CredentialsRefused, OutcomeUnknown, Unavailable, WireViolation
+from agentd.errors import (
+    AgentdError,
+    CredentialsRefused,
+    JournalError,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+    WireViolation,
+)
 from agentd.journal.storage import Carried, Journal, OutboxRow, Retried
 from agentd.wire.platform import Accepted, Later, Platform, Rejection, Request, Response, SendAnswer
 
@@ -57,6 +70,14 @@ class PerformOnce(Protocol):
 
 class OwnSeqs(Protocol):
     """The part of intake that wants to know about sends: their seqs are holes until they are told."""
+
+    def address(self, target: str) -> str:
+        """The one name under which this target is sent to."""
+        ...
+
+    def position(self, target: str) -> Position | None:
+        """Where its conversation stands now; None where that is not known."""
+        ...
 
     def sending(self, target: str) -> None:
         """A send to this target is under way."""
@@ -103,18 +124,24 @@ class Sender:
                 rate_per_s=settings.rate_per_s,
                 retry_first_s=settings.retry_first_s,
                 retry_max_s=settings.retry_max_s,
+                reply_wait_max_s=settings.reply_wait_max_s,
                 group_rate_per_s=settings.group_rate_per_s,
                 targets_max=settings.paced_targets_max,
             )
         )
         self._lanes: dict[str, deque[Send]] = {}
-        self._open: set[str] = set()
+        self._open: dict[str, str] = {}
+        """Keys of the sends in lanes, with the lane."""
         self._early: list[Send] = []
         self._running: set[str] = set()
         self._under_way: set[str] = set()
         self._withdrawn: set[str] = set()
+        self._retrying: set[str] = set()
+        """Keys that somebody wants to leave after all, until they are in a lane."""
         self._spoke: set[str] = set()
         self._stopped: set[str] = set()
+        self._silent_since: dict[str, float] = {}
+        """Since when no request is under way for a send that may be there, by key."""
         self._wakes: dict[str, asyncio.TimerHandle] = {}
         self._eligible: deque[str] = deque()
         self._tasks: asyncio.TaskGroup | None = None
@@ -183,14 +210,19 @@ class Sender:
 
     def peer_backlog(self, target: str) -> int | None:
         """How many messages this recipient had not taken yet when the platform last warned, None if it does not."""
-        return self.pacing.backlog_of(target)
+        return self.pacing.backlog_of(self._own_seqs.address(target))
+
+    @property
+    def stopped(self) -> int:
+        """Targets that stand still until somebody decides."""
+        return len(self._stopped)
 
     def needs_decision(self, send: Send) -> bool:
         """Nobody can tell whether this send arrived, and its target stands still until somebody decides.
 
         send: as it is on disk.
         """
-        return send.target in self._stopped and send.client_msg_id in self._open and _may_be_there(send)
+        return self._open.get(send.client_msg_id) in self._stopped and _may_be_there(send)
 
     @property
     def waiting(self) -> int:
@@ -203,16 +235,22 @@ class Sender:
         """Let a send leave (again) under its key, whenever it would have expired. row: as it is on disk.
 
         Returns the commit; None where there is nothing to decide: it is sent, or goes on by itself.
+        Raises JournalError if its text was let go.
         """
+        if row.send.state in SETTLED_STATES and row.send.content == Content():
+            raise JournalError(
+                f"the text of {row.send.client_msg_id} was let go (agentd.retention.outbox_max_age_days); "
+                "say it anew under another key"
+            )
         send = msgspec.structs.replace(row.send, state="ready", not_before=0.0, expires_at=None)
-        key, target = send.client_msg_id, send.target
-        if key in self._open:
+        key = send.client_msg_id
+        if (target := self._open.get(key)) is not None:
             if not self.needs_decision(row.send):
                 return None
             lane = self._lanes[target]
             place = next(place for place, each in enumerate(lane) if each.client_msg_id == key)
             self._count(lane[place], "ready")
-            lane[place] = send
+            lane[place] = msgspec.structs.replace(send, target=target)
             commit = self._journal.commit(Retried(key, self._identity, time.time()))
             # It is marked as leaving before it leaves, in a later commit than this one.
             self._decided(target)
@@ -220,12 +258,16 @@ class Sender:
             return None
         else:
             self._withdrawn.discard(key)
+            self._retrying.add(key)
             commit = self._journal.commit(Retried(key, self._identity, time.time()))
             commit.add_done_callback(partial(self._retried, send, row.send.state))
         return commit
 
     def _retried(self, send: Send, was: str, commit: asyncio.Future[None]) -> None:
-        if commit.cancelled() or commit.exception() is not None or send.client_msg_id in self._open:
+        # A start may have read it from the disk meanwhile, and may even be through with it.
+        taken_up = send.client_msg_id not in self._retrying
+        self._retrying.discard(send.client_msg_id)
+        if commit.cancelled() or commit.exception() is not None or taken_up:
             return
         if self._tasks is not None:
             self.counts[was] -= 1
@@ -237,13 +279,13 @@ class Sender:
         Returns the commit; None if it is sent, dropped already, or under way at this moment.
         """
         send = row.send
-        key, target = send.client_msg_id, send.target
+        key = send.client_msg_id
         dropped = msgspec.structs.replace(
             self._carried(send, "dropped", error=row.error, tried=False), code=row.code, request_id=row.request_id
         )
         if key in self._under_way or send.state in ("sent", "dropped"):
             return None
-        if key in self._open:
+        if (target := self._open.get(key)) is not None:
             commit = self._settle(target, dropped)
             self._decided(target)
             return commit
@@ -259,7 +301,7 @@ class Sender:
 
     def _decided(self, target: str) -> None:
         """Let the target go on, unless it has another send that needs a decision."""
-        if not any(_may_be_there(each) for each in self._lanes.get(target, ())):
+        if not any(self._is_beyond_us(each) for each in self._lanes.get(target, ())):
             self._stopped.discard(target)
         self._offer(target)
 
@@ -269,12 +311,18 @@ class Sender:
         for send in sends:
             if send.client_msg_id in self._open or send.client_msg_id in self._withdrawn:
                 continue  # read from the outbox and rung by its commit: the same row
-            self._open.add(send.client_msg_id)
-            self._lanes.setdefault(send.target, deque()).append(send)
+            target = self._own_seqs.address(send.target)
+            if target != send.target:
+                send = msgspec.structs.replace(send, target=target)
+            self._open[send.client_msg_id] = target
+            self._retrying.discard(send.client_msg_id)
+            self._lanes.setdefault(target, deque()).append(send)
             self.counts[_counted_as(send)] += 1
-            if _may_be_there(send) and not self._platform.deduplicates_sends:
-                self._stopped.add(send.target)
-            self._offer(send.target)
+            if _may_be_there(send):
+                self._silent_since[send.client_msg_id] = self._loop.time()
+            if self._is_beyond_us(send):
+                self._stopped.add(target)
+            self._offer(target)
 
     def _offer(self, target: str) -> None:
         """Let the target go now, or arm the clock for when it may."""
@@ -347,8 +395,13 @@ class Sender:
             self._under_way.discard(send.client_msg_id)
 
     async def _let_go(self, target: str, send: Send) -> None:
+        if _may_be_there(send) and not self._platform.deduplicates_sends:
+            await self._look_up(target, send)
+            return
         self.pacing.leaves(target, self._loop.time())
         marked = not self._platform.deduplicates_sends or send.expires_at is not None
+        if not self._platform.deduplicates_sends:
+            send = msgspec.structs.replace(send, after=self._own_seqs.position(target))
         if marked:
             await self._journal.commit(self._carried(send, "sending"))
         self._own_seqs.sending(target)
@@ -385,6 +438,7 @@ class Sender:
         backlog = answer.backlog[1] if answer.backlog is not None else None
         self.pacing.accepted(target, self._loop.time(), backlog)
         if backlog is not None:
+            metrics.BACKLOG_WARNINGS.inc(self._identity)
             log.info("recipient has %d undelivered messages: slower", backlog, extra={"identity": self._identity})
         self._settle(target, self._carried(send, "sent", answer.event))
 
@@ -412,11 +466,78 @@ class Sender:
 
     def _unknown(self, target: str, send: Send, why: Exception) -> None:
         """The answer never came. Where the platform keeps the key, asking again under it tells what happened."""
-        if not self._platform.deduplicates_sends:
-            self._stopped.add(target)
-        now = self._loop.time()
+        now = self._silent_since[send.client_msg_id] = self._loop.time()
         until = self.pacing.refused_for_now(target, "target", now, None, chance=random.random())
         self._again(target, send, until - now, self._carried(send, "unknown", error=str(why)))
+        if self._is_beyond_us(self._lanes[target][0]):
+            self._stopped.add(target)
+
+    # -- where a repeat would be stored a second time ---------------------------------------------------------------
+
+    def _is_beyond_us(self, send: Send) -> bool:
+        """It may be there, and neither its key nor a look at the history would tell."""
+        return _may_be_there(send) and not self._platform.deduplicates_sends and self._lookup_of(send) is None
+
+    def _lookup_of(self, send: Send) -> Request | None:
+        lookup, after = self._platform.lookup, send.after
+        return None if lookup is None or after is None else lookup.request(send, after)
+
+    async def _look_up(self, target: str, send: Send) -> None:
+        """See what became of a send whose answer never came."""
+        asked_at = self._loop.time()
+        self._own_seqs.sending(target)
+        try:
+            verdict: Verdict = await self._verdict(target, send, asked_at)
+            if isinstance(verdict, Found):
+                self._own_seqs.own(msgspec.structs.replace(verdict.event, source=Source.OWN), target)
+        except CredentialsRefused as refused:
+            self._paused = True
+            self._on_credentials(refused)
+            return
+        except Refused as refused:
+            verdict = Undecided(str(refused))
+        except AgentdError as failure:
+            retry_after_s = failure.retry_after_s if isinstance(failure, Unavailable) else None
+            now = self._loop.time()
+            until = self.pacing.refused_for_now(target, "target", now, retry_after_s, chance=random.random())
+            self._still_unknown(target, send, f"looking it up failed: {failure}", until - now)
+            return
+        finally:
+            self._own_seqs.sending_over(target)
+        self._looked_up(target, send, verdict)
+
+    async def _verdict(self, target: str, send: Send, asked_at: float) -> Verdict:
+        lookup, after, stands = self._platform.lookup, send.after, self._own_seqs.position(target)
+        assert lookup is not None, "its target would be stopped"
+        if after is None or stands is None or stands.epoch != after.epoch:
+            return Undecided("its conversation is numbered anew")
+        seen: list[Event] = []
+        while after is not None:
+            if (request := lookup.request(send, after)) is None:
+                return Undecided("it cannot be looked up")
+            page = lookup.read(await self._perform(request, once=True), send, after)
+            seen += page.seen
+            after = page.beyond
+        silent_s = asked_at - self._silent_since[send.client_msg_id]
+        return judge(seen, silent_s=silent_s, settle_s=self._settings.lookup_settle_s)
+
+    def _looked_up(self, target: str, send: Send, verdict: Verdict) -> None:
+        match verdict:
+            case Found(event=place):
+                self.pacing.accepted(target, self._loop.time(), None)
+                self._settle(target, self._carried(send, "sent", place, tried=False))
+            case NotThere():
+                missing = self._carried(send, "ready", error="no answer came, and it was not stored", tried=False)
+                self._again(target, send, 0.0, missing)
+            case TooEarly(after_s=after_s):
+                self._still_unknown(target, send, "not stored so far", after_s)
+            case Undecided(why=why):
+                log.warning("nobody can tell whether a send arrived: %s", why, extra={"identity": self._identity})
+                self._still_unknown(target, send, f"looked up: {why}", 0.0)
+                self._stopped.add(target)
+
+    def _still_unknown(self, target: str, send: Send, why: str, wait_s: float) -> None:
+        self._again(target, send, wait_s, self._carried(send, "unknown", error=why, tried=False))
 
     # -- what became of it ------------------------------------------------------------------------------------------
 
@@ -437,7 +558,8 @@ class Sender:
         lane.remove(send)
         if not lane:
             del self._lanes[target]
-        self._open.discard(send.client_msg_id)
+        del self._open[send.client_msg_id]
+        self._silent_since.pop(send.client_msg_id, None)
         self._count(send, carried.state)
         return commit
 
@@ -473,6 +595,7 @@ class Sender:
             at=time.time(),
             code="" if answer is None else answer.code,
             request_id=None if answer is None else answer.request_id,
+            after=send.after,
         )
 
 

@@ -18,13 +18,14 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from agentd.config import CatchUp, Conduct, Dispatch, LoopGuard, PluginSettings
+from agentd.config import CatchUp, Conduct, Dispatch, LoopGuard, PluginSettings, Secret
 from agentd.core.events import FIRST_SEQ, Context, Event, Message, Record, Send, Sent, Signal
 from agentd.core.exported import Exported
 from agentd.core.exported import read as read_exported
@@ -261,6 +262,11 @@ class MemoryJournal:
         """See storage.Journal."""
         return self.values.get((plugin, conversation, key))
 
+    def state_bytes(self, plugin: str) -> int:
+        """See storage.Journal."""
+        kept = [len(key.encode()) + len(value) for (name, _, key), value in self.values.items() if name == plugin]
+        return sum(kept)
+
     def _behind(self, conversation: int, after: int) -> Sequence[Record]:
         return [record for record in self.records[after:] if record.conversation == conversation]
 
@@ -288,7 +294,8 @@ def _exported(given: str | Path | Iterable[str | bytes]) -> list[Exported]:
 class Harness:
     """One plugin serving one identity, and `others` beside it. Use as an async context manager.
 
-    config: what stands in `[plugin.NAME.config]`. The rest: as in `[plugin.NAME]`.
+    config: what stands in `[plugin.NAME.config]`. secrets: by name, what `ctx.secret` gives. The rest: as in
+    `[plugin.NAME]` and, for catch_up and loop_guard, in `[identity.NAME]`.
     Raises ConfigError or PluginLoadError as the daemon would.
     """
 
@@ -303,16 +310,19 @@ class Harness:
         attempts: int = 5,
         on_dead: Literal["skip", "hold", "detach"] = "skip",
         timers_max: int = 10_000,
+        state_max_mb: int = 1_024,
         timeout_max_s: float = 600.0,
         concurrency: int = 16,
         catch_up: CatchUp | None = None,
         loop_guard: LoopGuard | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> None:
         self.identity = identity
         self.identities = (identity, *others)
         self.clock = HandClock()
         self.journal = MemoryJournal()
         self._plugin = plugin
+        self._secrets = {name: Secret(value) for name, value in (secrets or {}).items()}
         self._conduct = Conduct(catch_up=catch_up or CatchUp(), loop_guard=loop_guard or LoopGuard())
         self._settings = PluginSettings(
             use=plugin.name,
@@ -321,6 +331,7 @@ class Harness:
             attempts=attempts,
             on_dead=on_dead,
             timers_max=timers_max,
+            state_max_mb=state_max_mb,
             timeout_max_s=timeout_max_s,
             concurrency=concurrency,
         )
@@ -502,7 +513,8 @@ class Harness:
 
     async def load(self, plugin: Plugin[Any]) -> Loaded:
         """Check a plugin against the harness's settings and set it up; it is torn down in the end."""
-        loaded = Loaded(plugin.name, plugin, self._settings, "", self.journal.state_get)
+        loaded = Loaded(plugin.name, plugin, self._settings, "", self.journal.state_get, secrets=self._secrets)
+        loaded.state.stored_bytes = partial(self.journal.state_bytes, loaded.name)
         self._lives.append(loaded)
         await loaded.setup()
         return loaded

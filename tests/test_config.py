@@ -207,6 +207,35 @@ def test_a_problem_of_an_identity_names_line_key_and_remedy(folder: Folder, line
     assert folder.problem(alice(line)).startswith(problem)
 
 
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ('listen = "8788"', 'is not an address and a port; write it like listen = "127.0.0.1:8788"'),
+        ('listen = "127.0.0.1:x"', 'is not an address and a port; write it like listen = "127.0.0.1:8788"'),
+        (
+            'listen = "0.0.0.0:8788"',
+            "0.0.0.0 can be reached by other machines; listen on 127.0.0.1, or say allow_remote = true as well",
+        ),
+    ],
+)
+def test_a_page_that_others_would_reach_must_be_asked_for(folder: Folder, lines: str, problem: str) -> None:
+    assert folder.problem(f"[agentd.http]\n{lines}").endswith(f":2: agentd.http.listen: {problem}")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'listen = "127.0.0.1:0"',
+        'listen = "[::1]:8788"',
+        'listen = "localhost:8788"',
+        "allow_remote = true",
+        'listen = "0.0.0.0:8788"\nallow_remote = true',
+    ],
+)
+def test_a_page_for_this_machine_or_as_asked_for_is_taken(folder: Folder, lines: str) -> None:
+    assert folder.load(f"[agentd.http]\n{lines}").embedded
+
+
 def test_a_plugin_that_is_misspelt_or_named_twice_is_told(folder: Folder) -> None:
     text = alice('plugins = ["greter", "greeter", "greeter"]') + '\n[plugin.greeter]\nuse = "echo"'
     assert folder.problems(text) == [
@@ -222,6 +251,16 @@ def test_a_plugin_that_is_broken_itself_is_not_called_missing_as_well(folder: Fo
 def test_a_plugin_file_that_is_not_there_is_told(folder: Folder) -> None:
     problem = folder.problem('[plugin.p]\nuse = "./gone.py"')
     assert problem == f":2: plugin.p.use: there is no file {folder.path}/gone.py; mend the path"
+
+
+@pytest.mark.parametrize("limit", ["memory_max_mb", "cpu_max_s"])
+def test_limits_of_a_process_are_refused_where_there_is_none(folder: Folder, limit: str) -> None:
+    assert folder.problem(f'[plugin.p]\nuse = "echo"\n{limit} = 100') == (
+        f":3: plugin.p.{limit}: limits a process, which this plugin does not have; "
+        f'add isolate = "process", or remove {limit}'
+    )
+    limited = folder.load(f'[plugin.p]\nuse = "echo"\nisolate = "process"\n{limit} = 100').plugin["p"]
+    assert getattr(limited, limit) == 100
 
 
 @pytest.mark.parametrize("url", ["", "api.agentchat.me", "ftp://host", "https://", "https://host:port", "http://[::1"])
@@ -327,7 +366,7 @@ def test_a_key_file_open_to_others_is_refused(folder: Folder, mode: int) -> None
 
 def test_a_key_file_that_its_owner_alone_can_read_is_taken(folder: Folder) -> None:
     folder.key_file("alice.key", f"{KEY}\n", 0o400)
-    assert resolve_key(folder.load(alice(key='{ file = "alice.key" }')).identity["alice"]).reveal() == KEY
+    assert resolve_key(folder.load(alice(key='{ file = "alice.key" }')).identity["alice"].key).reveal() == KEY
 
 
 def test_a_named_pipe_in_place_of_a_key_file_does_not_hang(folder: Folder) -> None:
@@ -346,7 +385,7 @@ def test_a_file_that_is_no_key_is_not_quoted(folder: Folder) -> None:
 def test_a_command_may_be_one_text_or_an_array_and_no_shell_sees_it(folder: Folder) -> None:
     for command in ("\"echo 'key-$HOME'\"", '["echo", "key-$HOME"]'):
         identity = folder.load(alice(key=f"{{ command = {command} }}")).identity["alice"]
-        assert resolve_key(identity).reveal() == "key-$HOME"
+        assert resolve_key(identity.key).reveal() == "key-$HOME"
 
 
 def test_what_a_failing_command_printed_is_not_quoted(folder: Folder) -> None:
@@ -361,7 +400,7 @@ def test_a_credential_is_read_from_the_folder_that_systemd_names(folder: Folder)
     folder.key_file("alice", KEY, 0o440)
     environ = {"CREDENTIALS_DIRECTORY": str(folder.path)}
     identity = folder.load(alice(key='{ credential = "alice" }'), environ).identity["alice"]
-    assert resolve_key(identity, environ).reveal() == KEY
+    assert resolve_key(identity.key, environ).reveal() == KEY
 
 
 @pytest.mark.parametrize("name", ["../alice", "..", ""])
@@ -370,11 +409,26 @@ def test_a_credential_cannot_name_a_file_elsewhere(folder: Folder, name: str) ->
     assert "a credential is a plain name without slashes" in told
 
 
+def test_a_plugins_secret_is_read_from_beside_the_configuration_and_not_shown(folder: Folder) -> None:
+    (folder.path / "model.key").touch(0o600)
+    (folder.path / "model.key").write_text(OTHER_KEY)
+    text = alice() + '\n[plugin.greeter]\nuse = "echo"\n[plugin.greeter.secrets]\nmodel = { file = "model.key" }\n'
+    source = folder.load(text).plugin["greeter"].secrets["model"]
+    assert resolve_key(source).reveal() == OTHER_KEY
+    (folder.path / "model.key").chmod(0o644)
+    with pytest.raises(ConfigError, match=r"agentd.toml:\d+: plugin.greeter.secrets.model: .*chmod 600") as error:
+        folder.load(text)
+    assert OTHER_KEY not in str(error.value)
+    with pytest.raises(ConfigError, match="expected a table, found text") as error:
+        folder.load(text.replace('{ file = "model.key" }', f'"{OTHER_KEY}"'))
+    assert OTHER_KEY not in str(error.value)
+
+
 def test_a_rotated_key_is_found_when_it_is_read_again(folder: Folder) -> None:
     folder.key_file("alice.key", KEY)
     identity = folder.load(alice(key='{ file = "alice.key" }')).identity["alice"]
     folder.key_file("alice.key", OTHER_KEY)
-    assert resolve_key(identity).reveal() == OTHER_KEY
+    assert resolve_key(identity.key).reveal() == OTHER_KEY
 
 
 def test_two_identities_with_the_same_key_are_refused_without_printing_it(folder: Folder) -> None:
@@ -391,7 +445,7 @@ def test_two_identities_with_keys_of_their_own_are_fine(folder: Folder) -> None:
 
 
 def test_a_key_shows_itself_only_when_asked(folder: Folder) -> None:
-    secret = resolve_key(folder.load(alice()).identity["alice"], ENVIRON)
+    secret = resolve_key(folder.load(alice()).identity["alice"].key, ENVIRON)
     assert KEY not in f"{secret} {secret!r} {[secret]} {vars(type(secret))}" + "%s" % secret  # noqa: UP031 -- any way to print
     with pytest.raises(TypeError):
         pickle.dumps(secret)

@@ -1,6 +1,7 @@
 """Order within a lane, independence between lanes, effects with their cursor, and every fate of an event."""
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import threading
@@ -23,7 +24,16 @@ from agentd.host.lifecycle import Loaded
 from agentd.host.stalls import StallWatch
 from agentd.journal.running import Unfinished
 from agentd.journal.sqlite import open_journal
-from agentd.journal.storage import Appended, Attempt, Change, Conversation, CursorMoved, Queued, StoredRecord
+from agentd.journal.storage import (
+    Appended,
+    Attempt,
+    Change,
+    Conversation,
+    CursorMoved,
+    Paused,
+    Queued,
+    StoredRecord,
+)
 from agentd.plugin import Context, Plugin
 from agentd.testing import HandClock, MemoryJournal
 
@@ -861,7 +871,7 @@ async def test_what_was_handled_before_the_death_is_not_blamed_for_it() -> None:
     assert rig.journal.failed == {}
 
 
-async def test_events_that_several_deaths_are_blamed_on_run_one_at_a_time_and_others_freely() -> None:
+async def test_events_that_were_there_at_two_deaths_run_alone_before_anything_else_does() -> None:
     rig = Rig()
     inside: set[str] = set()
     together: list[set[str]] = []
@@ -883,9 +893,54 @@ async def test_events_that_several_deaths_are_blamed_on_run_one_at_a_time_and_ot
     async with rig.running() as dispatcher:
         await dispatcher.quiet()
         assert dispatcher.pending == {"me": 0}
-    assert all(len(names - {"free"}) <= 1 for names in together)
-    assert {"free"} < set.union(*together)
+    assert [names for names in together if names & {"s1", "s2", "s3"}] == [{"s1"}, {"s2"}, {"s3"}]
+    assert together[-1] == {"free"}
     assert rig.journal.dead == []
+
+
+async def test_a_suspect_that_does_not_end_soon_holds_nobody_up_for_long() -> None:
+    rig, ledger = Rig(clock=HandClock()), Ledger()
+    never = asyncio.Event()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        if message.conversation == "suspect":
+            await never.wait()
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle)
+    async with rig.running():
+        pass
+    suspect = rig.said("suspect")
+    rig.said("free")
+    rig.journal.failed["p", 1] = Attempt("p", 1, suspect.position, 0, "", 0.0, deaths=4)
+    async with rig.running() as dispatcher:
+        while not dispatcher.standing("p")["running"]:
+            await asyncio.sleep(0)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert ledger.texts == {}
+        due = rig.clock.next_timer(10.0)
+        assert due is not None
+        due()
+        while not ledger.texts:
+            await asyncio.sleep(0)
+        assert ledger.texts == {"free": ["1"]}
+
+
+async def test_a_suspect_whose_conversation_is_paused_holds_nobody_up() -> None:
+    rig, ledger = Rig(), Ledger()
+    rig.plugin("p", ledger)
+    async with rig.running():
+        pass
+    suspect = rig.said("suspect")
+    rig.said("free")
+    rig.journal.failed["p", 1] = Attempt("p", 1, suspect.position, 0, "", 0.0, deaths=4)
+    rig.journal.paused[1] = Paused(
+        number=1, identity="me", conversation="suspect", at=0.0, until=None, reason="by command"
+    )
+    async with rig.running() as dispatcher:
+        await dispatcher.quiet()
+        assert ledger.texts == {"free": ["1"]}
 
 
 # --- a plugin out of order as a whole
@@ -1536,3 +1591,90 @@ async def test_a_repeat_of_a_committed_turn_adds_nothing_to_the_outbox(tmp_path:
         )
         await journal.commit(Queued(other, 1.0))
         assert [each.cause for each in await journal.outbox_open("me")] == [send.cause]
+
+
+# --- those who would take all
+
+
+async def test_plugins_whose_handlers_all_hang_leave_every_other_its_share() -> None:
+    rig, ledger = Rig(concurrency=8), Ledger()
+    never = asyncio.Event()
+
+    async def hang(message: Message, ctx: Context) -> None:
+        await never.wait()
+
+    for number in range(3):
+        rig.plugin(f"hangs-{number}", hang)
+    rig.plugin("healthy", ledger)
+    async with rig.running() as dispatcher:
+        for number in range(50):
+            dispatcher.offer([rig.said(f"c{number}")])
+        while len(ledger.texts) < 50:
+            await asyncio.sleep(0)
+        # What is left over beyond the shares is theirs who came first.
+        assert sum(dispatcher.standing(f"hangs-{number}")["running"] for number in range(3)) == 6
+
+
+async def test_one_plugin_alone_may_run_as_many_calls_as_it_is_allowed() -> None:
+    rig = Rig(concurrency=8)
+    never = asyncio.Event()
+
+    async def hang(message: Message, ctx: Context) -> None:
+        await never.wait()
+
+    rig.plugin("p", hang, concurrency=16)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said(f"c{number}") for number in range(50)])
+        while dispatcher.standing("p")["running"] < 8:
+            await asyncio.sleep(0)
+
+
+async def deaf_to_cancellation(message: Message, ctx: Context) -> None:
+    while message.text == "deaf":
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3_600)
+
+
+async def test_a_handler_that_is_deaf_to_its_deadline_is_left_behind_and_its_lane_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig()
+    rig.plugin("p", deaf_to_cancellation, filters={"timeout_s": 0.05, "attempts": 1})
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c", "deaf"), rig.said("c", "fine")])
+        await dispatcher.quiet()
+        assert dispatcher.handled == {"me": 2}
+    assert [dead.error.partition(":")[0] for dead in rig.journal.dead] == ["DeadlinePassed"]
+    assert "ignores that it was cancelled" in caplog.text
+
+
+async def test_a_stop_ends_whatever_a_handler_does_about_it() -> None:
+    rig = Rig()
+    rig.plugin("p", deaf_to_cancellation)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c", "deaf")])
+        while not dispatcher.standing("p")["running"]:
+            await asyncio.sleep(0)
+    assert rig.journal.cursor("p", "c") is None  # given back uncounted
+    assert rig.journal.failed == {}
+
+
+async def test_a_handlers_own_time_limits_are_its_own_business_until_the_end() -> None:
+    rig = Rig()
+    steps: list[str] = []
+
+    async def handle(message: Message, ctx: Context) -> None:
+        for _ in range(3):
+            try:
+                async with asyncio.timeout(0.01):
+                    await asyncio.sleep(3_600)
+            except TimeoutError:
+                steps.append("timed out")
+        await asyncio.sleep(0.02)
+        steps.append("done")
+
+    rig.plugin("p", handle)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said("c")])
+        await dispatcher.quiet()
+    assert steps == ["timed out"] * 3 + ["done"]

@@ -2,56 +2,237 @@
 
 from __future__ import annotations
 
-import importlib.util
+import asyncio
+import os
 import re
+import runpy
+import shlex
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
+from click.testing import CliRunner
 
 from agentd.cli import cli
-from agentd.config import load
-from agentd.supervisor import STATES
+from agentd.config import CatchUp, Conduct, LoopGuard, load
+from agentd.core.health import CODES, STATES
+from agentd.hub.server import Hub
+from agentd.hub.settings import HubSettings
+from agentd.testing import Harness
+from agentd.wire.agentchat import types as wire
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
+# Every block of code by the words that tell it from the others, with who sees to it that it is true. Those of the
+# chapter on plugins run here as they are printed.
+PLUGIN, PLUGIN_TEST, RUN_TEST = 'Plugin("greeter")', "Harness(plugin)", "-m pytest"
+CONFIGURATION, RUN_IT = "[identity.alice]", "chmod 600 alice.key"
+RETENTION = "[agentd.retention]"
+BATCHES, CONDUCT = 'Plugin("secretary")', "[identity.alice.catch_up]"
+PAGE = "[agentd.http]"
+DEV = "agentd dev"
+DEV_SHOWN = "you> hello"
 
-def block(language: str, containing: str) -> str:
-    found = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if containing in text]
-    assert len(found) == 1, f"{len(found)} blocks of {language} hold {containing!r}"
-    return str(found[0])
+BLOCKS = {
+    PLUGIN: "here",
+    PLUGIN_TEST: "here",
+    RUN_TEST: "here",
+    CONFIGURATION: "here",
+    RUN_IT: "here",
+    BATCHES: "here",
+    CONDUCT: "here",
+    PAGE: "here",
+    RETENTION: "here",
+    "make run": "test_makefile.py, and test_every_make_target_that_is_named_exists",
+    "agentd send @echo": "test_cli.py: the embedded hub and its echo",
+    DEV: "here",
+    DEV_SHOWN: "here",
+    "agentd dead ls": "here",
+    "agentd explain": "here",
+    "agentd replay": "here",
+    "agentd pause": "here",
+    "systemctl": "control/test_systemd.py; installing as root is for people",
+    "make soak": "test_every_make_target_that_is_named_exists",
+    "tests/  ": "a picture of the folders: test_every_folder_of_the_picture_is_there",
+}
+
+
+def blocks() -> list[str]:
+    return [str(text) for text in re.findall(r"```\w*\n(.*?)```", README, re.DOTALL)]
+
+
+def block(containing: str) -> str:
+    found = [text for text in blocks() if containing in text]
+    assert len(found) == 1, f"{len(found)} blocks hold {containing!r}"
+    return found[0]
 
 
 @pytest.fixture
-def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The files that a reader would have saved."""
-    (tmp_path / "greeter.py").write_text(block("python", 'Plugin("greeter")'))
-    (tmp_path / "test_greeter.py").write_text(block("python", "Harness(plugin)"))
-    (tmp_path / "agentd.toml").write_text(block("toml", "[identity.alice]"))
-    (tmp_path / "alice.key").touch(0o600)
+def written(tmp_path: Path) -> Path:
+    """The folder of a reader who has saved what is shown."""
+    (tmp_path / "greeter.py").write_text(block(PLUGIN))
+    (tmp_path / "test_greeter.py").write_text(block(PLUGIN_TEST))
+    (tmp_path / "agentd.toml").write_text(block(CONFIGURATION))
     (tmp_path / "alice.key").write_text("ac_live_0123456789abcdef0123456789")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "greeter", raising=False)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
     return tmp_path
 
 
-async def test_the_first_plugins_test_passes_word_for_word(written: Path) -> None:
-    spec = importlib.util.spec_from_file_location("readme_test_greeter", written / "test_greeter.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    await module.test_it_counts_and_a_crash_repeats_nothing()
+def shell(folder: Path, *lines: str) -> subprocess.CompletedProcess[str]:
+    """Run these lines as the reader's shell would, to their end or the first that fails."""
+    return subprocess.run(
+        ["/bin/sh", "-e"],
+        input="\n".join(lines),
+        cwd=folder,
+        env=clean_environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
-def test_the_configuration_loads_without_a_problem(written: Path) -> None:
+async def test_the_plugin_that_takes_batches_does_what_is_said_of_it(tmp_path: Path) -> None:
+    (tmp_path / "secretary.py").write_text(block(BATCHES))
+    async with Harness(runpy.run_path(str(tmp_path / "secretary.py"))["plugin"]) as h:
+        for text in ("milk", "bread", "tea"):
+            await h.message(text, settle=False)
+        await h.settle()
+        assert h.texts == []
+        await h.advance(0.3)
+        assert h.texts == ["noted: milk\nnoted: bread\nnoted: tea"]
+        assert [(outcome.word, outcome.data) for outcome in h.outcomes] == [("answered", b'{"messages":3}')]
+
+
+def test_the_conduct_that_is_shown_is_the_default(tmp_path: Path) -> None:
+    (tmp_path / "agentd.toml").write_text(
+        '[identity.alice]\nurl = "https://api.agentchat.me"\nkey = { env = "K" }\ntakeover_idle_s = 900\n'
+        + block(CONDUCT)
+    )
+    loaded = load(tmp_path / "agentd.toml", {"K": "ac_live_0123456789abcdef0123456789"}).identity["alice"]
+    assert (loaded.catch_up, loaded.loop_guard, loaded.takeover_idle_s) == (CatchUp(), LoopGuard(), 900)
+    assert Conduct().takeover_idle_s == 900
+
+
+def clean_environ() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST", "PYTHON", "AGENTD", "ALICE"))
+    }
+
+
+def test_every_block_of_code_is_seen_to_by_some_test() -> None:
+    for text in blocks():
+        assert sum(words in text for words in BLOCKS) == 1, f"no test knows this block; add it to BLOCKS:\n{text}"
+    for words in BLOCKS:
+        block(words)
+
+
+def test_the_first_plugins_test_passes_word_for_word(written: Path) -> None:
+    install, run = block(RUN_TEST).splitlines()
+    assert install == ".venv/bin/pip install pytest pytest-asyncio"  # which are here
+    result = shell(written, run + " -p no:cacheprovider")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "1 passed" in result.stdout
+    (written / "greeter.py").write_text(
+        block(PLUGIN).replace("+ 1", "+ 10")
+    )  # of another length: what is compiled already is told by that
+    assert "1 failed" in shell(written, run + " -p no:cacheprovider").stdout
+
+
+def test_the_plugin_is_talked_to_in_the_terminal_as_shown(written: Path) -> None:
+    shown = block(DEV_SHOWN).splitlines()
+    (run,) = block(DEV).splitlines()
+    typed = [line.removeprefix("you> ") for line in shown if line.startswith("you> ")]
+    result = shell(written, f"{run} <<'END'", *typed, "END")
+    assert result.returncode == 0, result.stderr
+    answers = [line for line in result.stdout.splitlines() if line.startswith("agent")]
+    assert answers == [line for line in shown if line.startswith("agent")]
+    assert "killed, and started again over the same state" in result.stderr
+
+
+def test_the_configuration_passes_the_check_word_for_word(written: Path) -> None:
+    *lines, run = block(RUN_IT).splitlines()
+    assert run == ".venv/bin/agentd run"
+    result = shell(written, *lines)
+    assert result.returncode == 0, result.stdout + result.stderr
     settings = load(written / "agentd.toml", {})
     assert settings.plugin["greeter"].use == str(written / "greeter.py")
     assert settings.identity["alice"].plugins == ("greeter",)
+    (written / "alice.key").chmod(0o644)
+    assert shell(written, *lines[1:]).returncode == 78
+
+
+def test_the_retention_that_is_shown_is_taken_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "agentd.toml").write_text(block(RETENTION))
+    retention = load(tmp_path / "agentd.toml", {}).agentd.retention
+    assert (retention.events_max_age_days, retention.outbox_max_age_days, retention.journal_max_mb) == (30, 30, 2_000)
+
+
+def test_each_way_to_name_a_key_that_is_shown_is_one(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = next(line for line in block(CONFIGURATION).splitlines() if line.startswith("key = "))
+    file, ways = written / "agentd.toml", re.findall(r"\{ \w+ = .*?\}", shown)
+    assert len(ways) == 4
+    (written / "alice.key").chmod(0o600)
+    (written / "pass").write_text("#!/bin/sh\ncat alice.key\n")
+    (written / "pass").chmod(0o700)
+    monkeypatch.setenv("PATH", str(written), prepend=os.pathsep)
+    monkeypatch.chdir(written)
+    environ = {"ALICE_KEY": "ac_live_0123456789abcdef0123456789", "CREDENTIALS_DIRECTORY": str(written)}
+    for way in ways:
+        file.write_text(block(CONFIGURATION).replace(shown, f"key = {way}"))
+        key = load(file, environ).identity["alice"].key
+        given = [name for name in key.__struct_fields__ if getattr(key, name) is not None]
+        assert given == [way.split()[1]]
+
+
+async def test_the_first_plugin_answers_through_a_daemon_that_runs_as_shown(written: Path) -> None:
+    async with Hub(HubSettings(cold_rule=False)) as hub:
+        (written / "alice.key").write_text(hub.create_agent("alice"))
+        hub.create_agent("bob")
+        file = written / "agentd.toml"
+        # The one thing that is not as printed: the platform's address.
+        file.write_text(file.read_text().replace("https://api.agentchat.me", hub.url))
+        (written / "alice.key").chmod(0o600)
+        daemon = await asyncio.create_subprocess_exec(
+            *block(RUN_IT).splitlines()[-1].split(),
+            cwd=written,
+            env=clean_environ(),
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            async with asyncio.timeout(30):
+                while not hub.connections("alice"):
+                    await asyncio.sleep(0.02)
+                hub.post("bob", "alice", "hello there", "nothing to count", "hello again")
+                while len(said := texts_of(hub, "alice", "bob")) < 2:
+                    await asyncio.sleep(0.02)
+        finally:
+            daemon.terminate()
+            assert await daemon.wait() == 0
+        assert said == ["hello number 1", "hello number 2"]
+
+
+def texts_of(hub: Hub, speaker: str, listener: str) -> list[str]:
+    service = hub.service
+    conversation = service.conversations.find(hub.conversation(speaker, listener))
+    assert conversation is not None
+    rows = service.mailbox.history(service.accounts.get(listener), conversation, after_seq=0, limit=100)
+    found = [msgspec.json.decode(row, type=wire.MessageRow) for row in rows]
+    return [row.content.text or "" for row in found if row.sender == speaker and row.content is not None]
+
+
+def test_every_folder_of_the_picture_is_there() -> None:
+    root = Path(__file__).parent.parent
+    for line in block("tests/  ").splitlines():
+        assert (root / line.split()[0]).is_dir(), line
 
 
 def test_every_verb_of_the_command_is_in_the_table_and_no_other() -> None:
-    assert sorted(re.findall(r"^\| `agentd (\w+)` \|", README, re.MULTILINE)) == sorted(cli.commands)
+    assert sorted(re.findall(r"^\| `agentd ([\w-]+)` \|", README, re.MULTILINE)) == sorted(cli.commands)
 
 
 def test_every_state_is_explained() -> None:
@@ -59,7 +240,50 @@ def test_every_state_is_explained() -> None:
     assert set(re.findall(r"`([a-z_]+)`", told)) == set(STATES)
 
 
+def test_every_reason_of_readyz_is_named() -> None:
+    row = next(line for line in README.splitlines() if line.startswith("| `/readyz`"))
+    assert tuple(re.findall(r"`([a-z_]+)`", row)) == CODES
+
+
+def test_the_page_is_turned_on_as_shown(tmp_path: Path) -> None:
+    (tmp_path / "agentd.toml").write_text(block(PAGE))
+    settings = load(tmp_path / "agentd.toml", {})
+    assert settings.agentd.http.listen == "127.0.0.1:8788"
+    assert settings.embedded
+
+
+def test_every_file_that_is_linked_exists() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (Path(__file__).parent.parent / target).exists(), target
+
+
 def test_every_make_target_that_is_named_exists() -> None:
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     for target in set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def commands(chapter: str) -> list[list[str]]:
+    """What a reader of a chapter would type."""
+    text = README[README.index(f"## {chapter}\n") :].split("\n## ")[0]
+    lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def test_what_helps_when_something_went_wrong_can_be_typed_as_it_stands(served: Any) -> None:
+    typed = commands("When something went wrong")
+    assert {words[0] for words in typed} == {"dead", "release", "tail", "explain", "replay", "pause", "resume"}
+    served.happen(None)  # the tail ends
+    for words in typed:
+        yes = ["--yes"] if "replay" in words and "--dry-run" not in words else []
+        done = CliRunner().invoke(cli, [*words, *yes, "--state", str(served.path.parent)], prog_name="agentd")
+        # This daemon ends a tail, and holds another conversation.
+        assert done.exit_code == {"tail": 69, "release": 1}.get(words[0], 0), (words, done.output)
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    root = Path(__file__).parent.parent
+    text = (root / "docs" / "security.md").read_text()
+    files = set(re.findall(r"tests/[\w/]+\.py", text))
+    assert len(files) > 5
+    assert [file for file in files if not (root / file).exists()] == []

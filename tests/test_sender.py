@@ -14,14 +14,14 @@ import msgspec
 import pytest
 
 from agentd import config
-from agentd.core.events import Content, Event, Send
+from agentd.core.events import Content, Event, Position, Send
 from agentd.errors import AgentdError, CredentialsRefused, OutcomeUnknown, Unavailable, WireViolation
 from agentd.journal.sqlite import SqliteJournal, open_journal
 from agentd.journal.storage import Account, Carried, OutboxRow, Queued
 from agentd.sender import Sender
 from agentd.wire.agentchat import AgentChat
 from agentd.wire.agentchat import types as wire
-from agentd.wire.platform import Request, Response
+from agentd.wire.platform import Request, Response, Sighting
 
 TIMEOUT_S = 10.0
 ME = "agent"
@@ -128,6 +128,16 @@ class Seqs:
     def __init__(self) -> None:
         self.under_way: Counter[str] = Counter()
         self.places: list[tuple[str, int]] = []
+        self.addresses: dict[str, str] = {}
+        self.tops: dict[str, int] = {}
+        self.epoch = 1
+
+    def address(self, target: str) -> str:
+        return self.addresses.get(target, target)
+
+    def position(self, target: str) -> Position | None:
+        top = self.tops.get(target)
+        return None if top is None else Position(f"conv_{target[1:]}", self.epoch, top)
 
     def sending(self, target: str) -> None:
         self.under_way[target] += 1
@@ -197,6 +207,11 @@ class Rig:
         row = await self.journal.outbox_find(key, ME)
         assert row is not None
         return row
+
+    async def until_stopped(self, key: str) -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            while not self.sender.needs_decision((await self.row(key)).send):
+                await asyncio.sleep(0.01)
 
     async def until_settled(self, count: int) -> None:
         await self.far_end.until(lambda: len(self.far_end.settled) >= count)
@@ -415,6 +430,77 @@ async def test_without_deduplication_an_unknown_outcome_stops_its_target_and_is_
         await rig.queue("@carol", "last")
         await rig.until_settled(len(NUMBERS) + 1)
         assert rig.far_end.texts("@bob") == ["0"]
+
+
+class Looked(WithoutKeys):
+    """One whose history can be looked at, and shows nothing."""
+
+    @property
+    def lookup(self) -> Looked:
+        return self
+
+    def request(self, send: Send, after: Position) -> Request:
+        return self.history_request(after.conversation, after.seq, 100)
+
+    def read(self, response: Response, send: Send, after: Position) -> Sighting:
+        return Sighting([])
+
+
+async def test_where_a_conversation_stood_is_on_disk_before_a_send_without_a_key_leaves(tmp_path: Path) -> None:
+    async with outbox(tmp_path, platform=Looked) as rig:
+        rig.seqs.tops["@bob"] = 7
+        seen: list[tuple[str, Position | None]] = []
+
+        async def look_at_the_disk() -> None:
+            row = await rig.row("@bob/0")
+            seen.append((row.send.state, row.send.after))
+
+        rig.far_end.plan("@bob", look_at_the_disk)
+        rig.begin()
+        await rig.queue("@bob", "0")
+        await rig.until_settled(1)
+        assert seen == [("sending", Position("conv_bob", 1, 7))]
+
+
+async def test_a_conversation_that_was_numbered_anew_tells_nothing_of_a_send_from_before(tmp_path: Path) -> None:
+    async with outbox(tmp_path, platform=Looked) as rig:
+        rig.seqs.tops["@bob"] = 7
+
+        async def number_anew() -> AgentdError:
+            rig.seqs.epoch = 2
+            return OutcomeUnknown("cut")
+
+        rig.far_end.plan("@bob", number_anew)
+        rig.begin()
+        await rig.queue("@bob", "0")
+        await rig.until_stopped("@bob/0")
+        assert "numbered anew" in (await rig.row("@bob/0")).error
+        assert rig.far_end.texts("@bob") == ["0"]
+
+
+async def test_a_conversation_and_the_handle_of_who_is_in_it_are_one_target_in_one_order(rig: Rig) -> None:
+    rig.seqs.addresses["conv_bob"] = "@bob"
+    rig.far_end.plan("@bob", refusal(503, "INTERNAL_ERROR"), refusal(429, "RECIPIENT_BACKLOGGED", retry_after="0.1"))
+    for number in range(3):
+        await rig.queue("@bob", f"to the handle {number}")
+        await rig.queue("conv_bob", f"to the conversation {number}")
+    await rig.until_settled(6)
+    assert once(rig.far_end.texts("@bob")) == [
+        f"to the {name} {number}" for number in range(3) for name in ("handle", "conversation")
+    ]
+    assert not rig.far_end.texts("conv_bob"), "which the platform would refuse"
+    assert (await rig.row("conv_bob/to the conversation 0")).send.state == "sent"
+
+
+async def test_a_send_to_a_conversation_is_decided_on_under_the_name_it_was_given(rig: Rig) -> None:
+    rig.seqs.addresses["conv_bob"] = "@bob"
+    rig.far_end.plan("@bob", AWAITING_REPLY)
+    await rig.queue("conv_bob", "0", "1", "2")
+    await rig.far_end.until(lambda: bool(rig.sender.pacing.awaiting))
+    assert rig.sender.drop(await rig.row("conv_bob/1")) is not None
+    rig.sender.heard_from("@bob")
+    await rig.until_settled(3)
+    assert rig.far_end.texts("@bob") == ["0", "0", "2"]
 
 
 async def test_without_deduplication_a_restart_repeats_nothing_whose_outcome_is_unknown(tmp_path: Path) -> None:

@@ -268,6 +268,30 @@ async def test_middlewares_run_in_the_kit_too() -> None:
     assert calls == ["in", "handle", "out"]
 
 
+hoarder = Plugin("hoarder")
+
+
+@hoarder.on(Message, attempts=1)
+async def hoard(message: Message, ctx: Context) -> None:
+    if message.text == "forget":
+        ctx.plugin_state.delete("a")
+    else:
+        ctx.plugin_state.put(message.text or "", "x" * 600_000)
+
+
+async def test_a_plugin_keeps_no_more_than_its_settings_allow() -> None:
+    async with Harness(hoarder, state_max_mb=1) as h:
+        await h.message("a")
+        await h.message("b")
+        assert [dead.error.partition(":")[0] for dead in h.dead] == ["ValueError"]
+        assert "state_max_mb" in h.dead[0].error
+        assert h.plugin_state("b", str) is None
+        await h.message("forget")
+        await h.message("b")
+        assert len(h.plugin_state("b", str, "")) == 600_000
+        assert len(h.dead) == 1
+
+
 def exported(*events: Message) -> list[bytes]:
     return [line(Record(number, 1, event, 1_767_225_600.0)) for number, event in enumerate(events, start=1)]
 
@@ -325,3 +349,18 @@ async def test_a_file_that_is_no_export_is_refused_before_anything_happens() -> 
         with pytest.raises(ExportUnreadable, match="line 2"):
             await h.replay([*exported(heard(1, "a")), b"hello"])
         assert h.sent == []
+
+
+async def test_a_secret_is_given_by_name_and_an_unknown_one_names_the_remedy() -> None:
+    plugin = Plugin("p")
+    given: list[str] = []
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        given.append(ctx.secret(message.text or ""))
+
+    async with Harness(plugin, secrets={"model": "sk-0123456789"}, attempts=1) as h:
+        await h.message("model")
+        await h.message("other")
+        assert given == ["sk-0123456789"]
+        assert "write [plugin.p.secrets] with other = { file = ... }" in h.dead[0].error

@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from agentd import logs
+from agentd.control.systemd import ServiceManager
 from agentd.hub.faults import FaultPlan
 from agentd.hub.server import Hub
 from agentd.hub.settings import HubSettings
@@ -39,10 +40,14 @@ async def _serve(settings: HubSettings, plan: FaultPlan, ready: Callable[[str], 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    manager = ServiceManager()
     async with Hub(settings) as hub:
         hub.faults.replace(plan)
         ready(hub.url)
+        manager.ready()
+        manager.status(f"listens at {hub.url}")
         await stop.wait()
+        manager.stopping()
 
 
 def fault_plan(seed: int, given: Mapping[str, str]) -> FaultPlan:

@@ -15,7 +15,9 @@ from typing import Any
 
 import click
 
+from agentd.cli.pausing import echo_pauses, echo_plugins
 from agentd.cli.printing import count_column, echo_json, echo_table, paragraph
+from agentd.cli.reached import reached
 from agentd.cli.tables import STATE_COLOURS, Column, age, clock, since
 from agentd.config import Settings, find_configuration, load
 from agentd.control.address import find_socket
@@ -85,8 +87,12 @@ def status(daemon: Client, name: str | None, *, as_json: bool) -> None:
         click.echo(f"embedded hub at {answer['hub_url']}")
     click.echo()
     _echo_identities(answer["identities"])
+    echo_plugins(answer)
+    echo_pauses(answer)
     for plugin in answer["plugins"]:
         _echo_trouble(plugin)
+    for line in reached(answer):
+        click.echo(line)
 
 
 def _echo_trouble(plugin: Mapping[str, Any]) -> None:
@@ -96,6 +102,11 @@ def _echo_trouble(plugin: Mapping[str, Any]) -> None:
     if plugin.get("breaker", "closed") != "closed":
         trial = f"the next trial in {age(plugin['trial_in_s'])}" if plugin.get("trial_in_s") is not None else "on trial"
         click.echo(f"plugin {plugin['name']}: out of order as a whole, its conversations wait; {trial}")
+    worker = plugin.get("worker")
+    if worker is not None and not worker["up"]:
+        next_in_s = worker["next_start_in_s"]
+        when = "is being started" if next_in_s is None else f"starts in {age(next_in_s)}"
+        click.echo(f"plugin {plugin['name']}: has no process, the next {when}: {printable(worker['reason'])}")
     for timer in plugin.get("timers_given_up", ()):
         click.echo(f"plugin {plugin['name']}: gave a timer of {timer['identity']} up: {printable(timer['error'])}")
     for held in plugin.get("held", ()):
@@ -159,8 +170,6 @@ def _echo_identities(identities: list[dict[str, Any]]) -> None:
     for row in identities:
         if reason := row.get("state_reason"):
             click.echo(f"{row['name']}: {printable(reason)}")
-        if row.get("outbox_full"):
-            click.echo(f"{row['name']}: the outbox is full, and turns that send wait; see: agentd outbox ls")
 
 
 def send(

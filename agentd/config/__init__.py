@@ -4,6 +4,7 @@
     lines.py      where in the text a key stands
     loader.py     text into settings, or every problem found
     changes.py    what differs between the settings that run and those that are wanted
+    listening.py  what [agentd.http] listen says
     keys.py       the keys of identities, kept out of everything that is printed
     settings.py   the tree itself, with units in the names and a reason beside each default
 
@@ -13,13 +14,17 @@ Not here: what only a server can tell, such as two keys of one account, or a key
 
 from agentd.config.changes import Changes, attainable, changes, used_plugins
 from agentd.config.keys import Secret, resolve_key
+from agentd.config.listening import is_address, is_loopback, listening_address
 from agentd.config.loader import load
 from agentd.config.search import find_configuration, find_state
 from agentd.config.settings import (
     Agentd,
     CatchUp,
     Conduct,
+    Control,
     Dispatch,
+    Health,
+    Http,
     Identity,
     Intake,
     JournalSettings,
@@ -28,6 +33,7 @@ from agentd.config.settings import (
     LoopGuard,
     PluginSettings,
     Rest,
+    Retention,
     Sending,
     Settings,
 )
@@ -37,7 +43,10 @@ __all__ = [
     "CatchUp",
     "Changes",
     "Conduct",
+    "Control",
     "Dispatch",
+    "Health",
+    "Http",
     "Identity",
     "Intake",
     "JournalSettings",
@@ -46,6 +55,7 @@ __all__ = [
     "LoopGuard",
     "PluginSettings",
     "Rest",
+    "Retention",
     "Secret",
     "Sending",
     "Settings",
@@ -53,6 +63,9 @@ __all__ = [
     "changes",
     "find_configuration",
     "find_state",
+    "is_address",
+    "is_loopback",
+    "listening_address",
     "load",
     "resolve_key",
     "used_plugins",

@@ -1,4 +1,4 @@
-"""The keys of identities: read where the configuration says, kept out of everything that is printed.
+"""The keys of identities and the secrets of plugins: read where the configuration says, and never printed.
 
 Always true: a key that was read here is known to the log filter before anybody else can hold it. No error quotes a
 key, nor anything that a key file or command gave instead of one.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from agentd import logs
-from agentd.config.settings import Identity, KeySource
+from agentd.config.settings import KeySource
 from agentd.errors import ConfigError
 
 _KEY_MIN_CHARS = 8  # anything shorter is a slip of the pen, and hiding it in logs would blot out ordinary words
@@ -51,14 +51,14 @@ class Secret:
         raise TypeError("a Secret is not written anywhere")
 
 
-def resolve_key(identity: Identity, environ: Mapping[str, str] | None = None) -> Secret:
-    """Read an identity's key afresh, so that a rotated one is found without a restart.
+def resolve_key(source: KeySource, environ: Mapping[str, str] | None = None) -> Secret:
+    """Read a key afresh, so that a rotated one is found without a restart.
 
     It may wait for a disk or a command of the operator's (up to 15 s): call it in a thread.
     environ: for `env` and `credential`; the process's own if None.
     Raises ConfigError with one problem, which names the remedy.
     """
-    value = _checked(_read(identity.key, os.environ if environ is None else environ))
+    value = _checked(_read(source, os.environ if environ is None else environ))
     logs.conceal(value)
     return Secret(value)
 

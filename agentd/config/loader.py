@@ -25,6 +25,7 @@ import msgspec
 
 from agentd.config.keys import Secret, resolve_key
 from agentd.config.lines import KeyLines, KeyPath
+from agentd.config.listening import is_loopback, listening_address
 from agentd.config.search import find_configuration, state_folder
 from agentd.config.settings import PLATFORMS, Identity, KeySource, PluginSettings, Settings
 from agentd.errors import ConfigError
@@ -51,6 +52,7 @@ _RISING = (  # pairs of settings of which the first may not exceed the second
     (("rest", "backoff_first_s"), ("rest", "backoff_max_s")),
     (("sending", "retry_first_s"), ("sending", "retry_max_s")),
 )
+_OF_ISOLATED = ("memory_max_mb", "cpu_max_s")
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
@@ -70,9 +72,11 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     settings = reading.section(Settings, raw, ()) or Settings()
     settings = _anchored(settings, file.parent)
     _check_order(settings, reading)
+    _check_http(settings, reading)
     _check_plugins(settings, reading)
     _check_identities(raw, reading)
     _check_keys(settings, reading, environ)
+    _check_secrets(settings, reading, environ)
     reading.conclude()
     named = raw.get("agentd", {}).get("state")
     return _placed(settings, named, file.parent, environ)
@@ -205,7 +209,7 @@ def _spelled(raw: Any) -> str:
 
 def _shown(raw: Any, path: KeyPath) -> str:
     """Numbers and choices are quoted; nothing beside a key is, and no long text."""
-    if "key" in path or isinstance(raw, (list, dict)) or (isinstance(raw, str) and len(raw) > 40):
+    if "key" in path or "secrets" in path or isinstance(raw, (list, dict)) or (isinstance(raw, str) and len(raw) > 40):
         return _spelled(raw)
     return f"{_spelled(raw)} ({raw!r})"
 
@@ -237,16 +241,19 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
 
 
 def _anchored_identity(identity: Identity, folder: Path) -> Identity:
-    if identity.key.file is None:
-        return identity
-    file = (folder / Path(identity.key.file).expanduser()).absolute()
-    return msgspec.structs.replace(identity, key=msgspec.structs.replace(identity.key, file=str(file)))
+    return msgspec.structs.replace(identity, key=_anchored_key(identity.key, folder))
 
 
 def _anchored_plugin(plugin: PluginSettings, folder: Path) -> PluginSettings:
-    if not _is_file(plugin):
-        return plugin
-    return msgspec.structs.replace(plugin, use=str((folder / Path(plugin.use).expanduser()).absolute()))
+    use = str((folder / Path(plugin.use).expanduser()).absolute()) if _is_file(plugin) else plugin.use
+    secrets = {name: _anchored_key(source, folder) for name, source in plugin.secrets.items()}
+    return msgspec.structs.replace(plugin, use=use, secrets=secrets)
+
+
+def _anchored_key(source: KeySource, folder: Path) -> KeySource:
+    if source.file is None:
+        return source
+    return msgspec.structs.replace(source, file=str((folder / Path(source.file).expanduser()).absolute()))
 
 
 def _is_file(plugin: PluginSettings) -> bool:
@@ -266,12 +273,31 @@ def _check_order(settings: Settings, reading: _Reading) -> None:
             reading.problem((*path, low), f"{low} ({lower}) is above {high} ({upper}); lower {low} or raise {high}")
 
 
+def _check_http(settings: Settings, reading: _Reading) -> None:
+    http, path = settings.agentd.http, ("agentd", "http", "listen")
+    if not http.listen or not reading.is_sound(path):
+        return
+    try:
+        host, _ = listening_address(http.listen)
+    except ValueError:
+        reading.problem(path, 'is not an address and a port; write it like listen = "127.0.0.1:8788"')
+        return
+    if not (is_loopback(host) or http.allow_remote):
+        reading.problem(
+            path, f"{host} can be reached by other machines; listen on 127.0.0.1, or say allow_remote = true as well"
+        )
+
+
 def _check_plugins(settings: Settings, reading: _Reading) -> None:
     for name, plugin in settings.plugin.items():
         if not plugin.use.strip():
             reading.problem(("plugin", name, "use"), 'is empty; name "./file.py", "module:attribute" or an entry point')
         elif _is_file(plugin) and not Path(plugin.use).exists():
             reading.problem(("plugin", name, "use"), f"there is no file {plugin.use}; mend the path")
+        for key in _OF_ISOLATED if plugin.isolate == "none" else ():
+            if getattr(plugin, key) is not None:
+                remedy = f'add isolate = "process", or remove {key}'
+                reading.problem(("plugin", name, key), f"limits a process, which this plugin does not have; {remedy}")
 
 
 def _check_identities(raw: Mapping[str, Any], reading: _Reading) -> None:
@@ -331,7 +357,7 @@ def _check_keys(settings: Settings, reading: _Reading, environ: Mapping[str, str
             reading.problem(path, problem)
             continue
         try:
-            key = resolve_key(identity, environ)
+            key = resolve_key(identity.key, environ)
         except ConfigError as error:
             for what in error.problems:
                 reading.problem(path, what)
@@ -341,6 +367,22 @@ def _check_keys(settings: Settings, reading: _Reading, environ: Mapping[str, str
             reading.problem(
                 path, f"is the same key as that of identity {first}; give each its own, or remove one of the two"
             )
+
+
+def _check_secrets(settings: Settings, reading: _Reading, environ: Mapping[str, str]) -> None:
+    for name, plugin in settings.plugin.items():
+        for secret, source in plugin.secrets.items():
+            path = ("plugin", name, "secrets", secret)
+            if not reading.is_sound(path):
+                continue
+            if problem := _source_problem(source):
+                reading.problem(path, problem)
+                continue
+            try:
+                resolve_key(source, environ)
+            except ConfigError as error:
+                for what in error.problems:
+                    reading.problem(path, what)
 
 
 def _source_problem(source: KeySource) -> str | None:

@@ -17,6 +17,7 @@ PLATFORMS = ("agentchat",)
 # The descriptions complete the sentence "expected ..." in the loader's answers.
 Seconds = Annotated[float, Meta(ge=0, description="a number of seconds, 0 or more")]
 Interval = Annotated[float, Meta(gt=0, description="a number of seconds above 0")]
+Days = Annotated[float, Meta(ge=0, description="a number of days, 0 or more")]
 Milliseconds = Annotated[float, Meta(ge=0, description="a number of milliseconds, 0 or more")]
 Rate = Annotated[float, Meta(gt=0, description="a number per second, above 0")]
 Count = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
@@ -44,6 +45,8 @@ class Intake(_Section, frozen=True, kw_only=True):
     on_reset: Literal["replay", "adopt"] = "replay"  # the new numbering from its start, so that nothing is lost
     undispatched_high: Limit = 50_000  # events waiting for handlers at which intake sheds (about 100 MB of memory)
     undispatched_low: Count = 10_000  # and below which it fetches what it shed
+    questions_max: Limit = 10_000  # repeats waiting for the disk to tell them; more stay with the server until later
+    unreadable_tries: Limit = 3  # requests that a malformed history row holds its conversation for; then it is absent
     undispatched_high_mb: Limit = 256  # the same by the size of what they hold, whichever comes first
     undispatched_low_mb: Count = 64
 
@@ -60,6 +63,7 @@ class Link(_Section, frozen=True, kw_only=True):
     stable_s: Seconds = 30.0  # a connection must live this long before backoff starts over
     dials_per_s: Rate = 20.0  # over all identities, so that hundreds do not dial at once
     frame_max_bytes: Limit = 4_194_304  # twice the largest frame that a client of the platform sends
+    write_buffer_max_bytes: Limit = 1_048_576  # 15,000 unread acks and more; further ones are made up for later
 
 
 class Rest(_Section, frozen=True, kw_only=True):
@@ -70,6 +74,7 @@ class Rest(_Section, frozen=True, kw_only=True):
     backoff_first_s: Interval = 0.25
     backoff_max_s: Interval = 8.0
     answer_max_bytes: Limit = 33_554_432  # 500 rows of the largest message the platform takes, twice over
+    connections_per_host_max: Limit = 100  # over all identities; a request waits for one within its deadline
 
 
 class Dispatch(_Section, frozen=True, kw_only=True):
@@ -77,6 +82,7 @@ class Dispatch(_Section, frozen=True, kw_only=True):
 
     concurrency: Limit = 64  # handler calls at once over all plugins
     lane_memory: Limit = 4_096  # records in memory per lane: a busy commit brings 1,000; the rest is decoded again
+    signals_max: Limit = 1_000  # typing and the like waiting per plugin; more are dropped, since they are best effort
     stall_s: Interval = 0.25  # the loop blocked for this long is logged with its stack
     retry_first_s: Interval = 1.0  # after a handler's first failure: long enough to make a dropped connection again
     retry_max_s: Interval = 300.0  # the delay doubles up to here; a mended dependency is noticed within five minutes
@@ -96,6 +102,8 @@ class Sending(_Section, frozen=True, kw_only=True):
     paced_targets_max: Limit = 10_000  # recipients whose limits are remembered; a few hundred bytes each
     retry_first_s: Interval = 0.5
     retry_max_s: Interval = 60.0
+    reply_wait_max_s: Interval = 3_600.0  # a stranger who owes a reply is tried again then, should its notice be lost
+    lookup_settle_s: Seconds = 60.0  # an unanswered request may still be stored that late; then "not there" is final
 
 
 class JournalSettings(_Section, frozen=True, kw_only=True):
@@ -103,6 +111,51 @@ class JournalSettings(_Section, frozen=True, kw_only=True):
 
     linger_ms: Milliseconds = 2.0  # under a steady stream a commit waits this long for company; a lone event never
     full_retry_s: Interval = 1.0  # how often a full disk is tried again
+    waiting_max: Limit = 20_000  # commits before a disk that is slow or full, at which intake sheds (about 40 MB)
+    max_mb: Count = 0  # size of journal.db at which it counts as a full disk; 0 leaves that to the disk
+    wal_max_mb: Limit = 64  # what a burst leaves of the file beside it; larger is given back at the next checkpoint
+
+
+class Control(_Section, frozen=True, kw_only=True):
+    """How the daemon answers its operator."""
+
+    tail_queue_max: Limit = 1_000  # records that a waiting `send` may have unread; a `tail` reads the journal anyway
+
+
+class Retention(_Section, frozen=True, kw_only=True):
+    """How long the journal keeps what nobody needs any more: the text of handled events and of settled sends.
+
+    Their rows stay, a hundred bytes each, since ids and keys are taken for ever. 0: no bound.
+    """
+
+    events_max_age_days: Days = 90.0  # for `tail`, `replay` and audits; what is unhandled never goes
+    outbox_max_age_days: Days = 90.0  # a refused send cannot be retried afterwards
+    journal_max_mb: Count = 10_240  # pages in use; above it the oldest go, whatever their age
+    forget_plugins: tuple[str, ...] = ()  # were removed for good: their cursors hold nothing back
+    every_s: Interval = 3_600.0  # a run over a journal without news costs milliseconds
+
+
+class Http(_Section, frozen=True, kw_only=True):
+    """The page, /metrics, /healthz and /readyz for other programs and for a browser."""
+
+    listen: str = ""  # off unless it names an address, as "127.0.0.1:8788"; port 0 takes a free one
+    allow_remote: bool = False  # an address that other machines reach: only behind something that encrypts
+    hosts: tuple[str, ...] = ()  # names it is asked under besides addresses and localhost: others may be rebound DNS
+    body_max_bytes: Limit = 65_536  # the largest message of the talk box, several times over
+    header_max_bytes: Limit = 8_190  # one header field; a cookie, a token and what a browser says of itself
+    connections_max: Limit = 64  # at once, so that another user of this machine cannot take all file descriptors
+    streams_max: Limit = 16  # pages that are kept up to date at once; each costs a reader of the journal
+    sessions_max: Limit = 64  # browsers that are let in; the one that came first makes room
+    session_max_s: Interval = 43_200.0  # a working day; a stolen cookie is worth no more
+
+
+class Health(_Section, frozen=True, kw_only=True):
+    """What may pass by itself before /readyz says that mail does not flow. All of it together stays under a minute."""
+
+    reconnect_s: Seconds = 20.0  # without a live connection: a deploy of the server takes less
+    commit_s: Seconds = 10.0  # for one commit: ten times the worst sync of a slow disk
+    lag_s: Seconds = 2.0  # the loop standing still: a page of large messages takes a tenth
+    lag_window_s: Interval = 30.0  # how long it speaks against us: longer than most probes are apart
 
 
 class Agentd(_Section, frozen=True, kw_only=True):
@@ -116,10 +169,14 @@ class Agentd(_Section, frozen=True, kw_only=True):
     dispatch: Dispatch = Dispatch()
     sending: Sending = Sending()
     journal: JournalSettings = JournalSettings()
+    retention: Retention = Retention()
+    control: Control = Control()
+    http: Http = Http()
+    health: Health = Health()
 
 
 class KeySource(_Section, frozen=True, kw_only=True):
-    """Where an identity's key lies: exactly one of these.
+    """Where an identity's key or a plugin's secret lies: exactly one of these.
 
     env: name of an environment variable. file: a path, readable by its owner only. credential: a name under
     $CREDENTIALS_DIRECTORY. command: what prints the key; a string is split into words, and no shell is run.
@@ -179,12 +236,19 @@ class PluginSettings(_Section, frozen=True, kw_only=True):
 
     use: str
     config: dict[str, Any] = {}
+    secrets: dict[str, KeySource] = {}  # what `ctx.secret(name)` gives; read when the plugin is loaded
     concurrency: Limit = 16  # calls at once of this plugin
     timeout_s: Interval = 60.0  # a handler's deadline, unless it names its own
     timeout_max_s: Interval = 600.0  # how far `ctx.progress` may put the deadline off in all
     attempts: Limit = 5  # before a failing event becomes a dead letter
     state_value_max_bytes: Limit = 1_048_576  # one value of `ctx.state` as JSON; it is written whole at each put
+    state_max_mb: Limit = 1_024  # all of its `ctx.state`; far above what is kept on purpose, far below a disk
     timers_max: Limit = 10_000  # wake-ups that may be waiting; a few hundred bytes each
+    isolate: Literal["none", "process"] = "none"  # a process of its own costs some 28 MB, and 0.2 ms a call
+    memory_max_mb: Limit | None = None  # what its process may write to (RLIMIT_DATA); a thread's stack counts in full
+    cpu_max_s: Interval | None = None  # CPU that its process may burn from the begin of one call to that of another
+    start_timeout_s: Interval = 30.0  # for its process to begin and import it; half of what the service may take
+    kill_grace_s: Seconds = 5.0  # past a deadline that its process does not even notice, before it is killed
     on_dead: OnDead = (
         "skip"  # what its conversation does then: go on, wait for `agentd release`, or go on and try later
     )

@@ -36,7 +36,10 @@ def find_socket(config: Path | None, environ: Mapping[str, str]) -> Path:
     if environ.get("AGENTD_STATE"):
         return named
     runtime = [folder / SOCKET_NAME for folder in _runtime_folders(environ)]
-    return next((path for path in (*runtime, named, _SYSTEM_RUNTIME / SOCKET_NAME) if _is_there(path)), named)
+    of_services = [_SYSTEM_RUNTIME / SOCKET_NAME]
+    if folder := environ.get("XDG_RUNTIME_DIR"):  # where the user's own service has its RuntimeDirectory=agentd
+        of_services.insert(0, Path(folder) / "agentd" / SOCKET_NAME)
+    return next((path for path in (*runtime, named, *of_services) if _is_there(path)), named)
 
 
 def _is_there(path: Path) -> bool:

@@ -23,13 +23,22 @@ class ServiceManager:
         # A leading @ stands for the null byte of the abstract namespace.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self.watchdog_s = _watchdog_s(environ)
+        self._status = ""
+
+    @property
+    def listens(self) -> bool:
+        """Somebody wants to be told."""
+        return bool(self._address)
 
     def ready(self) -> None:
         """Everything runs, from the start on or again after `reloading`."""
         self._tell("READY=1")
 
     def reloading(self) -> None:
-        """The configuration is read again; `ready` ends it, whether it was taken or refused."""
+        """The configuration is read again; `ready` ends it, whether it was taken or refused.
+
+        The time goes with it since systemd of Type=notify-reload waits for ever for a READY=1 behind it otherwise.
+        """
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1_000}")
 
     def stopping(self) -> None:
@@ -41,8 +50,10 @@ class ServiceManager:
         self._tell("WATCHDOG=1")
 
     def status(self, line: str) -> None:
-        """One line for `systemctl status`."""
-        self._tell(f"STATUS={line}")
+        """One line for `systemctl status`; told again only when it differs."""
+        if line != self._status:
+            self._status = line
+            self._tell(f"STATUS={line}")
 
     def _tell(self, state: str) -> None:
         if not self._address:

@@ -232,12 +232,21 @@ SETTLED_STATES = ("sent", "refused", "expired", "dropped")
 """What a send can be: the sender still has to settle it, or is through with it. How they follow: sender.py."""
 
 
+class Position(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A place in a conversation: everything up to `seq` of this epoch stood there already."""
+
+    conversation: str
+    epoch: int
+    seq: int
+
+
 class Send(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One message on its way out. `target`: a handle with `@`, or a conversation id. `client_msg_id`: its key for good.
 
     attempts: how often it was tried. not_before: Unix seconds. cause: where it came from, for people to read.
-    expires_at: Unix seconds after which it is not worth sending any more, or None. caused_in, caused_by: conversation
-    and sender of the agent's message that it answers, or "".
+    expires_at: Unix seconds after which it is not worth sending any more, or None. after: where its conversation stood
+    when it left, where the platform knows no keys and it was known. caused_in, caused_by:
+    conversation and sender of the agent's message that it answers, or "".
     """
 
     identity: str
@@ -249,5 +258,6 @@ class Send(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     not_before: float = 0.0
     state: str = "ready"
     expires_at: float | None = None
+    after: Position | None = None
     caused_in: str = ""
     caused_by: str = ""

@@ -127,6 +127,23 @@ class Lanes(Generic[K, T]):
                 return key, lane.items[0]
         return None
 
+    def take_only(self, key: K, now: float) -> T | None:
+        """The head of this lane, if it may run now; None if it may not, or does not exist."""
+        self.wake(now)
+        lane = self._lanes.get(key)
+        if lane is None or lane.standing is not Standing.READY or self.running >= self.limit:
+            return None
+        self._ready.remove(key)
+        lane.standing = Standing.RUNNING
+        lane.taken = True
+        self.running += 1
+        return lane.items[0]
+
+    def is_running(self, key: K) -> bool:
+        """The head of this lane was handed out, and is not done with."""
+        lane = self._lanes.get(key)
+        return lane is not None and lane.standing is Standing.RUNNING
+
     def done(self, key: K, count: int = 1) -> None:
         """The head of this lane, running or held, is finished with, and so many items in all: the next one may run."""
         lane = self._stop(key)

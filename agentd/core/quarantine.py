@@ -1,12 +1,12 @@
 """Which event killed the process: judged by what was running whenever it died.
 
-Many handlers run at once, and the process may die from outside as well, so that one death proves little. What was
-running is suspect; of what is running at the next death, those suspected most are blamed, since only they were there
-each time. Whoever stands alone in that, and for at least the second time, is condemned. Where several are left, they
-run one at a time from then on, so that the death after that has one culprit.
+Many handlers run at once, and the process may die from outside as well, so that a death proves nothing about one of
+several. Whatever ran when it died is suspect. What was suspected twice is tried: it runs with nothing beside it, before
+anything else does. Only who was alone when the process died, and suspect already, is condemned.
 
-Always true: nothing is condemned for a single death, nor together with another.
-Not here: how it is known what was running (journal/running.py), what becomes of the condemned (the dispatcher).
+Always true: nothing is condemned for a single death, nor for one at which anything else ran.
+Not here: how it is known what was running (journal/running.py), the trials, what becomes of the condemned (the
+dispatcher).
 """
 
 from __future__ import annotations
@@ -16,24 +16,29 @@ from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
+_DEATHS_TO_TRY = 2
 _DEATHS_TO_CONDEMN = 2
 
 
 class Judgement(NamedTuple, Generic[K]):
-    """What follows from one death. deaths: new counts of those that are blamed. condemned: not to be run again."""
+    """What follows from one death. deaths: how often each that ran was there by now. condemned: not to be run again."""
 
     deaths: dict[K, int]
     condemned: K | None
 
 
 def judge(running: Collection[K], deaths: Mapping[K, int]) -> Judgement[K]:
-    """Blame one death of the process. running: events under way at that time. deaths: how many each was blamed for."""
-    most = max((deaths.get(each, 0) for each in running), default=0)
-    blamed = {each: most + 1 for each in running if deaths.get(each, 0) == most}
-    alone = next(iter(blamed)) if len(blamed) == 1 else None
-    return Judgement(blamed, alone if most + 1 >= _DEATHS_TO_CONDEMN else None)
+    """Count one death of the process. running: what was under way. deaths: at how many deaths each was there before."""
+    counted = {each: deaths.get(each, 0) + 1 for each in running}
+    alone = next(iter(counted)) if len(counted) == 1 else None
+    return Judgement(counted, alone if alone is not None and is_condemned(counted[alone]) else None)
 
 
-def runs_alone(deaths: int) -> bool:
-    """Whether an event so often blamed may run beside others that are blamed as often."""
+def is_condemned(deaths: int) -> bool:
+    """Whether an event that ran alone, and was there so often, is not to be run again."""
     return deaths >= _DEATHS_TO_CONDEMN
+
+
+def is_tried(deaths: int) -> bool:
+    """Whether an event that was there so often runs alone next."""
+    return deaths >= _DEATHS_TO_TRY

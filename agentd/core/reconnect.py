@@ -1,12 +1,13 @@
 """Decides when an identity dials: now, later, or never again until its key has changed.
 
 One `Reconnect` follows one identity through dialling, open, waiting and parked. `Throttle` spreads the dials of all
-identities, so that hundreds do not start at once. `close_meaning` reads AgentChat's close codes.
+identities, so that hundreds do not start at once.
 
 Always true: a delay lies within JITTER of first x 2^n, capped at max, unless the far end asked for longer. The count
 behind n starts over only after a connection lived `stable_s`, so a server that accepts and then drops does not get a
 dial storm. A parked identity stays parked until its key has changed.
-Not here: the clock and chance (callers pass monotonic seconds and a number in [0, 1)), sockets, waiting.
+Not here: the clock and chance (callers pass monotonic seconds and a number in [0, 1)), sockets, waiting, and what a
+close code means (wire/).
 """
 
 from __future__ import annotations
@@ -21,29 +22,12 @@ JITTER = 0.25
 ASKED_DELAY_MAX_S = 3_600.0
 """The longest wait that a far end may ask for; beyond it a broken header would silence an identity for good."""
 
-_POLICY_VIOLATION = 1008
-_UNAUTHORIZED = 4401
-_FORBIDDEN = 4403
-
 
 class CloseMeaning(enum.Enum):
     """What the end of a connection says about the next one."""
 
     AGAIN = "again"
     REFUSED = "refused"
-
-
-def close_meaning(code: int | None, reason: str = "") -> CloseMeaning:
-    """Read the code and reason of the far end's close frame; None where the connection was cut without one.
-
-    Source: AgentChat. 1008 is a bad, rotated or suspended key, but also a HELLO that came too late or not whole, and
-    that says nothing about the key: a loop that was blocked must not park a good identity.
-    """
-    if code in (_UNAUTHORIZED, _FORBIDDEN):
-        return CloseMeaning.REFUSED
-    if code == _POLICY_VIOLATION and not reason.startswith("HELLO"):
-        return CloseMeaning.REFUSED
-    return CloseMeaning.AGAIN
 
 
 class Dial(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """A failed attempt becomes a delay or a dead letter.
 
-Always true: the delay before each attempt is at most twice the one before, spread so that lanes which failed together
-do not come back together, and never shorter than what the handler asked for.
+Always true: the bound on the delay doubles up to a limit, and each delay lies in the upper half of its bound, so that
+lanes which failed together do not come back together. It is never shorter than what the handler asked for.
 Not here: chance (callers pass a number), the clock, what counts as a failure.
 """
 

@@ -42,9 +42,13 @@ class Repeat(NamedTuple):
 
 
 class Check(NamedTuple):
-    """Its seq is accounted for, but whether by this very event only the disk knows: look it up, call `checked`."""
+    """Its seq is accounted for, but whether by this very event only the disk knows: look it up, call `checked`.
+
+    Or call `forgo`, if others of its conversation wait.
+    """
 
     event: Event
+    epoch: int
 
 
 class Refetch(NamedTuple):
@@ -203,6 +207,7 @@ class Sequencer:
         self._held = 0
         self._draining = False
         self._page = 0
+        self._overflowing: set[str] = set()
 
     # -- what is known --------------------------------------------------------------------------------------------
 
@@ -215,6 +220,11 @@ class Sequencer:
     def held(self) -> int:
         """Early events in memory."""
         return self._held
+
+    @property
+    def overflowing(self) -> int:
+        """Conversations with a hole behind which more came than may be held; the rest will be fetched."""
+        return len(self._overflowing)
 
     def restore(self, line: Line, now: float) -> None:
         """Take up a conversation as it was on disk. A top above the mark is asked for at the first wake."""
@@ -284,6 +294,18 @@ class Sequencer:
             self._rearm(line, now, out)
         return out
 
+    def forgo(self, check: Check) -> bool:
+        """Do not answer this; False if it must be. Its event is not acknowledged, and will be offered again.
+
+        One check tells for its conversation whether the numbering is still the one we know, so it must not be the last.
+        """
+        line = self._lines[check.event.conversation]
+        if line.epoch == check.epoch:
+            if line.checks < 2:
+                return False
+            line.checks -= 1
+        return True
+
     def refetched(
         self, ask: Refetch, rows: Iterable[Event], proven: int, now: float, reason: str = "not in history"
     ) -> list[Decision]:
@@ -351,6 +373,7 @@ class Sequencer:
         self._held -= len(line.held)
         line.held.clear()
         line.furthest = 0
+        self._overflowing.discard(conversation)
         line.epoch += 1
         line.gap, line.asking, line.failures, line.due, line.checks = None, False, 0, None, 0
         line.mark_id, line.known_ids = "", known_ids
@@ -486,6 +509,7 @@ class Sequencer:
             return
         full = len(line.held) >= self._limits.held_max or self._held >= self._limits.held_total_max
         if full and event.seq > line.furthest:
+            self._overflowing.add(line.conversation)
             return  # what overflows first; a flood behind a hole must not cost a search per event
         line.held[event.seq] = event
         line.furthest = max(line.furthest, event.seq)
@@ -494,6 +518,7 @@ class Sequencer:
             del line.held[line.furthest]
             self._held -= 1
             line.furthest = max(line.held, default=0)
+            self._overflowing.add(line.conversation)
 
     def _offer_below(self, line: Line, event: Event, out: list[Decision]) -> None:
         if event.seq in line.absent:
@@ -507,7 +532,7 @@ class Sequencer:
             out.append(Repeat(event))
         else:
             line.checks += 1
-            out.append(Check(event))
+            out.append(Check(event, line.epoch))
 
     def _deliver(self, line: Line, event: Event, out: list[Decision]) -> None:
         line.mark = event.seq
@@ -556,6 +581,7 @@ class Sequencer:
             out.append(GapClosed(line.conversation, line.epoch, gap))
         if line.top <= line.mark:
             line.due = None
+            self._overflowing.discard(line.conversation)
         elif not line.asking and (line.due is None or line.hole != line.mark + 1):
             self._alarm(line, now + self._limits.grace_s)
 

@@ -51,5 +51,6 @@ def entries(file: Path) -> Iterator[Entry]:
     """What was written down so far, in the order of handling."""
     if not file.exists():
         return
-    for line in file.read_bytes().splitlines():
+    whole, _, _ = file.read_bytes().rpartition(b"\n")  # of a line that is being written, part may be seen
+    for line in whole.splitlines():
         yield msgspec.json.decode(line, type=Entry)

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,8 @@ class Verdict(msgspec.Struct, frozen=True):
 class Proof:
     """The far end, the daemon and the ledgers. Enter it inside a running loop.
 
-    identities: handles that the daemon speaks for, each an identity of the same name.
+    identities: handles that the daemon speaks for, each an identity of the same name. program: what the interpreter
+    runs as agentd.
     """
 
     def __init__(
@@ -95,12 +96,14 @@ class Proof:
         *,
         hub: HubSettings | None = None,
         settings: Mapping[str, Mapping[str, float]] = IMPATIENT,
+        program: Sequence[str] = ("-m", "agentd"),
     ) -> None:
         self.folder = folder
         self.identities = [f"agent-{number}" for number in range(1, identities + 1)]
         self.hub = Hub(hub or HubSettings(cold_rule=False, sends_per_s=0, group_sends_per_s=0))
         self.kills = 0
         self._settings = settings
+        self._program = program
         self._ledger = folder / "handled.jsonl"
         self._state = folder / "state"
         self._daemon: subprocess.Popen[bytes] | None = None
@@ -145,19 +148,30 @@ class Proof:
         """The daemon's process, None before the first start."""
         return None if self._daemon is None else self._daemon.pid
 
-    def start(self) -> None:
-        """Start the daemon; its log goes to a file in the folder."""
+    def start(self, program: Sequence[str] = ("-m", "agentd"), **environ: str) -> None:
+        """Start the daemon; its log goes to a file in the folder.
+
+        program: what Python runs instead, with the same arguments. environ: variables for it.
+        """
         assert not self.running
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("AGENTD_")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("AGENTD_")}
         with (self.folder / "daemon.log").open("ab") as output:
             self._daemon = subprocess.Popen(  # noqa: S603 -- this very program
-                [sys.executable, "-m", "agentd", "run", "--config", str(self._config)],
+                [sys.executable, *program, "run", "--config", str(self._config)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=environ,
+                env=inherited | environ,
                 cwd=self.folder,
             )
+
+    async def until_gone(self, timeout_s: float = 30.0) -> int:
+        """Wait until the daemon has ended by itself; returns the exit code. Raises TimeoutError."""
+        assert self._daemon is not None
+        try:
+            return await asyncio.to_thread(self._daemon.wait, timeout_s)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError("the daemon goes on") from None
 
     async def kill(self) -> None:
         """SIGKILL, and wait until the process is gone."""

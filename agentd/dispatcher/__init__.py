@@ -13,6 +13,7 @@ pauses.py       conversations in which nothing runs
 timers.py       what is due
 room.py         turns that wait for room in an outbox
 suspects.py     events during which the process died
+trials.py       suspects that run with nothing beside them
 fates.py        what became of a turn, as changes and lines of the log
 commits.py      the way to the journal: cursors gathered, effects at once
 workers.py      the tasks that handlers run in
@@ -22,6 +23,7 @@ clock.py        where the time comes from
 from agentd.dispatcher.actor import Dispatcher
 from agentd.dispatcher.clock import Clock, LoopClock
 from agentd.dispatcher.commits import Log
+from agentd.dispatcher.engine import calls_max
 from agentd.dispatcher.loading import Marks
 
-__all__ = ["Clock", "Dispatcher", "Log", "LoopClock", "Marks"]
+__all__ = ["Clock", "Dispatcher", "Log", "LoopClock", "Marks", "calls_max"]

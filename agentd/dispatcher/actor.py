@@ -26,20 +26,21 @@ from agentd.core.retry import Backoff
 from agentd.dispatcher.backlog import Backlog, Delivery, Join, ReadOn, Rewind, Served
 from agentd.dispatcher.clock import Clock, LoopClock
 from agentd.dispatcher.commits import Log
-from agentd.dispatcher.deliveries import Deliveries
-from agentd.dispatcher.engine import Engine, Waits, Work
+from agentd.dispatcher.deliveries import TRIED_AGAIN, Deliveries
+from agentd.dispatcher.engine import Engine, Waits, Work, calls_max
 from agentd.dispatcher.loading import Loading, Marks
 from agentd.dispatcher.rehearsal import Rehearsed, rehearse
 from agentd.dispatcher.serving import Serving
 from agentd.dispatcher.signals import Signals
 from agentd.dispatcher.timers import Due
 from agentd.dispatcher.wakeups import Wakeups, redelivery
-from agentd.host.lifecycle import Loaded
+from agentd.host.isolated import Hosted
 from agentd.journal.running import Running, Unfinished
 from agentd.journal.storage import (
     Attempt,
     DeadDropped,
     DeadRow,
+    Outcome,
     Paused,
     Resumed,
     StoredRecord,
@@ -47,7 +48,7 @@ from agentd.journal.storage import (
 
 log = logging.getLogger("agentd.dispatcher")
 
-_SIGNALS_MAX = 1_000  # signals that wait per plugin; what comes on top of them is dropped, since they are best effort
+_DEEPEST_SHOWN = 10  # lanes that `standing` names; the rest is counted
 _LAST_COMMIT_S = 1.0  # a stop waits at least this long for cursors to reach the disk
 _MEBIBYTE = 1_048_576
 
@@ -68,7 +69,7 @@ class Dispatcher:
     def __init__(
         self,
         journal: Log,
-        plugins: Mapping[str, Loaded],
+        plugins: Mapping[str, Hosted],
         serves: Mapping[str, Sequence[str]],
         settings: config.Dispatch,
         *,
@@ -87,7 +88,7 @@ class Dispatcher:
     ) -> None:
         self._journal = journal
         self._revive = revive
-        self._running = running or Running(list(plugins), settings.concurrency)
+        self._running = running or Running(list(plugins), calls_max(settings.concurrency, len(plugins)))
         self._unfinished = unfinished
         self._conduct = {identity: (conduct or {}).get(identity, config.Conduct()) for identity in serves}
         limits = Limits(lanes=settings.breaker_lanes, first_s=settings.breaker_first_s, max_s=settings.breaker_max_s)
@@ -98,6 +99,7 @@ class Dispatcher:
             journal,
             self._served,
             settings.concurrency,
+            self._running.slots,
             clock=clock or LoopClock(),
             backoff=backoff or Backoff(),
             chance=chance,
@@ -125,7 +127,7 @@ class Dispatcher:
             pause=self.pause,
             on_dead=self._count_dead,
         )
-        self._signals = Signals(engine, _SIGNALS_MAX)
+        self._signals = Signals(engine, settings.signals_max)
         self._serving = Serving(
             engine,
             self._backlog,
@@ -192,6 +194,10 @@ class Dispatcher:
             "breaker": breaker.standing.value,
             "trial_in_s": trial_in_s,
             "lanes": len(served.lanes),
+            "deepest": [
+                {"identity": lane.line.identity, "conversation": lane.line.conversation, "depth": lane.depth}
+                for lane in self._backlog.deepest(served, _DEEPEST_SHOWN)
+            ],
             "running": served.lanes.running,
             "timers": engine.timers.count(plugin),
             "timers_given_up": [
@@ -206,6 +212,15 @@ class Dispatcher:
             ],
         }
 
+    def runs(self, plugin: str, number: int, position: int) -> bool:
+        """Whether a turn about the event at this position is under way in the conversation with this number."""
+        lane = self._backlog.lane(number, self._served[plugin])
+        if lane is None or not lane.began_at:
+            return False
+        head = lane.served.lanes.first(number, 1)[0]
+        first = head.record.position if isinstance(head, Delivery) else 0
+        return first <= position <= max(first, lane.until)
+
     def since(self, identity: str, plugin: str) -> int:
         """The position behind which a plugin serves an identity; what was journaled up to there is never offered."""
         return self._serving.since(identity, plugin)
@@ -217,6 +232,10 @@ class Dispatcher:
     def paused(self, number: int) -> Paused | None:
         """The pause of the conversation with this number."""
         return self._engine.pauses.get(number)
+
+    def pause_for(self, plugin: str, number: int) -> Paused | None:
+        """The pause of the conversation with this number, if the plugin stands still in it."""
+        return self._engine.pauses.pause_for(number, self._served[plugin])
 
     # --- what it is told
 
@@ -241,18 +260,18 @@ class Dispatcher:
         self._engine.resumed(number)
         return self._engine.commits.commit(Resumed(number))
 
-    async def rewind(self, plugin: str, identity: str, number: int, position: int) -> int:
+    def rewind(self, plugin: str, identity: str, number: int, position: int) -> asyncio.Future[int]:
         """Let a lane handle what is recorded behind a position again, its sends under new keys.
 
         What waits in the lane waits for that; the turn that runs, or is tried again, comes first. Returns how many
-        events lie there, once it is on disk.
+        events lie there, done once it is on disk. Whoever does not wait for that, does not take it back either.
         """
         served = self._served[plugin]
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         served.lanes.interpose(number, Rewind(identity, number, position, done))
         self._engine.enlist(served)
         self._engine.wake()
-        return await done
+        return done
 
     async def try_again(self, letter: DeadRow) -> None:
         """Deliver a dead letter again: in its place where its lane waits behind it, else by itself, marked late.
@@ -272,7 +291,8 @@ class Dispatcher:
             now,
             again=f"dead letter {letter.number} of {letter.died_at:.3f}",
         )
-        commit = self._engine.commits.commit(in_place or row, DeadDropped(letter.number, now))
+        noted = Outcome(letter.plugin, letter.conversation, letter.position, letter.position, TRIED_AGAIN, None, now)
+        commit = self._engine.commits.commit(in_place or row, DeadDropped(letter.number, now), noted)
         if in_place is None:
             self._wakeups.put([row])
         if letter.identity in self.dead:
@@ -290,15 +310,15 @@ class Dispatcher:
 
     # --- who serves whom
 
-    async def add(self, plugin: Loaded) -> None:
+    async def add(self, plugin: Hosted) -> None:
         """Have one more plugin, set up. It serves nobody until `serve` says so."""
         await self._serving.add(plugin)
 
-    def remove(self, plugin: str) -> Loaded:
+    def remove(self, plugin: str) -> Hosted:
         """Have a plugin no more that serves nobody. Returns it: tear it down when `turns.idle` returns."""
         return self._serving.remove(plugin)
 
-    def swap(self, plugin: Loaded) -> Loaded:
+    def swap(self, plugin: Hosted) -> Hosted:
         """Another generation of a plugin, set up, handles what comes from now on. Returns the one before.
 
         Turns under way end with the old one: tear it down when `turns.idle` returns.

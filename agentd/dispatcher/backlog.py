@@ -12,6 +12,7 @@ Not here: running anything, the disk.
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from agentd.core.lanes import Lanes
 from agentd.core.stretches import Form
 from agentd.dispatcher.timers import Due
 from agentd.host.handlers import Handler
-from agentd.host.lifecycle import Loaded
+from agentd.host.isolated import Hosted
 from agentd.journal.storage import Attempt
 
 SignalKey = tuple[object, ...]
@@ -38,7 +39,7 @@ class Delivery(NamedTuple):
     record: Record
     handlers: tuple[Handler, ...] | None
     ordinal: int
-    plugin: Loaded
+    plugin: Hosted
 
 
 class Stretch(NamedTuple):
@@ -112,7 +113,7 @@ class Served:
         "tag",
     )
 
-    def __init__(self, plugin: Loaded, tag: int, limits: Limits, conduct: Mapping[str, config.Conduct]) -> None:
+    def __init__(self, plugin: Hosted, tag: int, limits: Limits, conduct: Mapping[str, config.Conduct]) -> None:
         self.tag = tag
         self.breaker = Breaker(limits)
         self.lanes: Lanes[Key, Item] = Lanes(plugin.settings.concurrency)
@@ -122,7 +123,7 @@ class Served:
         self.identities: set[str] = set()
         self.run_by(plugin, conduct)
 
-    def run_by(self, plugin: Loaded, conduct: Mapping[str, config.Conduct]) -> None:
+    def run_by(self, plugin: Hosted, conduct: Mapping[str, config.Conduct]) -> None:
         """This generation of the plugin handles what comes from now on."""
         self.plugin = plugin
         self.lanes.limit = plugin.settings.concurrency
@@ -134,14 +135,16 @@ class Served:
     def carry(self, identity: str, conduct: config.Conduct) -> None:
         """This identity is served, and carries itself so."""
         self.identities.add(identity)
-        self.catch_up[identity] = _policy(self.plugin.settings.catch_up or conduct.catch_up, self.plugin)
+        self.catch_up[identity] = _policy(conduct.catch_up, self.plugin)
 
 
-def _policy(policy: config.CatchUp, plugin: Loaded) -> config.CatchUp | None:
-    # Who does not take digests gets every message: an audit must see all.
-    if policy.policy == "replay" or (policy.policy == "digest" and not plugin.takes_digests):
+def _policy(of_identity: config.CatchUp, plugin: Hosted) -> config.CatchUp | None:
+    """What a plugin does about stale mail; None where it handles it like any other."""
+    policy = plugin.settings.catch_up or (None if plugin.watches else of_identity)
+    if policy is None or policy.policy == "replay":
         return None
-    return policy
+    # Who does not take digests gets every message.
+    return None if policy.policy == "digest" and not plugin.takes_digests else policy
 
 
 class Lane:
@@ -191,22 +194,28 @@ class Lane:
         self.began_at = 0.0
         self.apart = self.let_through = 0
         self.before: Attempt | None = None
-        self.fresh()
+        self.failures = self.deaths = self.until = 0
+        self.progress: bytes | None = None
+
+    @property
+    def depth(self) -> int:
+        """Records that are not handled yet, those in the journal included."""
+        return self.line.offered - self.done_count
 
     def fresh(self) -> None:
         """Nothing is known of the turn at the head."""
         self.failures = self.deaths = self.until = 0
-        self.progress: bytes | None = None
+        self.progress = None
 
 
 class Line:
     """A conversation in which some lane has something to do.
 
     last: position of its newest record. offered: its records so far, counted from when it was met. passed: how many of
-    them every lane has handled.
+    them every lane has handled. conversation: its id, or "" while nobody has told.
     """
 
-    __slots__ = ("identity", "lanes", "last", "number", "offered", "passed")
+    __slots__ = ("conversation", "identity", "lanes", "last", "number", "offered", "passed")
 
     def __init__(self, number: int, identity: str, last: int) -> None:
         self.number = number
@@ -214,6 +223,7 @@ class Line:
         self.last = last
         self.offered = 0
         self.passed = 0
+        self.conversation = ""
         self.lanes: list[Lane] = []
 
 
@@ -320,11 +330,17 @@ class Backlog:
     def met(self, record: Record, plugins: Iterable[Served]) -> Line:
         """The line of a record that is new. Count it with `offered`."""
         line = self.line(record.conversation, record.event.identity, plugins)
+        line.conversation = record.event.conversation
         assert record.position > line.last, (record.position, line.last)
         line.last = self._last[line.identity][line.number] = record.position
         line.offered += 1
         self.pending[line.identity] += 1
         return line
+
+    def deepest(self, served: Served, most: int) -> list[Lane]:
+        """The lanes of a plugin with the most to do."""
+        lanes = (lane for lane in self.lanes() if lane.served is served and lane.depth)
+        return heapq.nlargest(most, lanes, key=lambda lane: lane.depth)
 
     def handled_to(self, lane: Lane, count: int) -> None:
         """This lane is through with so many records of its line."""

@@ -21,6 +21,7 @@ from typing import Any
 from agentd import config, metrics
 from agentd.core.events import Digest, Event, Message
 from agentd.core.loop_guard import Budget, LoopGuard, hops_of
+from agentd.core.quarantine import is_tried
 from agentd.core.retry import Again
 from agentd.core.stretches import Hold, Pass, Take, Wait, Waiting, next_turn
 from agentd.dispatcher.backlog import Backlog, Delivery, Lane, Rewind, Served, Stretch
@@ -28,9 +29,11 @@ from agentd.dispatcher.commits import succeeded
 from agentd.dispatcher.engine import Engine, Waits
 from agentd.dispatcher.fates import attempt, dead_letter, log_failure
 from agentd.dispatcher.loading import Loading
-from agentd.dispatcher.suspects import ProcessDied, Suspects
+from agentd.dispatcher.suspects import ProcessDied, Suspects, condemned_by
+from agentd.dispatcher.trials import Trial
 from agentd.dispatcher.wakeups import Wakeups, set_aside
 from agentd.errors import GiveUp
+from agentd.host.calls import WorkerDied
 from agentd.host.context import TurnContext
 from agentd.host.handlers import matching
 from agentd.host.turns import Failure
@@ -41,6 +44,12 @@ log = logging.getLogger("agentd.dispatcher")
 
 PASSED = "passed"
 """The outcome of events that were not handled since newer ones say more."""
+
+TRIED_AGAIN = "tried again"
+"""Noted of an event whose dead letter somebody wants to be delivered again."""
+
+SET_BACK = "set back"
+"""Noted of the events that a lane is to handle again, since somebody wants a replay."""
 
 _STALE = "held: stale mail"
 """Why a conversation is paused by the catch-up policy "hold"."""
@@ -83,9 +92,6 @@ class Deliveries:
         lane.still = lane.settling = False
         if lane.before is not None and self._is_put_off(lane, delivery):
             return
-        if lane.deaths and self.suspects.must_wait(lane):
-            lane.served.lanes.hold(lane.number)
-            return
         if delivery.plugin is not lane.served.plugin:
             delivery = self._asked_anew(delivery)
         if delivery.handlers == ():
@@ -100,64 +106,72 @@ class Deliveries:
         return delivery._replace(plugin=plugin, handlers=matching(plugin, delivery.record.event))
 
     async def _turn(self, lane: Lane, stretch: Stretch, waits: Waits) -> None:
-        engine, served, first = self._engine, lane.served, stretch.first
+        engine, served = self._engine, lane.served
+        first, last = stretch.deliveries[0].record, stretch.deliveries[-1].record
         plugin, breaker = served.plugin, served.breaker
         if breaker.troubled:
             breaker.began(lane.number)
         ctx: TurnContext[Any] = TurnContext(
             plugin,
-            stretch.last.record.event,
+            last.event,
             lane.number,
             lane.failures + lane.deaths + 1,
-            cause=first.record.event,
-            again=_again(served, lane.number, first.record.position),
+            cause=first.event,
+            again=_again(served, lane.number, first.position) if served.replays else "",
             progressed=lane.progress,
+            owner=self,
+            about=(lane, stretch),
         )
-        ctx.on_progress = partial(self._get_on, lane, stretch)
-        if stretch.until:
-            ctx.before_now = partial(self._freeze, lane, stretch)
+        shown = first.event if stretch.form == "event" else self._shown(lane, stretch)
         started = lane.began_at = engine.taken_at
-        mark = self._running.began(served.tag, first.record.position, stretch.last.record.position)
+        # What runs in a worker cannot end this process.
+        mark = self._running.began(served.tag, first.position, last.position) if plugin.in_process else None
         try:
-            failure = await plugin.turns.run(self._shown(lane, stretch), first.handlers, ctx, waits)
+            failure = await plugin.turns.run(shown, stretch.deliveries[0].handlers, ctx, waits)
         finally:
-            self._running.ended(mark)
-        if lane.deaths and (next_suspect := self.suspects.ended(lane)) is not None:
-            next_suspect.served.lanes.release(next_suspect.number)
-            engine.enlist(next_suspect.served)
+            if mark is not None:
+                self._running.ended(mark)
+        if engine.trials:
+            engine.trials.over(served, lane.number)
         if failure is None:
             outcome = "handled"
             if breaker.troubled:
                 breaker.succeeded(lane.number)
             self._handled(lane, stretch, ctx)
+        elif isinstance(failure.error, WorkerDied):
+            lane.progress = ctx.progressed
+            outcome = self._worker_died(lane, stretch, ctx, failure, failure.error)
         else:
             lane.progress = ctx.progressed
             outcome = self._failed(lane, stretch, ctx, failure)
         metrics.HANDLER_SECONDS.observe(engine.clock.monotonic() - started, plugin.name, outcome)
 
-    def _get_on(self, lane: Lane, stretch: Stretch, noted: bytes) -> None:
+    def got_on(self, ctx: TurnContext[Any], noted: bytes) -> None:
+        """See host.context.Owner."""
+        lane, stretch = _about(ctx)
         lane.progress = noted
         self._engine.commits.commit(self._attempt(lane, stretch, None, 0.0))
 
-    async def _freeze(self, lane: Lane, stretch: Stretch) -> None:
-        """What is said at once is said about these events: they are the turn's whatever happens."""
-        if not lane.until:
+    async def says_now(self, ctx: TurnContext[Any]) -> None:
+        """See host.context.Owner. What is said is said about these events: they are the turn's whatever happens."""
+        lane, stretch = _about(ctx)
+        if stretch.until and not lane.until:
             await self._engine.commits.commit(self._attempt(lane, stretch, None, 0.0))
 
     def _attempt(self, lane: Lane, stretch: Stretch, error: BaseException | None, not_before: float) -> Change:
         lane.until = stretch.until
         return attempt(lane, stretch.first.record.position, error, not_before)
 
-    def _shown(self, lane: Lane, stretch: Stretch) -> Event | Digest | tuple[Event, ...]:
+    def _shown(self, lane: Lane, stretch: Stretch) -> Digest | tuple[Event, ...]:
         events = tuple(each.record.event for each in stretch.deliveries)
-        if stretch.form == "event":
-            return events[0]
         if stretch.form == "batch":
             return events
         messages = [event for event in events if isinstance(event, Message)]
-        kept = self._conduct[events[0].identity].catch_up.digest_max
+        identity = events[0].identity
+        # The policy may be another one since the digest was first shown.
+        kept = (lane.served.catch_up[identity] or self._conduct[identity].catch_up).digest_max
         return Digest(
-            identity=events[0].identity,
+            identity=identity,
             conversation=events[0].conversation,
             messages=tuple(messages[-kept:]),
             count=len(events),
@@ -169,11 +183,11 @@ class Deliveries:
 
     def _next(self, lane: Lane, delivery: Delivery) -> Stretch | None:
         """What the next turn is about; None if the lane waits, or if its events were passed over."""
-        handlers = delivery.handlers
+        handlers, policy = delivery.handlers, lane.served.catch_up[lane.line.identity]
         batch = handlers[0].batch if handlers is not None and len(handlers) == 1 else None
-        first = not (lane.failures or lane.deaths or lane.until or _again(lane.served, lane.number, _at(delivery)))
-        policy = lane.served.catch_up[lane.line.identity] if first and _at(delivery) > lane.let_through else None
-        if lane.deaths or _at(delivery) <= lane.apart or (batch is None and policy is None and not lane.until):
+        if policy is not None and not self._is_met_first(lane, delivery):
+            policy = None
+        if (batch is None and policy is None and not lane.until) or lane.deaths or _at(delivery) <= lane.apart:
             return Stretch((delivery,), "event" if batch is None else "batch")
         reach = lane.memory if policy is not None or lane.until else batch.size if batch is not None else 1
         there = self._in_memory(lane, delivery, reach)
@@ -185,6 +199,11 @@ class Deliveries:
             more=lane.behind,
         )
         return self._decided(lane, there, verdict)
+
+    def _is_met_first(self, lane: Lane, delivery: Delivery) -> bool:
+        """No turn has begun with this event, and nobody has let it through."""
+        known = lane.failures or lane.deaths or lane.until or _again(lane.served, lane.number, _at(delivery))
+        return not known and _at(delivery) > lane.let_through
 
     def _in_memory(self, lane: Lane, head: Delivery, count: int) -> tuple[Delivery, ...]:
         items = lane.served.lanes.first(lane.number, count)[1:]
@@ -216,7 +235,7 @@ class Deliveries:
             case Hold():
                 number, event = lane.number, there[0].record.event
                 lane.served.lanes.hold(number)
-                lane.still = True
+                self._stand_still(lane, there[0])
                 self._pause(
                     Paused(
                         number=number,
@@ -225,6 +244,7 @@ class Deliveries:
                         at=now,
                         until=None,
                         reason=_STALE,
+                        watchers=False,
                     )
                 )
                 engine.pauses.met(number, lane.served)
@@ -308,10 +328,22 @@ class Deliveries:
         reason = guard.answered(event.conversation, ctx.peer, now, hops_of(event.metadata))
         if reason is None or self._engine.pauses.get(lane.number) is not None:
             return
-        fields = {"identity": event.identity, "conversation": event.conversation}
-        log.warning("paused, since it looks like a loop: %s; see: agentd resume", reason, extra=fields)
+        log.warning(
+            "paused, since it looks like a loop: %s; see: agentd resume",
+            reason,
+            extra={"identity": event.identity, "conversation": event.conversation},
+        )
         metrics.LOOPS_STOPPED.inc(event.identity)
-        self._pause(Paused(number=lane.number, at=now, until=None, reason=f"loop guard: {reason}", **fields))
+        self._pause(
+            Paused(
+                number=lane.number,
+                identity=event.identity,
+                conversation=event.conversation,
+                at=now,
+                until=None,
+                reason=f"loop guard: {reason}",
+            )
+        )
 
     def _finish(self, lane: Lane, deliveries: Sequence[Delivery]) -> None:
         """The deliveries at the head of this lane have their fate."""
@@ -342,6 +374,28 @@ class Deliveries:
         engine.once_it_ended(failure.error, then)
         return outcome
 
+    def _worker_died(
+        self, lane: Lane, stretch: Stretch, ctx: TurnContext[Any], failure: Failure, died: WorkerDied
+    ) -> str:
+        """As with a death of the whole process: these events again, one by one, and no attempt counted, or never."""
+        engine, breaker = self._engine, lane.served.breaker
+        lane.began_at = 0.0
+        if not breaker.closed:  # it may be the trial
+            breaker.failed(lane.number, engine.clock.monotonic())
+        if condemned_by(lane, died) and not stretch.until:
+            log_failure(f"dead letter after {lane.deaths} deaths", ctx, failure)
+            self._bury(lane, stretch, failure)()
+            return "dead"
+        log_failure("again once it has a worker", ctx, failure)
+        if is_tried(lane.deaths):
+            engine.trials.call(Trial(lane.served, lane.number, False))
+        if died.blamed:
+            engine.commits.commit(self._attempt(lane, stretch, died, 0.0))
+            if stretch.until:
+                lane.apart, lane.until = stretch.until, 0
+        self._delay(lane, stretch.last, engine.clock.monotonic())
+        return "postponed"
+
     def _try_again(self, lane: Lane, stretch: Stretch, failure: Failure, after_s: float) -> Callable[[], None]:
         engine = self._engine
         engine.commits.commit(self._attempt(lane, stretch, failure.error, engine.clock.unix() + after_s))
@@ -368,7 +422,7 @@ class Deliveries:
         own = failure.handler.on_dead if failure.handler is not None else None
         policy = own or lane.served.plugin.settings.on_dead
         past = self._loading.position_past(lane, stretch.deliveries)
-        if policy == "detach" and not isinstance(failure.error, (GiveUp, ProcessDied)):
+        if policy == "detach" and not isinstance(failure.error, (GiveUp, ProcessDied, WorkerDied)):
             due_at = self._engine.clock.unix() + self._engine.backoff.max_s
             rows = [set_aside(each, due_at) for each in stretch.deliveries]
             self._engine.commits.with_cursor(lane, past, *rows)
@@ -430,11 +484,10 @@ class Deliveries:
         """This identity carries itself in another way than before, or is new."""
         self.guards[identity] = LoopGuard(_budget(self._conduct[identity].loop_guard))
 
-    def part(self, lanes: Sequence[Lane]) -> set[int]:
-        """These lanes are gone. Returns the numbers of those that stand still, and that nobody would let go on."""
+    def part(self) -> set[int]:
+        """Some lanes are gone. Returns the numbers of those that are held, and that nobody would let go on."""
         parked = [place for place, (lane, _) in self.parked.items() if lane.gone]
-        idle = {self.parked.pop(place)[0].number for place in parked}
-        return idle | {lane.number for lane in lanes if self.suspects.leave(lane)}
+        return {self.parked.pop(place)[0].number for place in parked}
 
     # --- going back
 
@@ -456,7 +509,9 @@ class Deliveries:
         self._loading.unload_all(lane)
         replay, until = served.replays.get(number, (0, 0))
         served.replays[number] = replay + 1, max(lane.told, until)
-        commit = engine.commits.rewound(lane, Rewound(served.plugin.name, number, position, *served.replays[number]))
+        noted = _set_back(served.plugin.name, number, position, lane.told, engine.clock.unix())
+        rewound = Rewound(served.plugin.name, number, position, *served.replays[number])
+        commit = engine.commits.rewound(lane, rewound, noted)
         lane.loaded = position
         lane.before = None
         lane.fresh()
@@ -473,12 +528,24 @@ def _at(delivery: Delivery) -> int:
     return delivery.record.position
 
 
+def _about(ctx: TurnContext[Any]) -> tuple[Lane, Stretch]:
+    about: Any = ctx.about
+    lane, stretch = about
+    assert isinstance(lane, Lane)
+    assert isinstance(stretch, Stretch)
+    return lane, stretch
+
+
 def _again(served: Served, number: int, position: int) -> str:
     """What sets the keys of a replay apart, "" for events that are handled for the first time."""
-    if not served.replays or (replayed := served.replays.get(number)) is None:
+    if (replayed := served.replays.get(number)) is None:
         return ""
     replay, until = replayed
     return f"replay {replay}" if position <= until else ""
+
+
+def _set_back(plugin: str, number: int, position: int, told: int, now: float) -> Outcome:
+    return Outcome(plugin, number, position + 1, told, SET_BACK, None, now)
 
 
 def _budget(settings: config.LoopGuard) -> Budget:

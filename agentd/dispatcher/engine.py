@@ -21,13 +21,14 @@ from agentd import metrics
 from agentd.core.breaker import Standing
 from agentd.core.events import Send
 from agentd.core.retry import Again, Backoff, Bury, after_failure
-from agentd.dispatcher.backlog import Item, Key, Served
+from agentd.dispatcher.backlog import Delivery, Item, Key, Served
 from agentd.dispatcher.clock import Clock
 from agentd.dispatcher.commits import Commits, Log, succeeded
 from agentd.dispatcher.fates import effects, log_failure, reminders
 from agentd.dispatcher.pauses import Pauses
 from agentd.dispatcher.room import Room
 from agentd.dispatcher.timers import Timers
+from agentd.dispatcher.trials import Trial, Trials
 from agentd.dispatcher.workers import Workers
 from agentd.errors import GiveUp, RetryLater
 from agentd.host.context import TurnContext
@@ -40,11 +41,17 @@ Work = tuple[Served, Key, Item]
 Waits = Callable[[], None]
 
 
+def calls_max(concurrency: int, plugins: int) -> int:
+    """How many calls may run at once over all plugins: as configured, and at least one of each."""
+    return max(concurrency, plugins)
+
+
 class Engine:
     """The engine of one dispatcher. `carry_out`, `on_deadline` and `on_paused` are hung in before `start`.
 
-    served: every plugin by name. outbox_room: how many more sends an identity's outbox takes. on_queued: a commit put
-    these sends into the outbox. chance: at random from [0, 1). taken_at: monotonic seconds of the last hand-out.
+    served: every plugin by name. slots: calls that can be marked as running, whatever their share. outbox_room: how
+    many more sends an identity's outbox takes. on_queued: a commit put these sends into the outbox. chance: at random
+    from [0, 1). taken_at: monotonic seconds of the last hand-out.
     """
 
     carry_out: Callable[[Work, Waits], Coroutine[Any, Any, None]]
@@ -56,6 +63,7 @@ class Engine:
         journal: Log,
         served: dict[str, Served],
         concurrency: int,
+        slots: int,
         *,
         clock: Clock,
         backoff: Backoff,
@@ -72,10 +80,15 @@ class Engine:
         self.room: Room[Callable[[], None]] = Room(outbox_room)
         self.timers = Timers()
         self.pauses = Pauses()
+        self.trials = Trials()
         self.taken_at = 0.0
         self.stopping = False
         self._on_queued = on_queued
+        self._concurrency = concurrency
+        self._slots = slots
+        self._short: list[Served] = []
         self._workers = Workers(concurrency, self._take, lambda work, waits: self.carry_out(work, waits), self.stir)
+        self.shared_anew()
         self._rota: deque[Served] = deque()
         self._committing = 0
         self._timer_at: float | None = None
@@ -83,6 +96,11 @@ class Engine:
         self._stirred: asyncio.Future[None] | None = None
 
     # --- life
+
+    def shared_anew(self) -> None:
+        """There are more plugins, or fewer: each has its share of the calls that may run at once."""
+        self._limit = self._workers.limit = min(calls_max(self._concurrency, len(self.served)), self._slots)
+        self._share = self._limit // max(1, len(self.served))
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Workers are born in this group from now on, and a journal that fails ends it."""
@@ -95,8 +113,12 @@ class Engine:
         deadline = self.clock.monotonic() + timeout_s
         if self._cancel_timer is not None:
             self._cancel_timer()
-        await self._workers.stop(timeout_s)
+        await self._workers.stop(timeout_s, self._cancelling)
         await self.commits.finish(max(commit_s, deadline - self.clock.monotonic()))
+
+    def _cancelling(self) -> None:
+        for served in self.served.values():
+            served.plugin.turns.stopping = True
 
     async def quiet(self) -> None:
         """Return when nothing runs, nothing could run now, and every commit is on disk; delayed lanes may remain."""
@@ -137,15 +159,30 @@ class Engine:
 
     def wake(self) -> None:
         """There may be work: see to it that somebody takes it."""
-        if self._rota:
+        if self._rota or self.trials:
             self._workers.wake()
 
     def _take(self) -> Work | None:
         """The next piece of work, plugin by plugin in turn."""
         now = self.clock.monotonic()
+        if self._short:
+            self._rota.extend(self._short)
+            self._short.clear()
+        trial = None
+        while self.trials and (trial := self.trials.current(now)) is not None:
+            if (work := self._tried(trial, now)) is not None:
+                return work
+            if trial.served.lanes.is_running(trial.key) or not trial.served.plugin.up:
+                break
+            self.trials.over(trial.served, trial.key)
+        if self.trials and trial is not None and trial.whole:
+            return None
         while self._rota:
             served = self._rota.popleft()
-            if not served.breaker.troubled or served.breaker.may_begin(now):
+            if not self._has_share(served) or (self.trials and trial is not None and served is trial.served):
+                self._short.append(served)
+                continue
+            if served.plugin.up and (not served.breaker.troubled or served.breaker.may_begin(now)):
                 while (taken := served.lanes.take(now)) is not None:
                     if self.pauses and self._is_paused(served, taken[0]):
                         continue
@@ -154,6 +191,29 @@ class Engine:
                     return served, *taken
             served.listed = False
         return None
+
+    def _tried(self, trial: Trial, now: float) -> Work | None:
+        """Work of the lane that has the floor."""
+        served, key = trial.served, trial.key
+        item = served.lanes.take_only(key, now) if served.plugin.up else None
+        if item is None or self._is_paused(served, key):
+            return None
+        self.taken_at = now
+        if isinstance(item, Delivery):
+            self.trials.began(now)
+            self.arm()
+        return served, key, item
+
+    def _has_share(self, served: Served) -> bool:
+        """Whether a call of this plugin leaves every other one its share of those that may run at once.
+
+        So that plugins whose handlers all hang take the room of no other.
+        """
+        running = self._workers.running
+        if running < self._limit - self._share * (len(self.served) - 1) or served.lanes.running < self._share:
+            return True
+        owed = sum(max(0, self._share - each.lanes.running) for each in self.served.values() if each is not served)
+        return self._limit - running > owed
 
     def _is_paused(self, served: Served, key: Key) -> bool:
         if not isinstance(key, int) or not self.pauses.met(key, served):
@@ -167,6 +227,11 @@ class Engine:
         for served in self.pauses.end(number):
             served.lanes.release(number)
             self.enlist(served)
+        self.wake()
+
+    def up_again(self, served: Served) -> None:
+        """An isolated plugin has a worker again."""
+        self.enlist(served)
         self.wake()
 
     def done(self, served: Served, key: Key, count: int = 1) -> None:
@@ -190,6 +255,7 @@ class Engine:
         for at in (self.timers.next_due(), self.pauses.next_end()):
             if at is not None:
                 deadlines.append(now + max(0.0, at - unix))
+        deadlines.append(self.trials.next_end())
         first = min((each for each in deadlines if each is not None), default=None)
         if first is None or first == self._timer_at or self.stopping:
             return
@@ -207,6 +273,8 @@ class Engine:
         self.on_deadline()
         self.arm()
         self.wake()
+        if self._short:
+            self._workers.wake()
 
     # --- effects
 

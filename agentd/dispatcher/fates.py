@@ -16,8 +16,9 @@ from agentd.core.events import Event
 from agentd.dispatcher.backlog import Lane
 from agentd.dispatcher.suspects import ProcessDied
 from agentd.errors import GiveUp, RetryLater
+from agentd.host.calls import WorkerDied
 from agentd.host.context import TurnContext
-from agentd.host.lifecycle import Loaded
+from agentd.host.isolated import Hosted
 from agentd.host.turns import DeadlinePassed, Failure
 from agentd.journal.storage import Attempt, Change, Dead, Outcome, Queued, StatePut, TimerSet
 
@@ -26,7 +27,7 @@ log = logging.getLogger("agentd.dispatcher")
 _ERROR_MAX_CHARS = 500
 _TRACEBACK_MAX_CHARS = 8_000
 
-_EXPECTED = (RetryLater, GiveUp, DeadlinePassed, ProcessDied)
+_EXPECTED = (RetryLater, GiveUp, DeadlinePassed, ProcessDied, WorkerDied)
 
 
 def effects(ctx: TurnContext[Any], now: float, first: int, last: int) -> list[Change]:
@@ -82,7 +83,7 @@ def attempt(lane: Lane, position: int, error: BaseException | None, not_before: 
 
 
 def dead_letter(
-    plugin: Loaded, conversation: int, position: int, attempts: int, error: BaseException, now: float
+    plugin: Hosted, conversation: int, position: int, attempts: int, error: BaseException, now: float
 ) -> Dead:
     """A failure that was the last. now: Unix seconds."""
     return Dead(
@@ -111,6 +112,7 @@ def log_failure(what: str, ctx: TurnContext[Any], failure: Failure) -> None:
     fields = {"plugin": ctx.name, "identity": event.identity, "conversation": event.conversation}
     if isinstance(event, Event):
         fields["event_id"] = event.id
-    name = handler.name if handler is not None else "a filter or middleware"
+    nameless = "its turn" if isinstance(error, WorkerDied) else "a filter or middleware"
+    name = handler.name if handler is not None else nameless
     trace = None if isinstance(error, _EXPECTED) else error
     log.warning("%s: %s: %s", what, name, told(error), extra=fields, exc_info=trace)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from agentd.core.events import Record, Send, Sent
 from agentd.host.context import Reminder, TurnContext
 from agentd.host.handlers import matching
-from agentd.host.lifecycle import Loaded
+from agentd.host.isolated import Hosted
 from agentd.host.state import Puts
 from agentd.host.turns import Failure
 
@@ -37,7 +37,7 @@ class Rehearsed(NamedTuple):
 class _Stage:
     """A plugin as a turn sees it, but for what would leave."""
 
-    def __init__(self, plugin: Loaded) -> None:
+    def __init__(self, plugin: Hosted) -> None:
         self._plugin = plugin
         self.said: list[Send] = []
 
@@ -50,7 +50,7 @@ class _Stage:
         return Sent(client_msg_id=send.client_msg_id, id=f"{AGAIN}-{len(self.said)}", conversation=send.target, seq=0)
 
 
-async def rehearse(plugin: Loaded, record: Record) -> Rehearsed | None:
+async def rehearse(plugin: Hosted, record: Record) -> Rehearsed | None:
     """Run one turn; None if no handler wants the event."""
     handlers = matching(plugin, record.event)
     if handlers == ():

@@ -19,18 +19,18 @@ from functools import partial
 from agentd import config
 from agentd.core.breaker import Limits
 from agentd.core.events import Send, Sent
+from agentd.core.quarantine import is_tried
 from agentd.dispatcher.backlog import Backlog, Delivery, Item, Join, Key, Lane, Line, ReadOn, Rewind, Served
 from agentd.dispatcher.deliveries import Deliveries
 from agentd.dispatcher.engine import Engine
 from agentd.dispatcher.loading import Loading
 from agentd.dispatcher.timers import Due
+from agentd.dispatcher.trials import Trial
 from agentd.dispatcher.wakeups import Wakeups
 from agentd.errors import StillRunning, Unavailable
-from agentd.host.lifecycle import Loaded
+from agentd.host.isolated import Hosted
 from agentd.journal.running import Running
-from agentd.journal.storage import Attempt, Conversation, Paused, StatePut
-
-_SUBSCRIPTIONS = "agentd.subscriptions"  # a plugin's name has no dot, so this is nobody's state
+from agentd.journal.storage import SUBSCRIPTIONS, Attempt, Conversation, Paused, StatePut
 
 Cursors = Mapping[str, Mapping[int, int]]
 Failed = Mapping[tuple[str, int], Attempt]
@@ -81,33 +81,36 @@ class Serving:
 
     # --- plugins
 
-    def there_is(self, plugin: Loaded) -> Served:
+    def there_is(self, plugin: Hosted) -> Served:
         """A plugin, set up, that serves nobody yet."""
         served = Served(plugin, self._running.tag(plugin.name), self._limits, self._conduct)
         self._engine.served[plugin.name] = served
+        self._engine.shared_anew()
         self._introduce(served)
         return served
 
-    async def add(self, plugin: Loaded) -> None:
+    async def add(self, plugin: Hosted) -> None:
         """The same, for one that may have been in service before."""
         assert plugin.name not in self._engine.served, plugin.name
         replays = await self._journal.replays(plugin.name)
         self.there_is(plugin).replays = replays
 
-    def remove(self, plugin: str) -> Loaded:
+    def remove(self, plugin: str) -> Hosted:
         """A plugin that serves nobody any more is gone. Turns under way end with it: see `swap`."""
         served = self._engine.served.pop(plugin)
+        self._engine.shared_anew()
         assert not served.identities, served.identities
         if not any(name == plugin and not over.done() for (_, name), over in self._leaving.items()):
             self._running.untag(plugin)
         return served.plugin
 
-    def swap(self, plugin: Loaded) -> Loaded:
+    def swap(self, plugin: Hosted) -> Hosted:
         """Another generation handles what comes from now on. Returns the one before."""
         served = self._engine.served[plugin.name]
         before = served.plugin
+        limits = plugin.state.value_max_bytes, plugin.state.max_bytes
         plugin.state = before.state
-        plugin.state.value_max_bytes = plugin.settings.state_value_max_bytes
+        plugin.state.value_max_bytes, plugin.state.max_bytes = limits
         plugin.backlog_of = before.backlog_of
         served.run_by(plugin, self._conduct)
         self._introduce(served)
@@ -127,6 +130,7 @@ class Serving:
         """Tell a plugin what it needs to know of everything else."""
         served.plugin.serves = frozenset(served.identities)
         served.plugin.send_now = self._send_now
+        served.plugin.on_up = partial(self._engine.up_again, served)
 
     # --- identities
 
@@ -238,11 +242,11 @@ class Serving:
     async def _subscribe(self, identity: str, plugin: str) -> int:
         """The position from which on a plugin serves an identity; what was journaled before is not its to answer."""
         key = f"{identity}/{plugin}"
-        stored = await self._journal.state_get(_SUBSCRIPTIONS, 0, key)
+        stored = await self._journal.state_get(SUBSCRIPTIONS, 0, key)
         if stored is None:
             stored = str(await self._journal.last_position()).encode()
             # On disk before the first event: after a crash, what came since must not look like what was there before.
-            await self._journal.commit(StatePut(_SUBSCRIPTIONS, 0, key, stored))
+            await self._journal.commit(StatePut(SUBSCRIPTIONS, 0, key, stored))
         since = self._since[identity, plugin] = int(stored)
         return since
 
@@ -257,6 +261,7 @@ class Serving:
 
     async def _resume(self, conversation: Conversation, cursors: Cursors, failed: Failed) -> None:
         line = Line(conversation.number, conversation.identity, conversation.position)
+        line.conversation = conversation.conversation
         for served in self.serves[line.identity]:
             name = served.plugin.name
             cursor = cursors[name].get(line.number, self._since[line.identity, name])
@@ -268,6 +273,8 @@ class Serving:
             for lane in line.lanes:
                 if lane.done_count < 0:
                     self._loading.read_on(lane)
+                    if lane.before is not None and is_tried(lane.before.deaths):
+                        self._engine.trials.call(Trial(lane.served, line.number, True))
 
     async def _join(self, identity: str, served: Served) -> None:
         """One more plugin serves an identity, while its mail goes on coming in."""
@@ -292,14 +299,15 @@ class Serving:
         served.identities.discard(identity)
         served.catch_up.pop(identity, None)
         self._introduce(served)
-        lanes = self._backlog.part(identity, served)
-        idle: set[Key] = {*self._deliveries.part(lanes)}
+        self._backlog.part(identity, served)
+        idle: set[Key] = {*self._deliveries.part()}
         engine.timers.forget(name, identity)
         served.plugin.timers = engine.timers.count(name)
         for about in [each for each in served.signals if each[1] == identity]:
             del served.signals[about]
         keys = [key for key, head in served.lanes.heads() if _identity_of(key, head) == identity]
         idle |= {key for key in keys if isinstance(key, int) and engine.pauses.leave(key, served)}
+        engine.trials.leave(served, keys)
         left = _Leaving(keys)
         self._leaving[identity, name] = left.over
         for key in keys:

@@ -17,7 +17,7 @@ from agentd.dispatcher.engine import Engine, Waits
 from agentd.dispatcher.fates import log_failure
 from agentd.host.context import TurnContext
 from agentd.host.handlers import matching
-from agentd.host.lifecycle import Loaded
+from agentd.host.isolated import Hosted
 
 log = logging.getLogger("agentd.dispatcher")
 
@@ -59,7 +59,7 @@ class Signals:
         engine.done(served, key)
 
 
-def _wants(plugin: Loaded, signal: Signal) -> bool:
+def _wants(plugin: Hosted, signal: Signal) -> bool:
     try:
         return bool(plugin.handlers.match(signal))
     except Exception:

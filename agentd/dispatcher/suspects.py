@@ -1,21 +1,22 @@
 """Events that were being handled when the process died: judged at start, run with care, or never again.
 
-Always true: of the events that several deaths are blamed on, one runs at a time, so that the next death has one
-culprit. A condemned event is not given to a handler again.
-Not here: who is blamed (core/quarantine), the marks (journal/running), what a dead letter is (fates).
+Always true: a condemned event is not given to a handler again.
+Not here: who is blamed (core/quarantine), the marks (journal/running), how suspects are tried (trials), what a dead
+letter is (fates).
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from agentd.core.quarantine import judge, runs_alone
+from agentd.core.quarantine import is_condemned, judge
 from agentd.dispatcher.backlog import Lane
 from agentd.dispatcher.commits import Log
+from agentd.host.calls import WorkerDied
 from agentd.journal.running import Unfinished
 from agentd.journal.storage import Attempt
 
@@ -29,13 +30,20 @@ class ProcessDied(Exception):
         super().__init__(f"the process died {deaths} times while this event was handled")
 
 
+def condemned_by(lane: Lane, died: WorkerDied) -> bool:
+    """Count a death of an isolated plugin's worker against the event at the head of a lane, by the same rule.
+
+    Whether that event is not to be run again; else it is, and no attempt is counted.
+    """
+    lane.deaths += died.blamed
+    return died.alone and is_condemned(lane.deaths)
+
+
 class Suspects:
     """Those of one dispatcher."""
 
     def __init__(self) -> None:
         self._condemned: set[tuple[str, int]] = set()
-        self._alone: Lane | None = None
-        self._waiting: deque[Lane] = deque()
 
     async def judge(
         self,
@@ -66,33 +74,11 @@ class Suspects:
             fresh = Attempt(plugin, ran[plugin, position], position, 0, error, 0.0)
             row = known.get((plugin, position), fresh)
             until = row.until or ends[plugin, position]
-            blamed.append(msgspec.structs.replace(row, deaths=count, until=until))
+            # A suspect is tried before anything else runs, and does not wait for what it failed of before.
+            not_before = row.not_before if row.not_before == math.inf else 0.0
+            blamed.append(msgspec.structs.replace(row, deaths=count, until=until, not_before=not_before))
         return blamed
 
     def is_condemned(self, lane: Lane, position: int) -> bool:
         """Whether this lane's event is never to be run again."""
         return (lane.served.plugin.name, position) in self._condemned
-
-    def must_wait(self, lane: Lane) -> bool:
-        """Whether another suspect runs; if so, `ended` will name this lane once it may run."""
-        if not runs_alone(lane.deaths):
-            return False
-        if self._alone is not None:
-            self._waiting.append(lane)
-            return True
-        self._alone = lane
-        return False
-
-    def leave(self, lane: Lane) -> bool:
-        """This lane is gone. Returns whether it waited for another suspect."""
-        waited = lane in self._waiting
-        if waited:
-            self._waiting.remove(lane)
-        return waited
-
-    def ended(self, lane: Lane) -> Lane | None:
-        """This lane's event has been run. Returns the lane that may run now."""
-        if self._alone is not lane:
-            return None
-        self._alone = None
-        return self._waiting.popleft() if self._waiting else None

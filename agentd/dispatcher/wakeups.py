@@ -106,8 +106,9 @@ class Wakeups:
             tried.failures,
             again=timer.again,
             progressed=timer.progress,
+            owner=self,
+            about=tried,
         )
-        ctx.on_progress = lambda noted: self._get_on(tried, noted)
         if served.breaker.troubled:
             served.breaker.began(key)
         try:
@@ -126,8 +127,13 @@ class Wakeups:
             self._settle(served, key, timer, ctx, _rows(self._successor(served, timer)))
         engine.enlist(served)
 
-    def _get_on(self, tried: TimerSet, noted: bytes) -> None:
-        self._engine.commits.commit(msgspec.structs.replace(tried, progress=noted))
+    def got_on(self, ctx: TurnContext[Any], noted: bytes) -> None:
+        """See host.context.Owner."""
+        assert isinstance(ctx.about, TimerSet)
+        self._engine.commits.commit(msgspec.structs.replace(ctx.about, progress=noted))
+
+    async def says_now(self, ctx: TurnContext[Any]) -> None:
+        """See host.context.Owner. A timer is one at every repeat."""
 
     async def _recorded(self, timer: TimerSet) -> Event | None:
         """The event that is delivered again, marked late; None if it cannot be read any more."""

@@ -22,7 +22,7 @@ log = logging.getLogger("agentd.dispatcher")
 W = TypeVar("W")
 
 _SLICE_S = 0.005  # handlers that never wait run this long before sockets and timers get their turn
-_CANCEL_S = 1.0  # how long a cancelled handler may take to clean up
+_CANCEL_S = 3.0  # how long cancelled work may take to end: longer than host.turns waits for a handler's cleaning up
 
 
 class Workers(Generic[W]):
@@ -40,7 +40,7 @@ class Workers(Generic[W]):
         on_rest: Callable[[], None],
     ) -> None:
         self.running = 0
-        self._limit = limit
+        self.limit = limit
         self._take = take
         self._carry_out = carry_out
         self._on_rest = on_rest
@@ -64,13 +64,13 @@ class Workers(Generic[W]):
                 resting.set_result(None)
                 self._has_taker = True
                 return
-        if len(self._tasks) < self._limit:
+        if len(self._tasks) < self.limit:
             task = self._group.create_task(self._work(), name=f"handlers-{len(self._tasks)}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             self._has_taker = True
 
-    async def stop(self, timeout_s: float) -> None:
+    async def stop(self, timeout_s: float, before_cancel: Callable[[], None]) -> None:
         """Take nothing new; let what runs finish for so long, then cancel it."""
         self._stopping = True
         for resting in self._idle:
@@ -79,6 +79,8 @@ class Workers(Generic[W]):
         if not self._tasks:
             return
         _, late = await asyncio.wait(set(self._tasks), timeout=timeout_s)
+        if late:
+            before_cancel()
         for task in late:
             task.cancel()
         if late:

@@ -1,1 +1,1 @@
-"""Plugins in this process: found, loaded, checked, called, watched."""
+"""Plugins, in this process or in one of their own: found, loaded, checked, called, watched."""

@@ -21,7 +21,6 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from agentd.core.events import Content, Event, Message, Send, Sent, Signal, Timer
-from agentd.core.events import Context as EventContext
 from agentd.core.loop_guard import HOPS_KEY, hops_of
 from agentd.host.state import PLUGIN_WIDE, PluginState, Puts, Scope
 from agentd.plugin import C, Log, State
@@ -55,6 +54,30 @@ class Home(Protocol):
     state: PluginState
     loop: asyncio.AbstractEventLoop
 
+    def secret(self, name: str) -> str:
+        """See agentd.plugin.PluginContext."""
+        ...
+
+
+class Owner(Protocol):
+    """Who keeps what a turn says of itself before it ends."""
+
+    def got_on(self, ctx: TurnContext[Any], noted: bytes) -> None:
+        """It told `progress` this, as JSON; on the loop."""
+        ...
+
+    async def says_now(self, ctx: TurnContext[Any]) -> None:
+        """It is about to say something at once."""
+        ...
+
+
+class Running(Protocol):
+    """The call that a turn is in."""
+
+    def put_off(self) -> None:
+        """The context's deadline has moved."""
+        ...
+
 
 class TurnContext(Generic[C]):
     """One turn. The surface is `agentd.plugin.Context`.
@@ -63,8 +86,8 @@ class TurnContext(Generic[C]):
     derived from; of a batch the oldest. again: sets the keys of a repeat that was asked for apart, else "".
     sends, puts, reminders, outcomes: what it staged, or None if nothing. said: how many messages, at once or staged.
     conversation: the journal's number, or None for a signal. deadline_at: monotonic seconds, set before each call.
-    progressed: JSON of what was last told to `progress`. put_off: called when the deadline has moved. on_progress:
-    called with that JSON on the loop. before_now: awaited before `send_now` says something, or None.
+    progressed: JSON of what was last told to `progress`. running: what must know when the deadline moves. owner: who
+    keeps progress, or None where nobody does; about: what the owner tells the turn by.
     """
 
     __slots__ = (
@@ -75,18 +98,18 @@ class TurnContext(Generic[C]):
         "_ceiling_at",
         "_ended",
         "_timeout_s",
+        "about",
         "attempt",
-        "before_now",
         "conversation",
         "deadline_at",
         "event",
         "home",
-        "on_progress",
         "outcomes",
+        "owner",
         "progressed",
-        "put_off",
         "puts",
         "reminders",
+        "running",
         "said",
         "sends",
     )
@@ -101,6 +124,8 @@ class TurnContext(Generic[C]):
         cause: Event | Signal | None = None,
         again: str = "",
         progressed: bytes | None = None,
+        owner: Owner | None = None,
+        about: object = None,
     ) -> None:
         self.home = home
         self.event = event
@@ -113,13 +138,23 @@ class TurnContext(Generic[C]):
         self.outcomes: list[tuple[str, bytes | None]] | None = None
         self.said = 0
         self.progressed = progressed
-        self.put_off: Callable[[], None] | None = None
-        self.on_progress: Callable[[bytes], None] | None = None
-        self.before_now: Callable[[], Awaitable[None]] | None = None
+        self.running: Running | None = None
+        self.owner = owner
+        self.about = about
         self._cause = cause or event
         self._again = again
         self._cause_key: str | None = None
         self._ended = False
+
+    @property
+    def cause(self) -> Event | Signal:
+        """See above."""
+        return self._cause
+
+    @property
+    def again(self) -> str:
+        """See above."""
+        return self._again
 
     @property
     def staged(self) -> bool:
@@ -129,9 +164,9 @@ class TurnContext(Generic[C]):
     @property
     def peer(self) -> str:
         """The agent whose message this turn answers, or "": what the guard against loops counts by."""
-        match self.event:
-            case Message(own=False, sender=sender, context=EventContext(sender_kind="agent")):
-                return sender
+        event = self.event
+        if isinstance(event, Message) and not event.own and event.context.sender_kind == "agent":
+            return event.sender
         return ""
 
     def allow(self, now: float, timeout_s: float, ceiling_s: float) -> None:
@@ -149,6 +184,7 @@ class TurnContext(Generic[C]):
     def end(self) -> None:
         """From now on nothing can be staged: whoever still holds this context outlived its turn."""
         self._ended = True
+        self.running = None  # which knows this context: no cycle is left for the collector
 
     @property
     def name(self) -> str:
@@ -160,6 +196,10 @@ class TurnContext(Generic[C]):
         """See agentd.plugin.PluginContext."""
         config: C = self.home.config
         return config
+
+    def secret(self, name: str) -> str:
+        """See agentd.plugin.PluginContext."""
+        return self.home.secret(name)
 
     @property
     def identity(self) -> str:
@@ -244,8 +284,8 @@ class TurnContext(Generic[C]):
         """See agentd.plugin.Context."""
         content = self._content(text, data, attachment_id, kind, metadata)
         send = self._next_send(_address(target), content, self._speaker(identity), _expiry(expires_s))
-        if self.before_now is not None:
-            await self.before_now()
+        if self.owner is not None:
+            await self.owner.says_now(self)
         return await self.home.send_now(send)
 
     @property
@@ -294,10 +334,10 @@ class TurnContext(Generic[C]):
             return
         self.progressed = encoded
         self.deadline_at = max(self.deadline_at, min(time.monotonic() + self._timeout_s, self._ceiling_at))
-        if self.put_off is not None:
-            self.put_off()
-        if self.on_progress is not None:
-            self.on_progress(encoded)
+        if self.running is not None:
+            self.running.put_off()
+        if self.owner is not None:
+            self.owner.got_on(self, encoded)
 
     @property
     def last_progress(self) -> Any:

@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from agentd.config import PluginSettings
+from agentd.config import PluginSettings, Secret, resolve_key
 from agentd.core.events import Digest, Send, Sent, Timer
 from agentd.errors import ConfigError, PluginLoadError
 from agentd.host.context import plugin_log
@@ -47,6 +47,8 @@ _generation = itertools.count(1)
 class Loaded:
     """A plugin that can run. name: as in the configuration, which is what its cursors and state are kept under.
 
+    up: calls may begin, which for a plugin in this process is always so; on_up would tell of it. in_process: its code
+    runs in this process, and may end it.
     alias: the module name that it was given, if it came from a file; forgotten at teardown. serves: names of the
     identities that have it among their plugins; the dispatcher says which. backlog_of: what a recipient (identity,
     target) had not taken yet, or None; the daemon knows.
@@ -56,9 +58,18 @@ class Loaded:
     loop: asyncio.AbstractEventLoop
     send_now: Callable[[Send], Awaitable[Sent]]
     serves: frozenset[str] = frozenset()
+    up = True
+    in_process = True
 
     def __init__(
-        self, name: str, plugin: Plugin[Any], settings: PluginSettings, version: str, read: Read, alias: str = ""
+        self,
+        name: str,
+        plugin: Plugin[Any],
+        settings: PluginSettings,
+        version: str,
+        read: Read,
+        alias: str = "",
+        secrets: Mapping[str, Secret] | None = None,
     ) -> None:
         check_hooks(name, plugin)
         self.name = name
@@ -67,13 +78,16 @@ class Loaded:
         self.version = plugin.version or version
         self.handlers = Handlers(name, plugin.declared)
         self.config = fitted(name, plugin.config, settings.config)
-        self.state = PluginState(name, read, settings.state_value_max_bytes)
+        self.state = PluginState(name, read, settings.state_value_max_bytes, settings.state_max_mb << 20)
         self.timers = 0
         self.timers_max = settings.timers_max
+        self.watches = plugin.watches
         self.takes_digests = any(each.event is Digest for each in self.handlers.all)
         self.minds_timers = any(each.event is Timer and each.every_s is None for each in self.handlers.all)
         self.backlog_of: Callable[[str, str], int | None] = _no_backlog
+        self.on_up: Callable[[], None] = _nothing
         self._alias = alias
+        self._secrets = dict(secrets or {})
         self._threads = Threads(f"agentd-{name}", settings.concurrency)
         self.turns = Turns(
             self.handlers, self._threads, tuple(plugin.middlewares), settings.timeout_s, settings.timeout_max_s
@@ -83,6 +97,14 @@ class Loaded:
     def log(self) -> Log:
         """The plugin's log."""
         return plugin_log(self.name)
+
+    def secret(self, name: str) -> str:
+        """See agentd.plugin.PluginContext."""
+        if name not in self._secrets:
+            raise LookupError(
+                f"there is no secret {name!r}; write [plugin.{self.name}.secrets] with {name} = {{ file = ... }}"
+            )
+        return self._secrets[name].reveal()
 
     async def setup(self) -> None:
         """Run its setups. Raises PluginLoadError if one fails or takes longer than a handler may."""
@@ -124,6 +146,10 @@ class Loaded:
                 await self._threads.submit(hook, self)
 
 
+def _nothing() -> None:
+    """For nobody to call."""
+
+
 def _no_backlog(identity: str, target: str) -> int | None:
     return None
 
@@ -143,10 +169,23 @@ def load(name: str, settings: PluginSettings, base: Path, read: Read) -> Loaded:
                 f"{module.__file__}: plugin {name}: there is no Plugin named {found.attribute}; "
                 f'write `{found.attribute} = Plugin("{name}")`'
             )
-        return Loaded(name, plugin, settings, found.version, read, alias)
+        return Loaded(name, plugin, settings, found.version, read, alias, _secrets(name, settings))
     except BaseException:
         _forget(alias)
         raise
+
+
+def _secrets(name: str, settings: PluginSettings) -> dict[str, Secret]:
+    """The plugin's secrets as they are now. Raises ConfigError with every problem."""
+    found, problems = {}, []
+    for each, source in settings.secrets.items():
+        try:
+            found[each] = resolve_key(source)
+        except ConfigError as error:
+            problems += [f"plugin.{name}.secrets.{each}: {what}" for what in error.problems]
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
 def fitted(name: str, shape: type[Any] | None, given: Mapping[str, Any]) -> Any:

@@ -1,7 +1,8 @@
 """A plugin's durable values as its turns see them: staged over committed-but-not-yet-readable over the journal.
 
 Always true: a turn sees its own puts, and every put of a turn that has committed, whether or not the disk has it yet.
-A value is encoded when it is put, so nothing changes it on its way to disk.
+A value is encoded when it is put, so nothing changes it on its way to disk. A put that would make a plugin's state
+larger than it may be fails in the author's line; a delete never does.
 Not here: the commit (the dispatcher), tables (journal/).
 """
 
@@ -26,13 +27,23 @@ Read = Callable[[str, int, str], Awaitable["bytes | None"]]
 
 
 class PluginState:
-    """What one plugin has stored, the puts of commits under way included. value_max_bytes: of one value as JSON."""
+    """What one plugin has stored, the puts of commits under way included.
 
-    def __init__(self, plugin: str, read: Read, value_max_bytes: int = 1_048_576) -> None:
+    value_max_bytes: of one value as JSON. max_bytes: of all keys and values. stored_bytes: what the journal has on
+    disk; whoever has the journal says so.
+    """
+
+    def __init__(
+        self, plugin: str, read: Read, value_max_bytes: int = 1_048_576, max_bytes: int = 1_073_741_824
+    ) -> None:
         self.value_max_bytes = value_max_bytes
+        self.max_bytes = max_bytes
+        self.stored_bytes: Callable[[], int] = _nothing
         self._plugin = plugin
         self._read = read
         self._under_way: dict[Place, Puts] = {}
+        self._under_way_bytes = 0
+        self._refused_at: int | None = None
 
     async def read(self, place: Place) -> bytes | None:
         """The newest committed value, or None."""
@@ -43,14 +54,44 @@ class PluginState:
 
     def committing(self, puts: Puts) -> None:
         """These were handed to the journal."""
+        self._under_way_bytes += _size(puts)
         for place in puts:
             self._under_way[place] = puts
 
     def committed(self, puts: Puts) -> None:
         """These are on disk, where the next read finds them."""
+        self._under_way_bytes -= _size(puts)
         for place in puts:
             if self._under_way.get(place) is puts:
                 del self._under_way[place]
+
+    def admit(self, staged: Puts, place: Place, value: bytes) -> None:
+        """Raise ValueError if this put, beside what its turn has staged, would be more than the plugin may keep.
+
+        What it replaces counts until it is replaced, since only the disk knows how large that is.
+        """
+        beside = {other: staged[other] for other in staged if other != place}
+        stored = self.stored_bytes()
+        if self.taken_bytes + _size({**beside, place: value}) > self.max_bytes:
+            self.refused()
+            raise ValueError(
+                f"{place[1]}: {self._plugin} keeps {stored:,} bytes already, and state_max_mb in "
+                f"[plugin.{self._plugin}] allows {self.max_bytes:,}; delete what is not needed, or raise it"
+            )
+
+    @property
+    def taken_bytes(self) -> int:
+        """What is on disk, and on its way there."""
+        return self.stored_bytes() + self._under_way_bytes
+
+    def refused(self) -> None:
+        """There was no room for a put, here or in the worker of an isolated plugin."""
+        self._refused_at = self.stored_bytes()
+
+    @property
+    def full(self) -> bool:
+        """A put was refused for want of room, and nothing has been removed since."""
+        return self._refused_at is not None and self.stored_bytes() >= self._refused_at
 
 
 class Scope:
@@ -79,11 +120,21 @@ class Scope:
                 f"{key}: {len(encoded):,} bytes are more than the {self._state.value_max_bytes:,} of "
                 "state_value_max_bytes; keep it in several keys, or somewhere else"
             )
-        self._stage()[(self._conversation, _key(key))] = encoded
+        staged, place = self._stage(), (self._conversation, _key(key))
+        self._state.admit(staged, place, encoded)
+        staged[place] = encoded
 
     def delete(self, key: str) -> None:
         """See agentd.plugin.State."""
         self._stage()[(self._conversation, _key(key))] = None
+
+
+def _size(puts: Puts) -> int:
+    return sum(len(key.encode()) + len(value) for (_, key), value in puts.items() if value is not None)
+
+
+def _nothing() -> int:
+    return 0
 
 
 def _key(key: str) -> str:

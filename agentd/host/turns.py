@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, NamedTuple
@@ -22,6 +23,10 @@ from agentd.core.events import Event, Signal
 from agentd.host.context import TurnContext
 from agentd.host.handlers import Handler, Handlers
 from agentd.host.threads import Threads
+
+_CLEANUP_S = 1.0  # how long a coroutine may go on after it was cancelled for good
+
+log = logging.getLogger("agentd.host.turns")
 
 Middleware = Callable[[Any, Any], AsyncIterator[None]]
 
@@ -51,7 +56,8 @@ class Failure(NamedTuple):
 class Turns:
     """How one plugin's turns run. timeout_s: the deadline of a handler that names none, and of a middleware's step.
 
-    timeout_max_s: how far `ctx.progress` may put a deadline off in all. running: turns under way.
+    timeout_max_s: how far `ctx.progress` may put a deadline off in all. running: turns under way. stopping: what runs
+    is being cancelled, and is not waited for long.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class Turns:
         self._timeout_s = timeout_s
         self._timeout_max_s = timeout_max_s
         self.running = 0
+        self.stopping = False
         self._idle: asyncio.Future[None] | None = None
 
     async def run(
@@ -153,7 +160,7 @@ class _Turn:
         self._obeyed = 0
         self._result: Any = None
         self._scope: asyncio.Timeout | None = None
-        ctx.put_off = self._put_off
+        ctx.running = self
 
     @property
     def told_to_stop(self) -> bool:
@@ -203,11 +210,16 @@ class _Turn:
         timeout_s = self._turns.timeout_of(handler)
         self._ctx.allow(time.monotonic(), timeout_s, self._turns.ceiling_of(timeout_s))
 
-    def _put_off(self) -> None:
-        """The deadline of what runs is another one now."""
+    def put_off(self) -> None:
+        """See context.Running."""
         if self._scope is not None and not self._scope.expired():
             # The loop is named because finding out which one runs costs a system call.
             self._scope.reschedule(self._ctx.home.loop.time() + self._ctx.deadline_at - time.monotonic())
+
+    @property
+    def is_over(self) -> bool:
+        """What runs has been cancelled for good: its deadline has passed, or everything stops."""
+        return self._turns.stopping or (self._scope is not None and self._scope.expired())
 
     async def _call_in_thread(self, handler: Handler) -> None:
         self._allow(handler)
@@ -240,7 +252,7 @@ class _Turn:
                 raise
             failure = error
         else:
-            return self._rest(_Steps(self._context, self._task, coroutine, waited, self._obeyed), name)
+            return self._rest(_Steps(self, self._context, self._task, coroutine, waited, self._obeyed, name), name)
         return self._ended(self._task.cancelling() - self._obeyed, failure, name)
 
     async def _rest(self, steps: _Steps, name: str) -> Any:
@@ -300,19 +312,28 @@ class _Turn:
 class _Steps:
     """What is left of a coroutine that was started by hand and now waits for `waited`, to be awaited.
 
+    One that goes on although it was cancelled for good is closed after a moment, and if it does not mind that either,
+    left behind: a lane, or the end of the process, must not wait for it.
+
     own_cancels: how often it cancelled the task that it runs in.
     """
 
-    __slots__ = ("_context", "_coroutine", "_task", "_waited", "own_cancels")
+    __slots__ = ("_context", "_coroutine", "_doom", "_left", "_name", "_task", "_turn", "_waited", "own_cancels")
 
     def __init__(
         self,
+        turn: _Turn,
         context: contextvars.Context,
         task: asyncio.Task[Any],
         coroutine: Coroutine[Any, Any, Any],
         waited: Any,
         cancels_before: int,
+        name: str,
     ) -> None:
+        self._turn = turn
+        self._name = name
+        self._doom: asyncio.TimerHandle | None = None
+        self._left = False
         self._context = context
         self._task = task
         self._coroutine = coroutine
@@ -333,7 +354,14 @@ class _Steps:
                     if isinstance(error, GeneratorExit):
                         self._coroutine.close()
                         raise
+                    if self._left:
+                        self._task.uncancel()
+                        cancels = cancelling()
+                        self._close()
+                        raise
                     waited = run(throw, error)
+                    if self._doom is None and self._turn.is_over:
+                        self._doom = asyncio.get_running_loop().call_later(_CLEANUP_S, self._leave)
                 else:
                     waited = run(send, answer)
                 if cancelling() != cancels:
@@ -343,6 +371,18 @@ class _Steps:
             return end.value
         finally:
             self.own_cancels += max(0, cancelling() - cancels)
+            if self._doom is not None:
+                self._doom.cancel()
+
+    def _leave(self) -> None:
+        """It had its time to clean up."""
+        self._left = True
+        self._task.cancel()
+
+    def _close(self) -> None:
+        log.error("%s ignores that it was cancelled", self._name)
+        with contextlib.suppress(RuntimeError):  # it ignores that it is closed, too
+            self._context.run(self._coroutine.close)
 
 
 async def _entered(around: contextlib.AbstractAsyncContextManager[None]) -> None:

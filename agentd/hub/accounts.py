@@ -100,7 +100,8 @@ class Accounts:
         self._pending: dict[str, _Pending] = {}
         for row in database.rows(f"SELECT {_FIELDS} FROM agent"):  # noqa: S608 -- a constant, no outside text
             account = Account(*row)
-            self._remember(dataclasses.replace(account, is_system=bool(account.is_system)))
+            account.is_system = bool(account.is_system)  # SQLite gives 0 or 1, which on the wire is another type
+            self._remember(account)
         if PLATFORM_HANDLE not in self._by_handle:
             self._insert(PLATFORM_HANDLE, "", None, None, key=None, is_system=True)
         self.platform = self._by_handle[PLATFORM_HANDLE]

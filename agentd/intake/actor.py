@@ -19,7 +19,17 @@ from typing import Protocol
 
 from agentd import config, metrics
 from agentd.core.acks import DrainCursor
-from agentd.core.events import Event, GapReport, Message, RateLimitWarning, Record, Signal, Source, StreamReset
+from agentd.core.events import (
+    Event,
+    GapReport,
+    Message,
+    Position,
+    RateLimitWarning,
+    Record,
+    Signal,
+    Source,
+    StreamReset,
+)
 from agentd.core.sequencer import (
     Absent,
     Check,
@@ -67,6 +77,7 @@ class Counters:
         self.unknown_frames = 0
         self.shed = 0
         self.acked = 0
+        self.acks_declined = 0
         self.gaps_found = 0
         self.refetched = 0
         self.resets = 0
@@ -137,7 +148,8 @@ class Intake:
         self._numbers: dict[str, int] = {}
         self._positions: dict[str, int] = {}
         self._gaps: dict[str, tuple[int, float]] = {}
-        self._direct: dict[str, str] = {}
+        self._addresses: dict[str, str] = {}
+        self._addressed: dict[str, str] = {}
         self.sequencer = Sequencer(
             Limits(
                 grace_s=settings.gap_grace_s,
@@ -163,6 +175,7 @@ class Intake:
                 line.absent.add(start, stop)
             self._numbers[row.conversation] = row.number
             self._positions[row.conversation] = row.position
+            self._learn(row.conversation, row.address or row.conversation)
         for conversation, noted in await self.journal.gaps(self.identity, open_only=True, limit=1_000_000):
             self._restore_gap(lines[conversation], noted, now)
         for line in lines.values():
@@ -233,8 +246,7 @@ class Intake:
 
     def own(self, event: Event, target: str) -> None:
         """A send of ours to `target` was accepted at this place."""
-        if target.startswith("@"):
-            self._direct[target[1:]] = event.conversation
+        self._learn(event.conversation, target)
         self.apply(self.sequencer.offer(event, self._loop.time()))
 
     def sending(self, target: str) -> None:
@@ -245,6 +257,15 @@ class Intake:
         """Its answer was handed in by `own`, or will never come."""
         self.sequencer.send_ended(self._conversation_of(target), self._loop.time())
         self._arm()
+
+    def address(self, target: str) -> str:
+        """Where sends to this target go: the same for a conversation's id and for the handle of who is in it."""
+        return self._addresses.get(target, target)
+
+    def position(self, target: str) -> Position | None:
+        """Where the target's conversation stands now; None where nobody has been heard there."""
+        line = self.sequencer.lines.get(self._conversation_of(target))
+        return None if line is None or line.anchor is None else Position(line.conversation, line.epoch, line.top)
 
     def apply(self, decisions: Iterable[Decision]) -> None:
         """Carry out decisions that did not come from a frame, and flush."""
@@ -314,7 +335,7 @@ class Intake:
             counters.late += 1
             self.absent = max(0, self.absent - 1) if event.seq >= self._anchor_of(conversation) else self.absent
         if isinstance(event, Message) and event.direct and not event.own:
-            self._direct[event.sender] = conversation
+            self._learn(conversation, event.answer_to or conversation)
 
     def _marks(self) -> list[Change]:
         changes: list[Change] = []
@@ -337,6 +358,7 @@ class Intake:
                     line.top,
                     self._positions.get(conversation, 0),
                     line.absent.as_tuple(),
+                    self._addresses.get(conversation, ""),
                 )
             )
         return changes
@@ -358,6 +380,8 @@ class Intake:
             frames = [ack(event) for event in settled if event.source is not Source.DRAIN and not event.own]
             if frames and self._link.send_burst(frames):
                 self.counters.acked += len(frames)
+            else:
+                self.counters.acks_declined += len(frames)
         if self.drain_cursor:
             for event in settled:
                 self.drain_cursor.settle((event.conversation, event.seq))
@@ -377,6 +401,10 @@ class Intake:
     def number_of(self, conversation: str) -> int | None:
         """The journal's number, or None for a conversation that has nothing on disk."""
         return self._numbers.get(conversation)
+
+    def survey(self) -> None:
+        """Let everything that the server still holds be offered again."""
+        self._on_survey()
 
     def reset(self, decisions: Iterable[Decision], reset: StreamReset) -> None:
         """A conversation has started over; tell the plugins behind everything that came before."""
@@ -460,5 +488,11 @@ class Intake:
     def _anchor_of(self, conversation: str) -> int:
         return self.sequencer.lines[conversation].anchor or 0
 
+    def _learn(self, conversation: str, address: str) -> None:
+        """What is said to this address is said in this conversation."""
+        if address != conversation:
+            self._addresses[conversation] = address
+            self._addressed[address] = conversation
+
     def _conversation_of(self, target: str) -> str:
-        return self._direct.get(target[1:], "") if target.startswith("@") else target
+        return self._addressed.get(target, "" if target.startswith("@") else target)

@@ -3,8 +3,9 @@
 A few workers per identity, born with the first question and gone with the last; one hole per conversation at a time.
 A question that cannot be answered now is asked again later; it is never answered with a guess.
 
-Always true: a failed request proves nothing absent. A row that cannot be read holds its conversation for
-`_UNREADABLE_TRIES` requests; then the seqs that only it can have had are absent, and said to be unreadable.
+Always true: past `questions_max` questions only those are asked that nothing else would answer: a conversation's holes,
+and one of its repeats. A failed request proves nothing absent. A row that cannot be read holds its conversation for
+`unreadable_tries` requests; then the seqs that only it can have had are absent, and said to be unreadable.
 Not here: when to ask (core/sequencer), order, the disk.
 """
 
@@ -25,7 +26,6 @@ from agentd.wire.platform import Page, Request, Response
 
 log = logging.getLogger("agentd.intake")
 
-_UNREADABLE_TRIES = 3
 _RESET_RETRY_S = 2.0
 
 
@@ -40,7 +40,8 @@ class Perform(Protocol):
 class Questions:
     """The workers of one identity. `ask` never blocks; `run` until cancelled.
 
-    on_credentials: the platform refused the key while a question was asked.
+    on_credentials: the platform refused the key while a question was asked. forgone: repeats that were too many to ask
+    about; they are unacknowledged, and a drain brings them again.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class Questions:
         self._perform = perform
         self._on_credentials = on_credentials
         self._asked: deque[Question] = deque()
+        self._owing = False
+        self.forgone = 0
         self._tasks: asyncio.TaskGroup | None = None
         self._workers = 0
         self._unreadable: dict[str, int] = {}
@@ -62,8 +65,22 @@ class Questions:
 
     def ask(self, question: Question) -> None:
         """Answer this when a worker is free."""
+        if self.full and isinstance(question, Check) and self._intake.sequencer.forgo(question):
+            self.forgone += 1
+            self._owing = True
+            return
         self._asked.append(question)
         self._add_worker()
+
+    @property
+    def waiting(self) -> int:
+        """Questions that no worker has taken yet."""
+        return len(self._asked)
+
+    @property
+    def full(self) -> bool:
+        """Repeats are left with the server for now."""
+        return self.waiting >= self._intake.settings.questions_max
 
     async def run(self) -> None:
         """Answer questions until cancelled."""
@@ -93,6 +110,9 @@ class Questions:
                     await self.renumbered(question.event.conversation, question)
         finally:
             self._workers -= 1
+        if self._owing:
+            self._owing = False
+            self._intake.survey()
 
     # -- holes ------------------------------------------------------------------------------------------------------
 
@@ -124,7 +144,7 @@ class Questions:
         else:
             tries = self._unreadable[ask.conversation] = self._unreadable.get(ask.conversation, 0) + 1
             intake.malformed(page.malformed, "history row")
-            if tries >= _UNREADABLE_TRIES:
+            if tries >= intake.settings.unreadable_tries:
                 rows, reason = [*rows, *page.behind], "unreadable"
                 proven = max(proven + 1, rows[-1].seq + 1 if rows else 0)
             elif proven == ask.start:
@@ -145,8 +165,9 @@ class Questions:
     # -- repeats ----------------------------------------------------------------------------------------------------
 
     async def _check(self, check: Check) -> None:
-        intake, event = self._intake, check.event
-        epoch, number = intake.sequencer.lines[event.conversation].epoch, intake.number_of(event.conversation)
+        # The epoch is that of the asking: after a reset meanwhile nobody waits for this answer any more.
+        intake, (event, epoch) = self._intake, check
+        number = intake.number_of(event.conversation)
         recorded = None if number is None else (await intake.journal.ids_at([(number, epoch, event.seq)]))[0]
         intake.apply(intake.sequencer.checked(event, epoch, recorded, self._loop.time()))
 

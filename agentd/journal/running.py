@@ -60,6 +60,7 @@ class Running:
         assert len(plugins) < 1 << _TAG_BITS, len(plugins)
         self._plugins = list(plugins)
         self._head = head
+        self.slots = slots
         self._words: memoryview | array[int] = (
             array("Q", bytes(slots * _WORDS * _WORD_BYTES)) if words is None else words
         )

@@ -15,7 +15,11 @@ from typing import Protocol
 
 import msgspec
 
-from agentd.core.events import Event, Record, Send
+from agentd.core.events import Event, Position, Record, Send
+
+SUBSCRIPTIONS = "agentd.subscriptions"
+"""Whose state says from which position on a plugin serves an identity, under IDENTITY/PLUGIN. No plugin's name has a
+dot."""
 
 
 class Conversation(msgspec.Struct, frozen=True, gc=False):
@@ -24,7 +28,8 @@ class Conversation(msgspec.Struct, frozen=True, gc=False):
     number: the journal's own number for it. anchor: its first seq that we answer for. mark: every seq in
     [anchor, mark] is accounted for and on disk. mark_id: platform id of the event at the mark, or "". top: the highest
     seq known to exist. position: of its last record. absent: half-open ranges below the mark that never came, the
-    stretch before the anchor included, so that a latecomer is told from a repeat.
+    stretch before the anchor included, so that a latecomer is told from a repeat. address: where an answer goes, if
+    that is not the conversation's id, or "".
     """
 
     number: int
@@ -37,10 +42,11 @@ class Conversation(msgspec.Struct, frozen=True, gc=False):
     top: int
     position: int
     absent: tuple[tuple[int, int], ...] = ()
+    address: str = ""
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):
-    """Change: a record joins the log. Its position comes from `Journal.next_position`."""
+    """Change: a record joins the log. Its position comes from `Journal.next_position`; its payload is never empty."""
 
     record: Record
 
@@ -127,7 +133,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 class Paused(msgspec.Struct, frozen=True, kw_only=True):
     """Change and row: no handler runs in a conversation until it is resumed; its mail is kept.
 
-    number: the journal's. at, until: Unix seconds; until None for "until somebody resumes it".
+    number: the journal's. at, until: Unix seconds; until None for "until somebody resumes it". watchers: plugins that
+    only watch stand still, too.
     """
 
     number: int
@@ -136,6 +143,7 @@ class Paused(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     until: float | None
     reason: str
+    watchers: bool = True
 
 
 class Resumed(msgspec.Struct, frozen=True):
@@ -185,7 +193,7 @@ class Carried(msgspec.Struct, frozen=True, gc=False):
 
     state: "ready" (again, not before), "sending", "sent", "unknown", "refused", "expired" or "dropped".
     result_id, result_seq, conversation: where it stands on the platform, once sent. error: why it is not, in words;
-    code, request_id: the same as the platform put it, where it did.
+    code, request_id: the same as the platform put it, where it did. after: see Send.
     """
 
     client_msg_id: str
@@ -200,6 +208,7 @@ class Carried(msgspec.Struct, frozen=True, gc=False):
     at: float = 0.0
     code: str = ""
     request_id: str | None = None
+    after: Position | None = None
 
 
 class Retried(msgspec.Struct, frozen=True):
@@ -257,6 +266,23 @@ class Account(msgspec.Struct, frozen=True):
     handle: str
 
 
+class Trim(msgspec.Struct, frozen=True):
+    """Change: let go of what nobody needs any more in a stretch of the log or of the outbox, and note that it was.
+
+    run: number of the trace that this adds to. what: "event", "outbox" or "outcome". after, upto: positions or numbers,
+    the first exclusive. before: Unix seconds; what is younger stays. ignoring: plugins that are not waited for.
+    """
+
+    run: int
+    what: str
+    after: int
+    upto: int
+    before: float
+    ignoring: tuple[str, ...]
+    reason: str
+    at: float
+
+
 Change = (
     Conversation
     | Appended
@@ -276,6 +302,7 @@ Change = (
     | TimerSet
     | TimerGone
     | Account
+    | Trim
 )
 
 
@@ -340,6 +367,21 @@ class Journal(Protocol):
         ...
 
     @property
+    def at_limit(self) -> bool:
+        """The same, since the journal is as large as its own limit lets it become."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Commits that are not yet being written."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """What the journal takes of the disk."""
+        ...
+
+    @property
     def last_commit_s(self) -> float:
         """How long the last group of commits took to reach the disk."""
         ...
@@ -387,6 +429,10 @@ class Journal(Protocol):
 
     async def pauses(self) -> list[Paused]: ...
     async def conversation_find(self, identity: str, conversation: str) -> Conversation | None: ...
+    async def conversation_with(self, identity: str, handle: str) -> str | None:
+        """Id of the conversation in which a send to this handle arrived lately; None if there was none."""
+        ...
+
     async def read_lane(self, conversation: int, after: int, limit: int) -> list[StoredRecord]:
         """Records of one conversation behind a position, in the order of delivery."""
         ...
@@ -400,6 +446,17 @@ class Journal(Protocol):
         """Records behind a position over all conversations."""
         ...
 
+    async def position_of_seq(self, conversation: int, epoch: int, seq: int) -> int | None:
+        """The first position in a conversation at or above a seq; None if there is none."""
+        ...
+
+    async def position_since(self, moment: float) -> int | None:
+        """The first position in the log that was received from this moment on, Unix seconds; None if there is none.
+
+        One that waited for longer than ten minutes until it was in order may be missed.
+        """
+        ...
+
     async def last_position(self) -> int: ...
     async def positions_of(self, id_: str, after: int, up_to: int) -> list[int]:
         """Where an event with this platform id stands, from behind one position up to another; reads all between."""
@@ -410,6 +467,10 @@ class Journal(Protocol):
         ...
 
     async def state_get(self, plugin: str, conversation: int, key: str) -> bytes | None: ...
+    def state_bytes(self, plugin: str) -> int:
+        """Bytes of all keys and values that a plugin keeps on disk."""
+        ...
+
     async def answers_since(self, identity: str, since: float) -> list[tuple[str, str, float]]:
         """(conversation id, peer, Unix seconds) of sends that a peer's messages caused, oldest first."""
         ...

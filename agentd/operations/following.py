@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 
 from agentd.core.events import Record
 
-_QUEUE_MAX = 1_000
-
 
 class Followers:
-    """Everybody who follows."""
+    """Everybody who follows. queue_max: records that one of them may have unread."""
 
-    def __init__(self) -> None:
+    def __init__(self, queue_max: int) -> None:
+        self._queue_max = queue_max
         self._queues: set[asyncio.Queue[Record]] = set()
 
     def offer(self, records: Sequence[Record]) -> None:
@@ -31,7 +30,7 @@ class Followers:
     @contextlib.contextmanager
     def following(self) -> Iterator[asyncio.Queue[Record]]:
         """What is recorded while this lasts."""
-        queue: asyncio.Queue[Record] = asyncio.Queue(_QUEUE_MAX)
+        queue: asyncio.Queue[Record] = asyncio.Queue(self._queue_max)
         self._queues.add(queue)
         try:
             yield queue

@@ -16,9 +16,10 @@ from agentd.core.events import Event, Record
 from agentd.dispatcher import Dispatcher
 from agentd.errors import WireViolation
 from agentd.generations import Generations
-from agentd.host.lifecycle import Loaded
+from agentd.host.isolated import Hosted
 from agentd.host.stalls import StallWatch
 from agentd.journal.storage import Journal, StoredRecord
+from agentd.operations.vitals import Vitals
 from agentd.supervisor import Supervisor
 
 
@@ -36,6 +37,7 @@ class Parts(NamedTuple):
     generations: Generations
     dispatcher: Dispatcher
     stalls: StallWatch
+    vitals: Vitals
     revive: Callable[[StoredRecord], Event]
     hub_url: str | None
     began: float
@@ -47,7 +49,7 @@ class Parts(NamedTuple):
         return self.current()
 
     @property
-    def plugins(self) -> Mapping[str, Loaded]:
+    def plugins(self) -> Mapping[str, Hosted]:
         """Those in service."""
         return self.generations.plugins
 

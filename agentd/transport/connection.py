@@ -19,8 +19,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Event, State
 
-WRITE_BUFFER_MAX_BYTES = 1_048_576
-"""Unsent bytes at which `send_burst` declines: 15,000 acks and more that a far end does not read."""
+from agentd.config import Link as LinkSettings
 
 CLOSE_GRACE_S = 2.0
 """How long a connection that is closing may take until it is cut. Nothing of worth comes after a close frame."""
@@ -41,6 +40,7 @@ class Connection(ClientConnection):
         super().__init__(*args, **kwargs)
         self.last_inbound = self.last_pong = self.loop.time()
         self.binary_dropped = 0
+        self.write_buffer_max_bytes = LinkSettings().write_buffer_max_bytes
         self._take: Callable[[bytes], None]
         self._burst: Callable[[], None]
         self.hold()
@@ -128,11 +128,14 @@ class Connection(ClientConnection):
     # Frames out
 
     def send_burst(self, frames: Sequence[bytes]) -> bool:
-        """Write each of `frames` as a text message, all with one write; False if nothing was written."""
+        """Write each of `frames` as a text message, all with one write; False if nothing was written.
+
+        It declines while the far end has left `write_buffer_max_bytes` unread.
+        """
         transport, protocol = self.transport, self.protocol
         if protocol.state is not State.OPEN or transport.is_closing():
             return False
-        if transport.get_write_buffer_size() >= WRITE_BUFFER_MAX_BYTES:
+        if transport.get_write_buffer_size() >= self.write_buffer_max_bytes:
             return False
         for frame in frames:
             protocol.send_text(frame)

@@ -3,8 +3,8 @@
 `dial` connects, says hello and yields a `Link`. From then on every text message goes to `on_frame` as the bytes that
 came, and `on_burst` follows once for all messages of one read. `send_burst` writes many frames at once.
 
-Always true: what connection.py promises. At most WRITE_BUFFER_MAX_BYTES wait to be written, and one message of at most
-`frame_max_bytes` to be completed. The key is in the hello frame and nowhere else: no URL, log, exception or repr.
+Always true: what connection.py promises. At most `write_buffer_max_bytes` wait to be written, and one message of at
+most `frame_max_bytes` to be completed. The key is in the hello frame and nowhere else: no URL, log, exception or repr.
 Not here: what frames mean after the hello (wire/), when to dial again (core/reconnect.py), what waits for an ack. Who
 cannot keep up drops frames unacked: there is no way to pause a link.
 """
@@ -26,7 +26,7 @@ from websockets.exceptions import InvalidProxy, InvalidStatus, InvalidURI, WebSo
 
 from agentd import __version__
 from agentd.config import Link as LinkSettings
-from agentd.core.reconnect import CloseMeaning, close_meaning
+from agentd.core.reconnect import CloseMeaning
 from agentd.errors import AgentdError, CredentialsRefused, Refused, Unavailable
 from agentd.transport.address import is_loopback, require_safe
 from agentd.transport.connection import Connection, nothing
@@ -50,6 +50,10 @@ class Greeting(Protocol):
 
     def decode(self, frame: str | bytes) -> Frame:
         """The frame as a value; only `Hello` and `Rejected` matter here."""
+        ...
+
+    def close_meaning(self, code: int | None, reason: str) -> CloseMeaning:
+        """Whether a connection that ended like this during the hello was refused for its key."""
         ...
 
 
@@ -92,7 +96,7 @@ class Link:
         """Write every frame as one text message each, in order, with a single write to the socket.
 
         frames: UTF-8 text. Returns False if nothing was written: the connection is ending, or the far end reads so
-        slowly that WRITE_BUFFER_MAX_BYTES wait already.
+        slowly that `write_buffer_max_bytes` wait already.
         """
         return self._connection.send_burst(frames)
 
@@ -113,18 +117,17 @@ async def dial(
     *,
     on_frame: Callable[[bytes], None],
     on_burst: Callable[[], None],
-    meaning: Callable[[int | None, str], CloseMeaning] = close_meaning,
 ) -> AsyncIterator[Link]:
     """Connect, say hello, yield the link, and close it on the way out.
 
     on_frame: takes each text message that follows the hello's answer; first called after the body of the `async with`
     has begun, and never after its end. on_burst: called after the last message of each read. What either raises ends
-    the connection. meaning: tells whether a close code and reason refuse the key.
+    the connection.
     Raises CredentialsRefused (the key), Refused (the URL), Unavailable (anything else, with what it asked us to wait).
     """
     connection = await _upgrade(platform.link_url(), settings)
     try:
-        acks = await _greet(connection, platform, settings.hello_timeout_s, meaning)
+        acks = await _greet(connection, platform, settings.hello_timeout_s)
         connection.watch(settings.ping_interval_s, settings.ping_timeout_s)
         # From the next turn of the loop on: by then the caller knows the link that its callbacks may need.
         connection.loop.call_soon(connection.receive, on_frame, on_burst)
@@ -162,6 +165,7 @@ async def _upgrade(url: str, settings: LinkSettings) -> Connection:
     except (OSError, WebSocketException, ImportError) as exc:  # ImportError: a SOCKS proxy without python-socks
         raise Unavailable(f"cannot connect to {host}: {exc}") from exc
     assert isinstance(connection, Connection)
+    connection.write_buffer_max_bytes = settings.write_buffer_max_bytes
     return connection
 
 
@@ -173,12 +177,7 @@ def _upgrade_refused(answer: InvalidStatus) -> AgentdError:
     return Unavailable(f"the server answered {status} to the upgrade", asked)
 
 
-async def _greet(
-    connection: Connection,
-    platform: Greeting,
-    timeout_s: float,
-    meaning: Callable[[int | None, str], CloseMeaning],
-) -> bool:
+async def _greet(connection: Connection, platform: Greeting, timeout_s: float) -> bool:
     answered: asyncio.Future[Hello | Rejected] = connection.loop.create_future()
 
     def look(data: bytes) -> None:
@@ -195,7 +194,7 @@ async def _greet(
     if answered.done():
         return _accepted(answered.result())
     if lost.done():
-        raise await _closed_early(connection, meaning)
+        raise await _closed_early(connection, platform)
     connection.leave(1008, "HELLO ack timeout")
     raise Unavailable(f"no answer to the hello within {timeout_s:g} s")
 
@@ -206,10 +205,10 @@ def _accepted(answer: Hello | Rejected) -> bool:
     return answer.acks
 
 
-async def _closed_early(connection: Connection, meaning: Callable[[int | None, str], CloseMeaning]) -> AgentdError:
+async def _closed_early(connection: Connection, platform: Greeting) -> AgentdError:
     await connection.gone()
     end = _closed(connection)
-    if meaning(end.code, end.reason) is CloseMeaning.REFUSED:
+    if platform.close_meaning(end.code, end.reason) is CloseMeaning.REFUSED:
         return CredentialsRefused(end.code or 0, "CLOSED", end.reason)
     return Unavailable(f"closed during the hello (code {end.code}): {end.reason}")
 

@@ -35,9 +35,6 @@ from agentd.transport.retry_after import retry_after_s
 from agentd.transport.tls import tls_context
 from agentd.wire.platform import Request, Response
 
-CONNECTIONS_PER_HOST_MAX = 100
-"""Connections to one host over all identities; a request waits for one within its deadline."""
-
 IDENTITY_HEADERS = {"X-AgentChat-Client": "agentd", "X-AgentChat-Client-Version": __version__}
 """How AgentChat asks clients to name themselves; advisory."""
 
@@ -47,7 +44,13 @@ _USER_AGENT = f"agentd/{__version__} {platform.python_implementation()}/{platfor
 
 
 class Pool:
-    """Connections kept open between requests, for every identity of the process. Enter it inside the running loop."""
+    """Connections kept open between requests, for every identity of the process. Enter it inside the running loop.
+
+    per_host_max: connections to one host over all identities; a request waits for one within its deadline.
+    """
+
+    def __init__(self, per_host_max: int) -> None:
+        self._per_host_max = per_host_max
 
     async def __aenter__(self) -> Self:
         tracing = aiohttp.TraceConfig()
@@ -55,7 +58,7 @@ class Pool:
         tracing.on_connection_reuseconn.append(_note_connected)
         self.session = aiohttp.ClientSession(
             # Per host only: a platform that hangs must not use up the connections of another.
-            connector=aiohttp.TCPConnector(ssl=tls_context(), limit=0, limit_per_host=CONNECTIONS_PER_HOST_MAX),
+            connector=aiohttp.TCPConnector(ssl=tls_context(), limit=0, limit_per_host=self._per_host_max),
             # One account's cookie must not speak for another.
             cookie_jar=aiohttp.DummyCookieJar(),
             # Each attempt has its own deadline, and inflating its own bound.
@@ -96,7 +99,7 @@ class Rest:
         self._proxy = proxy_for(base_url)
         self._key = key
         self._settings = settings
-        self._own_pool = Pool() if pool is None else None
+        self._own_pool = Pool(settings.connections_per_host_max) if pool is None else None
         self._pool = pool or self._own_pool
         self._headers = {**headers, "User-Agent": _USER_AGENT, "Accept-Encoding": "gzip"}
         self._clock = clock

@@ -3,7 +3,7 @@
 A `Platform` turns frames and response bodies into events, describes requests as values, and says what an answer
 means. Performing the requests is transport/'s work, deciding when is core/'s. One Platform serves one identity.
 
-Always true: what a platform lacks is said (`acks`, `deduplicates_sends`), not papered over.
+Always true: what a platform lacks is said (`acks`, `deduplicates_sends`, `lookup`), not papered over.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from agentd.core.events import Event, Send, Signal, Source
+from agentd.core.events import Event, Position, Send, Signal, Source
 from agentd.core.reconnect import CloseMeaning
 
 
@@ -126,11 +126,38 @@ class Standing(msgspec.Struct, frozen=True):
     newest_unread: int | None = None
 
 
+class Sighting(msgspec.Struct, frozen=True):
+    """A page of a history, looked through for a send.
+
+    seen: messages of this identity that say what it says. beyond: where the next page begins, None after the last.
+    """
+
+    seen: list[Event]
+    beyond: Position | None = None
+
+
+class Lookup(Protocol):
+    """Looks for a send whose answer never came, by its content and its position. For platforms that know no keys."""
+
+    def request(self, send: Send, after: Position) -> Request | None:
+        """What stands behind this position; None where that cannot be asked for."""
+        ...
+
+    def read(self, response: Response, send: Send, after: Position) -> Sighting:
+        """Raises Refused where the conversation is not ours to read, Unavailable, WireViolation."""
+        ...
+
+
 class Platform(Protocol):
-    """One identity's view of its platform. Every `*_request` pairs with the reader of its answer."""
+    """One identity's view of its platform. Every `*_request` pairs with the reader of its answer.
+
+    deduplicates_sends: a send that is repeated under its key is stored once. lookup: None where it is not needed, or
+    where the platform offers nothing to look at.
+    """
 
     name: str
     deduplicates_sends: bool
+    lookup: Lookup | None
     handle: str
 
     def account_request(self) -> Request: ...

@@ -21,8 +21,10 @@ from tests.bench import report
 from tests.bench.clients import SDK_PYTHON, Client
 from tests.bench.drain import Drain
 from tests.bench.idle import Idle
+from tests.bench.isolation import Isolation
 from tests.bench.latency import Answers, Latency
 from tests.bench.measuring import KINDS, QUICK, Measurement, Sample, Sizes, measure
+from tests.bench.neighbours import Neighbours
 from tests.bench.processes import Failed
 from tests.bench.saturation import Saturation
 from tests.bench.start import Start
@@ -31,9 +33,11 @@ _MEASUREMENTS: dict[str, Callable[[Sizes], Measurement]] = {
     "saturation": Saturation,
     "latency": Latency,
     "answers": Answers,
+    "neighbours": Neighbours,
     "drain": Drain,
     "idle": Idle,
     "start": Start,
+    "isolation": Isolation,
 }
 
 

@@ -69,6 +69,7 @@ async def measure(handler: Callable[[Message, Context], Awaitable[None]], args: 
                 id=f"msg_{position}",
                 sender="peer",
                 text="hello",
+                answer_to="@peer",
             ),
             0.0,
         )

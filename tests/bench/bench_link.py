@@ -22,6 +22,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
 from agentd.config import Link as LinkSettings
+from agentd.core.reconnect import CloseMeaning
 from agentd.transport.link import dial
 from agentd.wire.platform import Hello
 
@@ -84,6 +85,9 @@ class Platform:
 
     def decode(self, frame: str | bytes) -> Hello:
         return Hello(acks=True)
+
+    def close_meaning(self, code: int | None, reason: str) -> CloseMeaning:
+        return CloseMeaning.AGAIN
 
 
 async def through_the_link(url: str) -> int:

@@ -35,16 +35,24 @@ state = "{folder}"
 [agentd.sending]
 rate_per_s = 100_000
 
+[agentd.dispatch]
+drain_timeout_s = {drain_timeout_s}
+
 [plugin.bench]
 use = "tests.bench.handlers:{handler}"
 config = {{ report = "{folder}/report.json" }}
+"""
+
+_NEIGHBOUR = """
+[plugin.{name}]
+use = "tests.bench.handlers:{name}"
 """
 
 _IDENTITY = """
 [identity.{name}]
 url = "{url}"
 key = {{ file = "{key}" }}
-plugins = ["bench"]
+plugins = {plugins}
 loop_guard = {{ answers_max = 0 }}
 """
 
@@ -90,18 +98,24 @@ class Client(Program, abc.ABC):
 
 
 class Agentd(Client):
+    """neighbours: plugins beside the one under measurement. drain_timeout_s: how long a stop waits for them."""
+
     name = "agentd"
+    neighbours: ClassVar[tuple[str, ...]] = ()
+    drain_timeout_s: ClassVar[float] = 20.0
 
     @classmethod
     def start(
         cls, folder: Path, core: int | None, url: str, keys: Mapping[str, str], handler: str, *, with_rest: bool
     ) -> Agentd:
-        text = _CONFIG.format(folder=folder, handler=handler)
+        text = _CONFIG.format(folder=folder, handler=handler, drain_timeout_s=cls.drain_timeout_s)
+        text += "".join(_NEIGHBOUR.format(name=name) for name in cls.neighbours)
+        plugins = json.dumps(["bench", *cls.neighbours])
         for name, key in keys.items():
             file = folder / f"{name}.key"
             file.touch(0o600)
             file.write_text(key)
-            text += _IDENTITY.format(name=name, url=url, key=file)
+            text += _IDENTITY.format(name=name, url=url, key=file, plugins=plugins)
         config = folder / "agentd.toml"
         config.write_text(text)
         return cls([sys.executable, "-m", "agentd", "run", "--config", str(config)], core, folder)

@@ -1,10 +1,11 @@
-"""The daemon's plugins under measurement: each handler does as little as its measurement needs.
+"""The daemon's plugins under measurement: each handler does as little as its measurement needs; and bad neighbours.
 
 At the end each writes down how many messages it had and, in seconds, how long the timed ones were on their way.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -51,6 +52,7 @@ def measured(name: str) -> Plugin[Config]:
 counting = measured("counting")
 timing = measured("timing")
 replying = measured("replying")
+healthy = measured("healthy")
 
 
 @counting.on(Message)
@@ -67,3 +69,32 @@ async def take_time(message: Message, ctx: Context[Config]) -> None:
 async def reply(message: Message, ctx: Context[Config]) -> None:
     tally.count()
     ctx.reply(message.text)
+
+
+@healthy.on(Message)
+async def take_time_and_reply(message: Message, ctx: Context[Config]) -> None:
+    tally.time(message.text)
+    ctx.reply(message.text)
+
+
+raising, hanging, blocking, overstaying = map(Plugin, ("raising", "hanging", "blocking", "overstaying"))
+
+
+@raising.on(Message)
+async def fail(message: Message, ctx: Context) -> None:
+    raise ValueError("always")
+
+
+@hanging.on(Message)
+async def hang(message: Message, ctx: Context) -> None:
+    await asyncio.sleep(3_600)
+
+
+@blocking.on(Message)
+def block(message: Message, ctx: Context) -> None:
+    time.sleep(3_600)
+
+
+@overstaying.on(Message, timeout_s=0.05)
+async def overstay(message: Message, ctx: Context) -> None:
+    await asyncio.sleep(3_600)

@@ -33,9 +33,17 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     stored_rows: int = 10_000
     idle_identities: int = 100
     journaled_events: int = 100_000
+    isolated_calls: int = 5_000
 
 
-QUICK = Sizes(saturation_events=5_000, offered_for_s=2, stored_rows=3_000, idle_identities=20, journaled_events=20_000)
+QUICK = Sizes(
+    saturation_events=5_000,
+    offered_for_s=2,
+    stored_rows=3_000,
+    idle_identities=20,
+    journaled_events=20_000,
+    isolated_calls=1_000,
+)
 
 
 class Figure(msgspec.Struct, frozen=True):

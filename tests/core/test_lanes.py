@@ -1,4 +1,4 @@
-"""Lanes against a slow and obvious model: order within a key, one at a time, turns among keys, delays."""
+"""Lanes against a slow and obvious model: order within a key, one at a time, turns among keys, delays, nothing lost."""
 
 import pytest
 from hypothesis import strategies as st
@@ -14,28 +14,37 @@ class LanesAgainstModel(RuleBasedStateMachine):
     def begin(self, limit: int) -> None:
         self.lanes: Lanes[str, int] = Lanes(limit)
         self.queues: dict[str, list[int]] = {}
-        self.ready: list[str] = []
+        # Since when each lane is ready: those that became so in one moment may come in either order.
+        self.ready: dict[str, int] = {}
+        self.moments = 0
         self.running: list[str] = []
         self.delayed: dict[str, float] = {}
         self.held: list[str] = []
         self.now = 0.0
-        self.pushed = 0
+        self.pushed: dict[str, list[int]] = {}
         self.handled: dict[str, list[int]] = {}
 
     def _wake(self) -> None:
-        due = sorted((until, key) for key, until in self.delayed.items() if until <= self.now)
-        for _, key in due:
-            del self.delayed[key]
-            self.ready.append(key)
+        due = sorted({until for until in self.delayed.values() if until <= self.now})
+        for moment in due:
+            together = [key for key, until in self.delayed.items() if until == moment]
+            for key in together:
+                del self.delayed[key]
+            self._make_ready(*together)
+
+    def _make_ready(self, *together: str) -> None:
+        self.moments += 1
+        self.ready |= dict.fromkeys(together, self.moments)
 
     @rule(key=st.sampled_from("abcdef"))
     def push(self, key: str) -> None:
-        self.pushed += 1
-        self.lanes.push(key, self.pushed)
+        item = sum(map(len, self.pushed.values()))
+        self.pushed.setdefault(key, []).append(item)
+        self.lanes.push(key, item)
         if key not in self.queues:
             self.queues[key] = []
-            self.ready.append(key)
-        self.queues[key].append(self.pushed)
+            self._make_ready(key)
+        self.queues[key].append(item)
 
     @rule()
     def take(self) -> None:
@@ -46,10 +55,10 @@ class LanesAgainstModel(RuleBasedStateMachine):
             return
         assert taken is not None
         key, item = taken
-        # Lanes whose delays end at the same moment may come in either order.
-        assert key in self.ready
         assert item == self.queues[key][0]
-        self.ready.remove(key)
+        # Whoever has been ready for longest goes first, so that no ready lane is passed over by one that comes again.
+        assert self.ready[key] == min(self.ready.values())
+        del self.ready[key]
         self.running.append(key)
 
     @precondition(lambda self: self.running)
@@ -67,7 +76,7 @@ class LanesAgainstModel(RuleBasedStateMachine):
         self.held.remove(key)
         if released:
             self.lanes.release(key)
-            self.ready.append(key)
+            self._make_ready(key)
         else:
             self.lanes.done(key)
             self._pop(key)
@@ -75,7 +84,7 @@ class LanesAgainstModel(RuleBasedStateMachine):
     def _pop(self, key: str) -> None:
         self.handled.setdefault(key, []).append(self.queues[key].pop(0))
         if self.queues[key]:
-            self.ready.append(key)
+            self._make_ready(key)
         else:
             del self.queues[key]
 
@@ -86,6 +95,28 @@ class LanesAgainstModel(RuleBasedStateMachine):
         self.lanes.delay(key, self.now + delay)
         self.running.remove(key)
         self.delayed[key] = self.now + delay
+
+    @precondition(lambda self: self.delayed)
+    @rule(data=st.data())
+    def delayed_no_more(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.delayed)))
+        del self.delayed[key]
+        self.lanes.release(key)
+        self._make_ready(key)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), delay=st.integers(0, 5))
+    def delay_what_was_held(self, data: st.DataObject, delay: int) -> None:
+        key = data.draw(st.sampled_from(sorted(self.held)))
+        self.held.remove(key)
+        self.lanes.delay(key, self.now + delay)
+        self.delayed[key] = self.now + delay
+
+    @rule()
+    def wake(self) -> None:
+        due = any(until <= self.now for until in self.delayed.values())
+        assert self.lanes.wake(self.now) == due
+        self._wake()
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -117,6 +148,35 @@ class LanesAgainstModel(RuleBasedStateMachine):
     def items_of_a_key_are_done_in_the_order_of_pushing(self) -> None:
         if hasattr(self, "lanes"):
             assert all(items == sorted(items) for items in self.handled.values())
+
+    @invariant()
+    def no_more_than_the_limit_run(self) -> None:
+        if hasattr(self, "lanes"):
+            assert len(self.running) == len(set(self.running)) <= self.lanes.limit
+
+    def teardown(self) -> None:
+        """Whatever was done to them: in the end every item that was pushed has been handed out, in order."""
+        if not hasattr(self, "lanes"):
+            return
+        for key in list(self.held):
+            self.held.remove(key)
+            self.lanes.release(key)
+            self._make_ready(key)
+        for key in list(self.running):
+            self.running.remove(key)
+            self.lanes.done(key)
+            self._pop(key)
+        self.now = max([self.now, *self.delayed.values()])
+        while self.queues:
+            self.take()
+            self.done_at_once()
+        assert self.lanes.take(self.now) is None
+        assert self.handled == self.pushed
+
+    def done_at_once(self) -> None:
+        key = self.running.pop()
+        self.lanes.done(key)
+        self._pop(key)
 
 
 TestLanes = LanesAgainstModel.TestCase

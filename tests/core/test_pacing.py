@@ -277,3 +277,58 @@ def test_no_group_gets_more_than_its_rate_in_any_second(count: int, pauses: list
         pacing.leaves("grp_1", now)
         left.append(now)
     assert all(later - earlier >= 0.5 - 1e-9 for earlier, later in itertools.pairwise(left))
+
+
+Answer = tuple[tuple[str, float | None], float]
+"""What is answered, and by which chance."""
+
+Lane = list[list[Answer]]
+"""Per send of a target, in order, what is answered to it until it is over."""
+
+LANE = st.lists(st.lists(st.tuples(OF_ONE_TARGET, CHANCE), max_size=4), min_size=1, max_size=5)
+FOR_NOW = ("target", "reply", "identity")
+
+
+def departures(pace: Pace, lanes: dict[str, Lane]) -> list[tuple[float, str, int]]:
+    """What leaves when, where each target's sends go one at a time: (time, target, which of its sends)."""
+    pacing, now = Pacing(pace), 0.0
+    waiting = {target: [list(answers) for answers in lane] for target, lane in lanes.items()}
+    next_send = dict.fromkeys(waiting, 0)
+    left: list[tuple[float, str, int]] = []
+    while waiting:
+        target = min(waiting, key=lambda each: (max(now, pacing.may_leave_at(each, now)), each))
+        now = max(now, pacing.may_leave_at(target, now))
+        pacing.leaves(target, now)
+        left.append((now, target, next_send[target]))
+        answers = waiting[target][next_send[target]]
+        (kind, value), chance = answers.pop(0) if answers else (("accepted", None), 0.0)
+        answer(pacing, target, kind, value, now, chance)
+        assert len(pacing) <= pace.targets_max
+        if kind not in FOR_NOW:
+            next_send[target] += 1
+            if next_send[target] == len(waiting[target]):
+                del waiting[target]
+    return left
+
+
+@given(st.dictionaries(st.sampled_from(["@a", "@b", "@c", "@d", "@e", "grp_1"]), LANE, min_size=1))
+def test_whatever_is_answered_each_target_is_tried_again_until_all_its_sends_have_left_in_their_order(
+    lanes: dict[str, Lane],
+) -> None:
+    left = departures(PACE, lanes)
+    assert [at for at, _, _ in left] == sorted(at for at, _, _ in left)
+    for target, lane in lanes.items():
+        sends = [send for _, each, send in left if each == target]
+        assert sends == sorted(sends)
+        assert set(sends) == set(range(len(lane)))
+
+
+@given(LANE, LANE)
+def test_the_sends_of_one_target_leave_when_they_would_have_left_without_the_trouble_of_another(
+    trouble: Lane, calm: Lane
+) -> None:
+    """Few enough sends that the identity's own rate, which all share, is not reached."""
+    wide = msgspec.structs.replace(PACE, burst=1_000)
+    alone = departures(wide, {"@calm": calm})
+    beside = departures(wide, {"@calm": calm, "@troubled": trouble})
+    assert [leaving for leaving in beside if leaving[1] == "@calm"] == alone

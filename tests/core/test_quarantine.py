@@ -1,9 +1,9 @@
-"""One death of the process proves nothing; whoever was there each time, and alone in that, is condemned."""
+"""A death at which several ran proves nothing about any of them; who was alone, and suspect before, is condemned."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.core.quarantine import judge, runs_alone
+from agentd.core.quarantine import is_tried, judge
 
 
 def test_everything_that_ran_is_suspect_after_the_first_death() -> None:
@@ -14,32 +14,44 @@ def test_who_ran_alone_at_two_deaths_is_condemned() -> None:
     assert judge(["a"], {"a": 1}) == ({"a": 2}, "a")
 
 
-def test_who_was_there_for_the_first_time_is_not_blamed_beside_one_who_was_there_before() -> None:
-    assert judge(["new", "old"], {"old": 1}) == ({"old": 2}, "old")
+def test_who_ran_beside_another_is_never_condemned_for_it_however_often() -> None:
+    assert judge(["new", "old"], {"old": 9}) == ({"new": 1, "old": 10}, None)
 
 
-def test_two_who_were_there_each_time_run_alone_from_then_on_and_nobody_is_condemned_yet() -> None:
-    deaths, condemned = judge(["a", "b", "new"], {"a": 1, "b": 1})
-    assert (deaths, condemned) == ({"a": 2, "b": 2}, None)
-    assert all(runs_alone(count) for count in deaths.values())
-    assert judge(["b", "new"], deaths) == ({"b": 3}, "b")
+def test_who_was_there_twice_is_tried_alone() -> None:
+    deaths = judge(["a", "b"], {"a": 1}).deaths
+    assert {each: is_tried(count) for each, count in deaths.items()} == {"a": True, "b": False}
 
 
 def test_a_death_while_nothing_ran_is_nobodys() -> None:
     assert judge([], {"a": 5}) == ({}, None)
 
 
-@given(st.lists(st.sets(st.integers(1, 8)), min_size=3, max_size=3))
-def test_a_killer_among_any_crowd_is_condemned_by_its_third_death_and_no_other(crowds: list[set[int]]) -> None:
-    killer = 0
+@given(
+    st.sets(st.integers(0, 5), min_size=1, max_size=4),
+    st.lists(st.sets(st.integers(6, 20), max_size=6), min_size=40, max_size=40),
+)
+def test_all_killers_are_condemned_in_the_end_and_nobody_else(killers: set[int], crowds: list[set[int]]) -> None:
     deaths: dict[int, int] = {}
+    condemned: set[int] = set()
     for crowd in crowds:
-        # Those that run alone wait until it is their turn; here the killer's comes first.
-        company = {each for each in crowd if not runs_alone(deaths.get(each, 0))}
-        blamed, condemned = judge([killer, *company], deaths)
-        deaths.update(blamed)
-        if condemned is not None:
-            assert condemned == killer
-            assert deaths[killer] <= 3
-            return
-    raise AssertionError("never condemned")
+        waiting = (killers | crowd | set(deaths)) - condemned
+        tried = sorted(each for each in waiting if is_tried(deaths.get(each, 0)))
+        # Trials come first and one by one; who survives is through, and not suspect any more.
+        running: set[int] | None = None
+        for each in tried:
+            if each in killers:
+                running = {each}
+                break
+            deaths.pop(each)
+            waiting.discard(each)
+        if running is None:
+            running = waiting
+        if not running & killers:
+            break  # nothing kills the process any more
+        judgement = judge(running, deaths)
+        deaths.update(judgement.deaths)
+        if judgement.condemned is not None:
+            condemned.add(judgement.condemned)
+            deaths.pop(judgement.condemned)
+    assert condemned == killers

@@ -16,7 +16,6 @@ from agentd.core.reconnect import (
     Reconnect,
     Throttle,
     backoff_s,
-    close_meaning,
 )
 
 FIRST_S, MAX_S, STABLE_S = 0.5, 30.0, 30.0
@@ -41,32 +40,6 @@ def lives(subject: Reconnect, seconds: float) -> Dial:
     decision = subject.ended(100.0 + seconds, AGAIN, 0.5)
     assert isinstance(decision, Dial)
     return decision
-
-
-@pytest.mark.parametrize(
-    ("code", "reason", "meaning"),
-    [
-        (None, "", AGAIN),
-        (1000, "", AGAIN),
-        (1001, "Heartbeat timeout", AGAIN),
-        (1005, "", AGAIN),
-        (1011, "", AGAIN),
-        (1013, "overload", AGAIN),
-        (4409, "", AGAIN),
-        (1008, "", REFUSED),
-        (1008, "Invalid token", REFUSED),
-        (1008, "key rotated", REFUSED),
-        (4401, "", REFUSED),
-        (4403, "HELLO", REFUSED),
-        (1008, "HELLO ack timeout", AGAIN),
-        (1008, "HELLO frame required", AGAIN),
-        (1008, "HELLO frame required first", AGAIN),
-    ],
-)
-def test_a_close_code_refuses_the_key_only_where_it_speaks_of_the_key(
-    code: int | None, reason: str, meaning: CloseMeaning
-) -> None:
-    assert close_meaning(code, reason) is meaning
 
 
 @given(st.integers(1, 10_000), st.floats(0.01, 10), st.floats(1, 1_000), CHANCES)

@@ -4,6 +4,7 @@ import math
 
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agentd.core.retry import Again, Backoff, Bury, after_failure
 
@@ -51,3 +52,62 @@ def test_a_negative_wish_means_at_once() -> None:
 
 def test_lanes_that_failed_together_come_back_apart() -> None:
     assert len({after_failure(3, 9, Backoff(), chance / 10) for chance in range(10)}) == 10
+
+
+class EventsUntilTheirFate(RuleBasedStateMachine):
+    """One event after the other that fails again and again, with a clock: what a lane does with the verdicts."""
+
+    @initialize(attempts=st.integers(1, 12), backoff=backoffs)
+    def begin(self, attempts: int, backoff: Backoff) -> None:
+        self.attempts, self.backoff = attempts, backoff
+        self.now = 0.0
+        self.next_event()
+
+    @rule()
+    def next_event(self) -> None:
+        self.failures = 0
+        self.not_before = self.now
+        self.waited: list[float] = []
+        self.buried = False
+
+    @precondition(lambda self: not self.buried)
+    @rule(chance=chances, asked_s=st.none() | st.floats(-10.0, 1e5))
+    def fail(self, chance: float, asked_s: float | None) -> None:
+        self.now = max(self.now, self.not_before)
+        self.failures += 1
+        verdict = after_failure(self.failures, self.attempts, self.backoff, chance, asked_s)
+        if isinstance(verdict, Bury):
+            self.buried = True
+            assert verdict.failures == self.failures == self.attempts
+            return
+        self.not_before = self.now + verdict.after_s
+        if asked_s is None:
+            self.waited.append(verdict.after_s)
+        else:
+            assert self.not_before >= self.now + asked_s
+
+    @invariant()
+    def it_never_runs_more_often_than_it_may(self) -> None:
+        if hasattr(self, "attempts"):
+            assert self.failures <= self.attempts
+            assert self.buried == (self.failures == self.attempts)
+
+    @invariant()
+    def no_wait_is_endless_or_in_the_past(self) -> None:
+        if hasattr(self, "attempts"):
+            assert self.now <= self.not_before < math.inf or self.buried or not self.failures
+            assert all(0.0 < wait_s <= self.backoff.max_s for wait_s in self.waited)
+
+
+TestEventsUntilTheirFate = EventsUntilTheirFate.TestCase
+
+
+@given(st.integers(1, 100), backoffs, chances, chances)
+def test_a_delay_is_at_most_four_times_the_one_before_whatever_chance_says(
+    failures: int, backoff: Backoff, one: float, other: float
+) -> None:
+    first = after_failure(failures, 1_000, backoff, one)
+    second = after_failure(failures + 1, 1_000, backoff, other)
+    assert isinstance(first, Again)
+    assert isinstance(second, Again)
+    assert first.after_s / 2 <= second.after_s <= first.after_s * 4

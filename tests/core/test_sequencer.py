@@ -208,14 +208,14 @@ def test_a_hole_is_asked_for_when_the_send_under_way_never_answers() -> None:
 def test_the_event_at_the_mark_is_a_repeat_and_an_older_one_is_checked_on_disk() -> None:
     sequencer = at_mark(5)
     assert sequencer.offer(event(5), 0.0) == [Repeat(event(5))]
-    assert sequencer.offer(event(3), 0.0) == [Check(event(3))]
+    assert sequencer.offer(event(3), 0.0) == [Check(event(3), 1)]
     assert sequencer.checked(event(3), 1, "msg_3", 0.0) == [Repeat(event(3))]
 
 
 def test_another_id_at_a_known_seq_means_a_new_numbering() -> None:
     sequencer = at_mark(5)
     other = event(2, msg_id="msg_other")
-    assert sequencer.offer(other, 0.0) == [Check(other)]
+    assert sequencer.offer(other, 0.0) == [Check(other, 1)]
     assert sequencer.checked(other, 1, "msg_2", 0.0) == [Renumbered(other)]
 
 
@@ -224,6 +224,34 @@ def test_what_follows_a_doubtful_event_waits_until_the_disk_has_answered() -> No
     sequencer.offer(event(2), 0.0)
     assert sequencer.offer(event(6), 0.0) == []
     assert sequencer.checked(event(2), 1, "msg_2", 0.0) == [Repeat(event(2)), Deliver(event(6))]
+
+
+def test_a_check_may_be_left_out_while_another_of_its_conversation_waits_and_never_the_last() -> None:
+    sequencer = at_mark(5)
+    checks = [check for seq in (2, 3) for check in of(Check, sequencer.offer(event(seq), 0.0))]
+    assert [sequencer.forgo(check) for check in checks] == [True, False]
+    assert sequencer.offer(event(6), 0.0) == []
+    assert sequencer.checked(event(3), 1, "msg_3", 0.0) == [Repeat(event(3)), Deliver(event(6))]
+    assert sequencer.offer(event(2), 0.0) == [Check(event(2), 1)], "it is offered again"
+
+
+def test_a_check_of_a_numbering_that_has_ended_is_of_no_account() -> None:
+    sequencer = at_mark(5)
+    (check,) = sequencer.offer(event(2), 0.0)
+    sequencer.reset("c", 0.0, top=0, adopt=True, known_ids=frozenset())
+    assert sequencer.forgo(check)
+    assert sequencer.lines["c"].checks == 0
+
+
+def test_a_conversation_overflows_until_its_hole_is_closed() -> None:
+    sequencer = at_mark(0)
+    for seq in range(2, LIMITS.held_max + 4):
+        sequencer.offer(event(seq), 0.0)
+    assert sequencer.overflowing == 1
+    (ask,) = of(Refetch, sequencer.wake(GRACE))
+    missing = (1, LIMITS.held_max + 2, LIMITS.held_max + 3)
+    sequencer.refetched(ask, [event(seq, source=Source.REFETCH) for seq in missing], LIMITS.held_max + 4, GRACE)
+    assert (sequencer.overflowing, sequencer.held) == (0, 0)
 
 
 def test_nothing_of_a_new_numbering_is_taken_for_the_old_one() -> None:

@@ -105,7 +105,7 @@ batches = st.none() | st.builds(Batch, st.integers(1, 4), st.floats(0, 1))
         ),
         min_size=1,
     ),
-    st.none() | st.builds(Policy, st.sampled_from(("latest", "digest", "hold"))),
+    st.none() | st.builds(Policy, st.sampled_from(("latest", "digest", "hold")), st.just(60.0), st.just(2.0)),
     st.integers(0, 5),
     st.booleans(),
 )

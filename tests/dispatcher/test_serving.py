@@ -231,7 +231,7 @@ async def test_a_replay_that_waits_in_a_lane_fails_when_that_goes() -> None:
         await h.message("1")
         await h.message("slow", settle=False)
         await until_running(h, "waiting")
-        replay = asyncio.create_task(dispatcher(h).rewind("waiting", "me", 1, 0))
+        replay = dispatcher(h).rewind("waiting", "me", 1, 0)
         await asyncio.sleep(0)
         assert await forget(h) == ["waiting"]
         go.set()

@@ -93,3 +93,45 @@ def test_a_value_beyond_its_bound_is_refused_and_the_one_before_stands() -> None
     with pytest.raises(ValueError, match="11 bytes are more than the 10 of state_value_max_bytes"):
         values.put("a", "123456789")
     assert puts == {(1, "a"): b'"12345678"'}
+
+
+def bounded(stored: int, max_bytes: int = 20) -> PluginState:
+    state = PluginState("p", Stored().read, max_bytes=max_bytes)
+    state.stored_bytes = lambda: stored
+    return state
+
+
+def test_a_put_that_the_plugin_has_no_room_for_is_refused_with_key_and_setting_and_a_delete_never_is() -> None:
+    state = bounded(stored=10)
+    values, puts = scope(state)
+    values.put("a", 1234)
+    values.put("a", 12345678)
+    assert not state.full
+    with pytest.raises(ValueError, match=r"b: p keeps 10 bytes already, and state_max_mb in \[plugin.p\] allows 20"):
+        values.put("b", 1)
+    assert state.full
+    values.delete("a")
+    values.put("b", 1)
+    assert puts == {(1, "a"): None, (1, "b"): b"1"}
+
+
+def test_puts_that_are_on_their_way_to_the_disk_count_until_they_are_there() -> None:
+    state = bounded(stored=0)
+    first, puts = scope(state)
+    first.put("a", 1234567890)
+    state.committing(puts)
+    second, _ = scope(state)
+    with pytest.raises(ValueError, match="state_max_mb"):
+        second.put("b", 123456789)
+    state.committed(puts)
+    second.put("b", 123456789)
+
+
+def test_a_state_that_shrank_again_is_not_full() -> None:
+    state = bounded(stored=20)
+    values, _ = scope(state)
+    with pytest.raises(ValueError, match="state_max_mb"):
+        values.put("b", 1)
+    assert state.full
+    state.stored_bytes = lambda: 19
+    assert not state.full

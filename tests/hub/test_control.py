@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import urllib.request
 from typing import Any
 
 import msgspec
@@ -166,6 +168,19 @@ async def test_a_hub_on_a_file_finds_everything_again(tmp_path: Any) -> None:
         assert hub.undelivered("alice") == 1
         seen = msgspec.json.encode(hub.service.accounts.get("alice").own_view())
         assert msgspec.json.decode(seen, type=wire.Agent).handle == "alice"
+
+
+async def test_after_a_restart_an_account_is_on_the_wire_what_it_was_before(tmp_path: Any) -> None:
+    settings = HubSettings(database=str(tmp_path / "hub.db"))
+    seen = []
+    for _ in range(2):
+        async with Hub(settings) as hub:
+            key = hub.rotate_key("alice") if hub.has_agent("alice") else hub.create_agent("alice")
+            request = urllib.request.Request(f"{hub.url}/v1/agents/me", headers={"Authorization": f"Bearer {key}"})
+            answer = await asyncio.to_thread(lambda request=request: urllib.request.urlopen(request).read())
+            me = json.loads(answer)
+            seen.append({name: (type(value), value) for name, value in me.items() if name != "updated_at"})
+    assert seen[0] == seen[1]
 
 
 async def test_a_taken_port_is_an_error_and_leaves_nothing_open() -> None:

@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from agentd.core.events import Source, Typing
+from agentd.core.events import Position, Source, Typing
 from agentd.core.sequencer import Check, Refetch
 from agentd.errors import JournalError
 from agentd.journal.storage import Appended, Change, Conversation, CursorMoved, GapNoted
@@ -206,3 +206,25 @@ async def test_a_hole_in_a_conversation_with_a_send_under_way_waits_for_its_answ
     await bench.journal.sync()
     assert [record.event.seq for record in bench.records] == [1, 2, 3]
     assert bench.questions == []
+
+
+async def test_a_direct_conversation_is_known_by_its_handle_and_again_after_a_restart(bench: Bench) -> None:
+    bench.push(1, 2, sender="bob", conversation="conv_1")
+    bench.push(1, sender="carol", conversation="grp_1")
+    assert (bench.intake.address("conv_1"), bench.intake.address("@bob")) == ("@bob", "@bob")
+    assert (bench.intake.address("grp_1"), bench.intake.address("@carol")) == ("grp_1", "@carol")
+    told = {change.conversation: change for change in bench.changes(Conversation)}
+    assert {name: change.address for name, change in told.items()} == {"conv_1": "@bob", "grp_1": ""}
+    again = Bench()
+    again.journal.stored = list(told.values())
+    await again.intake.load()
+    assert again.intake.address("conv_1") == "@bob"
+    assert again.intake.position("@bob") == Position("conv_1", 1, 2)
+
+
+async def test_where_a_conversation_stands_is_its_highest_seq_and_nothing_where_nobody_was_heard(bench: Bench) -> None:
+    bench.push(1)
+    bench.push(4)
+    assert bench.intake.position("@bob") == bench.intake.position("conv_1") == Position("conv_1", 1, 4)
+    assert bench.intake.position("@stranger") is None
+    assert bench.intake.position("grp_new") is None

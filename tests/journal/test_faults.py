@@ -21,6 +21,17 @@ def test_a_full_database_waits_for_room(tmp_path):
     assert verdict.full
 
 
+def test_a_full_database_on_a_disk_with_room_names_its_own_limit_if_it_has_one(tmp_path, monkeypatch):
+    full = error(sqlite3.SQLITE_FULL)
+    limited = faults.verdict(full, tmp_path / "journal.db", limited=True)
+    assert limited.full
+    assert limited.at_limit
+    assert "agentd.journal.max_mb" in str(limited)
+    assert not faults.verdict(full, tmp_path / "journal.db").at_limit
+    monkeypatch.setattr(faults, "has_room", lambda folder: False)
+    assert not faults.verdict(full, tmp_path / "journal.db", limited=True).at_limit, "the disk is to blame"
+
+
 def test_an_io_error_on_a_disk_without_room_waits_for_room(tmp_path, monkeypatch):
     # SQLite reports an exhausted quota like this.
     monkeypatch.setattr(faults, "has_room", lambda folder: folder != tmp_path)

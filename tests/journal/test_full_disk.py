@@ -9,6 +9,7 @@ import contextlib
 import os
 import subprocess
 
+import msgspec
 import pytest
 
 from agentd.errors import JournalError, JournalFull
@@ -62,6 +63,30 @@ async def test_closing_without_room_says_which_commits_are_not_on_disk(path, set
     reopened = await open_journal(path, settings)
     assert await reopened.last_position() == 1
     await reopened.close()
+
+
+async def test_a_journal_that_has_reached_its_own_limit_is_full_and_goes_on_when_the_limit_is_raised(
+    path, settings, arrivals, logged
+):
+    limited = msgspec.structs.replace(settings, max_mb=1)
+    journal = await open_journal(path, limited)
+    arrived = arrivals(journal)
+    waiting = [journal.commit(*arrived(seq=seq, payload=PAYLOAD)) for seq in range(1, 100)]
+    await logged.wait_for("agentd.journal.max_mb")
+    assert (journal.full, journal.at_limit) == (True, True)
+    await journal.close()
+    on_disk = sum(future.exception() is None for future in waiting)
+    assert on_disk < 99
+    assert path.stat().st_size <= 1 << 20
+    smaller = await open_journal(path, limited)
+    assert await smaller.last_position() == on_disk
+    refused = smaller.commit(*arrivals(smaller)(seq=1, conversation="conv_b", payload=PAYLOAD * 50))
+    await smaller.close()
+    assert isinstance(refused.exception(), JournalFull)
+    raised = await open_journal(path, settings)
+    await raised.commit(*arrivals(raised)(seq=1, conversation="conv_b", payload=PAYLOAD * 50))
+    assert not raised.full
+    await raised.close()
 
 
 @contextlib.contextmanager

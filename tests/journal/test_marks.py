@@ -5,7 +5,7 @@ import msgspec
 from agentd.journal.sqlite import open_journal
 from agentd.journal.storage import Account, Conversation, Dead, GapNoted, Queued, Totals
 
-A = Conversation(1, "alice", "conv_a", 1, 5, 9, "msg_9", 12, 0, absent=((1, 5), (7, 8)))
+A = Conversation(1, "alice", "conv_a", 1, 5, 9, "msg_9", 12, 0, absent=((1, 5), (7, 8)), address="@peer")
 GAP = GapNoted(1, 1, 1, 10, 12, 1.5)
 
 

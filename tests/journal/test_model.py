@@ -21,9 +21,15 @@ from agentd.journal.storage import (
     CursorMoved,
     Dead,
     GapNoted,
+    Outcome,
+    Paused,
     Queued,
+    Resumed,
     Retried,
+    Rewound,
     StatePut,
+    TimerGone,
+    TimerSet,
 )
 
 IDENTITIES = ("alice", "bob")
@@ -45,6 +51,7 @@ class JournalAgainstDict(RuleBasedStateMachine):
         self.futures = []
         self.marks, self.log, self.gaps, self.cursors = {}, [], {}, {}
         self.attempts, self.dead, self.state, self.outbox = {}, {}, {}, {}
+        self.replays, self.outcomes, self.pauses, self.timers = {}, [], {}, {}
 
     def open(self):
         path = Path(self.folder.name) / "journal.db"
@@ -68,7 +75,13 @@ class JournalAgainstDict(RuleBasedStateMachine):
 
         self.futures.append((self.runner.run(hand_in()), fails))
 
-    @rule(identity=identities, absent=ranges, late=st.booleans(), source=st.sampled_from(Source), said=st.binary())
+    @rule(
+        identity=identities,
+        absent=ranges,
+        late=st.booleans(),
+        source=st.sampled_from(Source),
+        said=st.binary(min_size=1),
+    )
     def meet_and_append(self, identity, absent, late, source, said):
         """An event in a new conversation or the last one, with its mark, in one commit."""
         mine = [mark for mark in self.marks.values() if mark.identity == identity]
@@ -116,12 +129,67 @@ class JournalAgainstDict(RuleBasedStateMachine):
             if key[:2] == (plugin, conversation) and key[2] <= position:
                 del self.attempts[key]
 
+    @rule(plugin=plugins, position=small, replay=st.integers(1, 9), until=small, data=st.data())
+    def rewind(self, plugin, position, replay, until, data):
+        if not self.marks:
+            return
+        conversation = data.draw(st.sampled_from(sorted(self.marks)))
+        self.commit(Rewound(plugin, conversation, position, replay, until))
+        self.cursors[plugin, conversation] = position
+        self.replays[plugin, conversation] = (replay, until)
+        for key in [key for key in self.attempts if key[:2] == (plugin, conversation)]:
+            del self.attempts[key]
+
+    @rule(plugin=plugins, conversation=small, first=small, word=st.text(), noted=st.none() | st.binary())
+    def come_to(self, plugin, conversation, first, word, noted):
+        outcome = Outcome(plugin, conversation, first, first + 1, word, noted, 1.5)
+        self.commit(outcome)
+        self.outcomes.append(outcome)
+
+    @rule(pauses=st.booleans(), until=st.none() | st.floats(0, 9), data=st.data())
+    def pause_or_resume(self, pauses, until, data):
+        if not self.marks:
+            return
+        mark = self.marks[data.draw(st.sampled_from(sorted(self.marks)))]
+        if pauses:
+            pause = Paused(
+                number=mark.number,
+                identity=mark.identity,
+                conversation=mark.conversation,
+                at=1.5,
+                until=until,
+                reason="why",
+            )
+            self.commit(pause)
+            self.pauses[mark.number] = pause
+        else:
+            self.commit(Resumed(mark.number))
+            self.pauses.pop(mark.number, None)
+
+    @rule(
+        key=st.sampled_from(KEYS),
+        goes=st.booleans(),
+        due_at=st.floats(0, 9),
+        position=small,
+        noted=st.none() | st.binary(),
+    )
+    def set_timer(self, key, goes, due_at, position, noted):
+        if goes:
+            self.commit(TimerGone(key))
+            self.timers.pop(key, None)
+            return
+        known = self.timers.get(key)
+        fresh = TimerSet(key, "echo", "alice", 0, "", "", due_at, b"null", 1, "", position, "replay", noted)
+        self.commit(fresh)
+        # What it is about never changes; when it is due, and how it fared, does.
+        self.timers[key] = fresh if known is None else msgspec.structs.replace(fresh, position=known.position)
+
     @rule(plugin=plugins, position=small, count=small, dies=st.booleans(), data=st.data())
     def fail(self, plugin, position, count, dies, data):
         if not self.marks:
             return
         conversation = data.draw(st.sampled_from(sorted(self.marks)))
-        attempt = Attempt(plugin, conversation, position, count, "ValueError", 3.5)
+        attempt = Attempt(plugin, conversation, position, count, "ValueError", 3.5, 0, position + count, b"{}")
         letter = Dead(plugin, conversation, position, count, "ValueError", "", "1", 4.5)
         self.commit(attempt, *[letter] * dies)
         key = (plugin, conversation, position)
@@ -199,9 +267,22 @@ class JournalAgainstDict(RuleBasedStateMachine):
         assert [msgspec.structs.astuple(row) for row in await journal.read_log(None, 0, 999)] == self.log
         for plugin in PLUGINS:
             assert await journal.cursors(plugin) == {c: at for (p, c), at in self.cursors.items() if p == plugin}
+            assert await journal.replays(plugin) == {c: r for (p, c), r in self.replays.items() if p == plugin}
+            for conversation in range(5):
+                for position in range(6):
+                    assert await journal.outcomes(plugin, conversation, position) == [
+                        o
+                        for o in self.outcomes
+                        if (o.plugin, o.conversation) == (plugin, conversation) and o.first <= position <= o.last
+                    ]
             mine = [row for key, row in sorted(self.attempts.items()) if key[0] == plugin]
             assert await journal.attempts(plugin) == mine
             assert await journal.state_get(plugin, 1, "broken") is None
+        assert sorted(await journal.pauses(), key=lambda p: p.number) == [p for _, p in sorted(self.pauses.items())]
+        assert await journal.timers("echo") == sorted(self.timers.values(), key=lambda t: (t.due_at, t.id))
+        for mark in self.marks.values():
+            assert await journal.conversation_find(mark.identity, mark.conversation) == mark
+        assert await journal.conversation_find("alice", "nowhere") is None
         for (plugin, conversation, key), value in self.state.items():
             assert await journal.state_get(plugin, conversation, key) == value
         for open_only in (True, False):

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from agentd.core.events import Content
+from agentd.core.events import Content, Position
 from agentd.errors import JournalError
 from agentd.journal.sqlite import open_journal
 from agentd.journal.storage import Carried, OutboxRow, Queued, Retried
@@ -53,6 +53,16 @@ async def test_a_send_may_be_queued_and_carried_in_one_group(journal, send):
     assert (row.result_id, row.result_seq, row.conversation) == ("msg_9", 9, "conv_a")
 
 
+async def test_where_a_conversation_stood_when_a_send_left_is_kept_until_there_is_other_news(journal, send):
+    await journal.commit(Queued(send("k1"), 1.0))
+    place = Position("conv_a", 2, 17)
+    await journal.commit(Carried("k1", "alice", "sending", 1, after=place))
+    assert [open_send.after for open_send in await journal.outbox_open("alice")] == [place]
+    assert (await journal.outbox_find("k1", "alice")).send.after == place
+    await journal.commit(Carried("k1", "alice", "ready", 1))
+    assert (await journal.outbox_find("k1", "alice")).send.after is None
+
+
 async def test_the_last_word_on_a_send_in_a_group_stands(journal, send):
     await journal.commit(Queued(send("k1"), 1.0))
     journal.commit(Carried("k1", "alice", "sending", 1))
@@ -92,3 +102,13 @@ async def test_a_send_that_is_retried_is_open_again_and_keeps_the_reason_of_its_
 async def test_news_of_a_send_that_was_never_queued_is_refused(journal):
     with pytest.raises(JournalError, match="outbox"):
         await journal.commit(Carried("k1", "alice", "sent", 1))
+
+
+async def test_a_handle_tells_the_conversation_in_which_the_newest_send_to_it_arrived(journal, send):
+    sends = [("k1", "@bob", "conv_a"), ("k2", "@Bob", "conv_b"), ("k3", "@eve", "conv_c"), ("k4", "@bob", None)]
+    for key, target, conversation in sends:
+        journal.commit(Queued(msgspec.structs.replace(send(key), target=target), 1.0))
+        await journal.commit(Carried(key, "alice", "sent", 1, conversation=conversation))
+    assert await journal.conversation_with("alice", "@BOB") == "conv_b"
+    assert await journal.conversation_with("alice", "@nobody") is None
+    assert await journal.conversation_with("bob", "@bob") is None

@@ -12,7 +12,7 @@ def record(position: int) -> Record:
 
 
 async def test_every_follower_hears_of_what_is_recorded_while_it_follows() -> None:
-    followers = Followers()
+    followers = Followers(1_000)
     followers.offer([record(1)])
     with followers.following() as one, followers.following() as other:
         followers.offer([record(2), record(3)])
@@ -23,7 +23,7 @@ async def test_every_follower_hears_of_what_is_recorded_while_it_follows() -> No
 
 
 async def test_a_follower_that_does_not_read_costs_a_bounded_queue() -> None:
-    followers = Followers()
+    followers = Followers(1_000)
     with followers.following() as queue:
         followers.offer([record(position) for position in range(1, 5_001)])
         assert queue.full()

@@ -11,6 +11,8 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
+from agentd.core.reconnect import CloseMeaning
+from agentd.wire.agentchat import AgentChat
 from agentd.wire.platform import Hello, Malformed, Rejected, Unknown
 
 KEY = "ac_live_0123456789abcdefghijklmnopqrstuv"
@@ -50,6 +52,9 @@ class Platform:
         if row["type"] == "hello.ok":
             return Hello(acks="ack" in row.get("capabilities", []))
         return Rejected(row["reason"]) if row["type"] == "auth.rejected" else Unknown(row["type"])
+
+    def close_meaning(self, code: int | None, reason: str) -> CloseMeaning:
+        return AgentChat("me", "http://far.invalid", lambda: self.key).close_meaning(code, reason)
 
 
 class Far:

@@ -20,7 +20,6 @@ from aiohttp import web
 from agentd import __version__
 from agentd.config import Rest as RestSettings
 from agentd.errors import AgentdError, CredentialsRefused, OutcomeUnknown, Refused, Unavailable, WireViolation
-from agentd.transport import rest
 from agentd.transport.rest import Pool, Rest
 from agentd.wire.platform import Request, Response
 
@@ -349,9 +348,8 @@ async def test_a_send_on_a_connection_used_before_has_an_unknown_outcome_too(ser
 
 
 async def test_a_send_that_waited_in_vain_for_a_connection_was_not_made(
-    server: StartServer, monkeypatch: pytest.MonkeyPatch
+    server: StartServer,
 ) -> None:
-    monkeypatch.setattr(rest, "CONNECTIONS_PER_HOST_MAX", 1)
     occupied, over = asyncio.Event(), asyncio.Event()
 
     async def handle(_: web.BaseRequest) -> web.Response:
@@ -361,7 +359,7 @@ async def test_a_send_that_waited_in_vain_for_a_connection_was_not_made(
 
     port = await server(handle)
     async with (
-        Pool() as pool,
+        Pool(1) as pool,
         client(port, pool=pool) as first,
         client(port, HURRIED, pool=pool) as second,
         asyncio.TaskGroup() as tasks,
@@ -494,7 +492,7 @@ async def test_identities_share_connections_but_no_cookies(server: StartServer) 
         return await answer(request)
 
     port = await server(handle)
-    async with Pool() as pool:
+    async with Pool(10) as pool:
         for key in (lambda: "alice", lambda: "bob"):
             # By name: cookies of bare addresses are kept by nobody.
             async with client(port, pool=pool, key=key, base="http://localhost:{}") as subject:

@@ -18,6 +18,7 @@ from agentd.demo.ledger import Entry, entries
 from agentd.hub.server import Hub
 from agentd.hub.settings import HubSettings
 from agentd.journal.sqlite import open_journal
+from agentd.wire.agentchat import types as wire
 
 QUICK = config.Agentd(
     intake=config.Intake(gap_grace_s=0.1, audit_interval_s=300.0, refetch_retry_max_s=1.0),
@@ -44,6 +45,7 @@ class Rig:
         }
         # Load comes from few peers here, as fast as it can: the guard would take it for a loop.
         self.conduct: dict[str, Any] = {"loop_guard": config.LoopGuard(answers_max=0)}
+        self.beside: dict[str, config.PluginSettings] = {}
         self.keys: dict[str, str] = {}
         self.daemon: Daemon | None = None
         self._run: asyncio.Task[None] | None = None
@@ -60,11 +62,14 @@ class Rig:
             agentd=agentd,
             identity={
                 name: config.Identity(
-                    url=self.hub.url, key=config.KeySource(env="unused"), plugins=(self.plugin_name,), **self.conduct
+                    url=self.hub.url,
+                    key=config.KeySource(env="unused"),
+                    plugins=(self.plugin_name, *self.beside),
+                    **self.conduct,
                 )
                 for name in self.keys
             },
-            plugin={self.plugin_name: config.PluginSettings(**self.plugin)},
+            plugin={self.plugin_name: config.PluginSettings(**self.plugin), **self.beside},
         )
         self._journal = await open_journal(self.folder / "state" / "journal.db", agentd.journal)
         keys = {name: (lambda name=name: self.keys[name]) for name in self.keys}
@@ -109,6 +114,15 @@ class Rig:
 
     def seqs(self, conversation: str) -> list[int]:
         return [entry.seq for entry in self.handled() if entry.conversation == conversation]
+
+    def answers(self, peer: str, agent: str = "agent") -> list[str]:
+        """What this peer was told, in order."""
+        service = self.hub.service
+        conversation = service.conversations.find(self.hub.conversation(peer, agent))
+        assert conversation is not None
+        rows = service.mailbox.history(service.accounts.get(peer), conversation, after_seq=0, limit=1_000)
+        found = [msgspec.json.decode(row, type=wire.MessageRow) for row in rows]
+        return [row.content.text or "" for row in found if row.sender == agent and row.content is not None]
 
     async def until_handled(self, count: int, timeout_s: float = 20.0) -> None:
         await self.until(lambda: len(self.handled()) >= count, timeout_s)

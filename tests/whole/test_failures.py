@@ -52,10 +52,6 @@ class DeadlyProof(Proof):
         file.write_text(_DEADLY)
         return super()._configuration().replace("agentd.demo.ledger:plugin", str(file))
 
-    async def until_gone(self) -> int:
-        assert self._daemon is not None
-        return await asyncio.to_thread(self._daemon.wait, 30)
-
 
 async def test_an_event_that_kills_the_process_twice_is_a_dead_letter_and_everything_else_is_answered(
     tmp_path: Path,

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 from agentd import config
-from agentd.wire.agentchat import types as wire
 
 if TYPE_CHECKING:
     from tests.whole.conftest import Rig
@@ -148,12 +147,7 @@ class Trial:
 
     def answers(self, peer: str) -> list[str]:
         """What this peer was told, in order."""
-        service = self.rig.hub.service
-        conversation = service.conversations.find(self.rig.hub.conversation(peer, "agent"))
-        assert conversation is not None
-        rows = service.mailbox.history(service.accounts.get(peer), conversation, after_seq=0, limit=1_000)
-        found = [msgspec.json.decode(row, type=wire.MessageRow) for row in rows]
-        return [row.content.text or "" for row in found if row.sender == "agent" and row.content is not None]
+        return self.rig.answers(peer)
 
     def status(self) -> dict[str, Any]:
         return self.rig.status()[0]

@@ -212,7 +212,7 @@ async def test_a_full_outbox_makes_turns_that_send_wait_and_every_answer_leaves_
     rig.hub.faults.add(Rule(point=Point.REST, action=Action.STATUS, status=503, route="send", times=None, for_s=60.0))
     for peer in peers:
         rig.hub.post(peer, "agent", "hello")
-    await rig.until(lambda: rig.status()[0]["outbox_full"] and len(rig.daemon._dispatcher._room) == 5)
+    await rig.until(lambda: rig.status()[0]["outbox_full"] and len(rig.daemon._dispatcher._engine.room) == 5)
     assert rig.status()[0]["outbox_ready"] == 3
     assert rig.status()[0]["pending"] == 5, "what waits is not handled yet"
     with pytest.raises(ControlError, match="the outbox of agent is full; see what it holds: agentd outbox ls"):
@@ -234,7 +234,7 @@ async def test_turns_that_wait_for_a_full_outbox_are_run_again_after_a_restart_a
     rig.hub.faults.add(Rule(point=Point.REST, action=Action.STATUS, status=503, route="send", times=None, for_s=60.0))
     for peer in peers:
         rig.hub.post(peer, "agent", "hello")
-    await rig.until(lambda: len(rig.daemon._dispatcher._room) == 3)
+    await rig.until(lambda: len(rig.daemon._dispatcher._engine.room) == 3)
     await rig.stop()
     rig.hub.faults.replace()
     await rig.start()

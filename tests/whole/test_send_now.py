@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agentd.hub.faults import Action, Point, Rule
+
 if TYPE_CHECKING:
     from tests.whole.conftest import Rig
 
@@ -54,10 +56,21 @@ async def test_the_answer_is_the_servers_and_three_attempts_say_it_once(rig: Rig
     assert said(rig) == [first, second]
 
 
+async def test_a_stop_lets_a_handler_have_the_answer_that_it_waits_for(rig: Rig) -> None:
+    (rig.folder / "told").touch()
+    await begin(rig)
+    rig.hub.faults.add(Rule(point=Point.REST, action=Action.DELAY, route="send", delay_s=0.5, times=None))
+    rig.hub.post("peer", "agent", "question")
+    await rig.until(lambda: rig.hub.faults.fired["rest.delay"] == 1)
+    await rig.stop()
+    assert (rig.folder / "told").read_text().startswith("1 ")
+
+
 async def test_a_send_that_never_arrives_is_told_to_the_handler(rig: Rig) -> None:
     await begin(rig)
     rig.hub.post("peer", "agent", "to nobody")
     await rig.until(lambda: rig.status()[0]["dead"] == 1)
+    await rig._journal.commit()  # counted is not yet on disk
     [dead] = await rig._journal.dead("agent", limit=10)
     assert "not sent: refused" in str(dead)
 

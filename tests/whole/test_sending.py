@@ -241,3 +241,21 @@ async def test_a_talk_back_and_forth_in_many_conversations_loses_and_doubles_not
             await until_answered(rig, peer, asked[peer])
         rig.hub.faults.replace()
         await rig.assert_accounted()
+
+
+async def test_a_direct_conversation_named_by_its_id_shares_the_order_of_its_handle_also_after_a_restart(
+    rig: Rig,
+) -> None:
+    await begin(rig, "peer")
+    await until_answered(rig, "peer", ids(rig.hub.post("peer", "agent", "hello")))
+    conversation = rig.hub.conversation("agent", "peer")
+    await rig.stop()
+    daemon = await rig.start()
+    rig.hub.faults.add(Rule(point=Point.REST, action=Action.STATUS, status=503, route="send", times=3))
+    expected = []
+    for number in range(3):
+        for target in ("@peer", conversation):
+            expected.append(f"{target} {number}")
+            await daemon.operations.send("agent", target, Content(text=expected[-1]), 0.0, expected[-1])
+    await rig.until(lambda: rig.status()[0]["outbox_sent"] == 7)
+    assert [row.client_msg_id for row in said(rig, "peer")][1:] == expected

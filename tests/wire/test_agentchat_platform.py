@@ -273,11 +273,15 @@ def test_the_wait_is_taken_from_the_header_or_else_from_the_body() -> None:
 @pytest.mark.parametrize(
     ("code", "reason", "meaning"),
     [
+        (1008, "", CloseMeaning.REFUSED),
         (1008, "Invalid token", CloseMeaning.REFUSED),
+        (1008, "key rotated", CloseMeaning.REFUSED),
         (4401, "", CloseMeaning.REFUSED),
         (4403, "", CloseMeaning.REFUSED),
         (1008, "HELLO ack timeout", CloseMeaning.AGAIN),
         (1008, "HELLO frame required", CloseMeaning.AGAIN),
+        (1008, "HELLO frame required first", CloseMeaning.AGAIN),
+        (1005, "", CloseMeaning.AGAIN),
         (1000, "", CloseMeaning.AGAIN),
         (1001, "Heartbeat timeout", CloseMeaning.AGAIN),
         (1011, "", CloseMeaning.AGAIN),

@@ -28,13 +28,23 @@ def status(name: str | None, config: Path | None, state: Path | None, as_json: b
 @click.command()
 @reads_daemon
 def reload(config: Path | None, state: Path | None, as_json: bool) -> None:
-    """Have the configuration read again, and changed plugins with it.
+    """Apply the configuration and plugins as they are now.
 
-    It is applied whole, or refused with every problem. What did not change does not notice.
+    The configuration is applied whole, or refused with every problem. What did not change does not notice.
     """
     from agentd.cli import verbs
 
     verbs.reload(verbs.client(config, environ_with(state)), as_json=as_json)
+
+
+@click.command()
+@click.option("--open", "opened", is_flag=True, help="Start a browser with it.")
+@reads_daemon
+def dashboard(opened: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Print a link that opens the page, once."""
+    from agentd.cli import invitation, verbs
+
+    invitation.show(verbs.client(config, environ_with(state)), opened=opened, as_json=as_json)
 
 
 @click.command()

@@ -184,7 +184,7 @@ def plugin(name: str, inside: Path) -> None:
 @config_option
 @json_option
 def check(config: Path | None, as_json: bool) -> None:
-    """Check the configuration and the keys; tell every problem at once."""
+    """Check the configuration and the keys, and tell every problem."""
     from agentd.cli import verbs
 
     verbs.check(config, os.environ, as_json=as_json)

@@ -31,6 +31,7 @@ from agentd.journal.sqlite import (
     pauses,
     plugin_state,
     timers,
+    trimming,
 )
 from agentd.journal.sqlite.group_commit import Call, GroupCommit
 from agentd.journal.sqlite.lock import OwnerLock
@@ -90,9 +91,11 @@ async def open_journal(path: Path, settings: JournalSettings, *, schema: Schema 
     opened = contextlib.AsyncExitStack()
     try:
         opened.callback(_take_lock(path).release)
-        connection = await Connection(lambda: open_writer(path, schema)).open()
+        connection = await Connection(lambda: open_writer(path, settings, schema)).open()
         opened.push_async_callback(connection.close)
-        writer, counters = await connection.run(lambda db: (Writer(db, path), Counters(db)))
+        writer, counters = await connection.run(
+            lambda db: (Writer(db, path, limited=bool(settings.max_mb)), Counters(db))
+        )
         reader = await Connection(lambda: open_reader(path)).open()
         opened.push_async_callback(reader.close)
     except BaseException:
@@ -194,6 +197,16 @@ class SqliteJournal:
         return self._group.held_up is not None and self._group.held_up.full
 
     @property
+    def at_limit(self) -> bool:
+        """Commits wait because the file is as large as `max_mb` lets it become."""
+        return self._group.held_up is not None and self._group.held_up.at_limit
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file; what was not checkpointed yet is not in it."""
+        return self._path.stat().st_size
+
+    @property
     def waiting(self) -> int:
         """Commits that are not yet being written."""
         return self._group.waiting
@@ -261,6 +274,10 @@ class SqliteJournal:
         """One conversation by the platform's id, or None."""
         return await self._read(lambda db: marks.find(db, identity, conversation))
 
+    async def conversation_with(self, identity: str, handle: str) -> str | None:
+        """Id of the conversation in which a send to this handle arrived lately; None if there was none."""
+        return await self._read(lambda db: outbox.conversation_with(db, identity, handle))
+
     async def read_lane(self, conversation: int, after: int, limit: int) -> list[StoredRecord]:
         """Records of one conversation behind a position, in the order of delivery."""
         return await self._read(lambda db: events.read_lane(db, conversation, after, limit))
@@ -277,6 +294,14 @@ class SqliteJournal:
         """Records behind a position over all conversations."""
         return await self._read(lambda db: events.read_log(db, identity, after, limit))
 
+    async def position_of_seq(self, conversation: int, epoch: int, seq: int) -> int | None:
+        """The first position in a conversation at or above a seq; None if there is none."""
+        return await self._read(lambda db: events.position_of_seq(db, conversation, epoch, seq))
+
+    async def position_since(self, moment: float) -> int | None:
+        """The first position in the log that was received from this moment on, Unix seconds; None if there is none."""
+        return await self._read(lambda db: events.position_since(db, moment))
+
     async def last_position(self) -> int:
         """The highest position on disk, or 0."""
         return await self._read(events.last_position)
@@ -292,6 +317,10 @@ class SqliteJournal:
     async def state_get(self, plugin: str, conversation: int, key: str) -> bytes | None:
         """A plugin's value, or None."""
         return await self._read(lambda db: plugin_state.get(db, plugin, conversation, key))
+
+    def state_bytes(self, plugin: str) -> int:
+        """What a plugin keeps on disk, keys and values."""
+        return self._writer.state_sizes.of(plugin)
 
     async def answers_since(self, identity: str, since: float) -> list[tuple[str, str, float]]:
         """(conversation id, peer, Unix seconds) of sends that a peer's messages caused, oldest first."""
@@ -320,3 +349,27 @@ class SqliteJournal:
     async def dead_at(self, conversation: int, position: int) -> list[DeadRow]:
         """The dead letters of one event: at most one for each plugin."""
         return await self._read(lambda db: dead_letters.at(db, conversation, position))
+
+    async def trimmable(self, stretch: trimming.Stretch) -> trimming.Found:
+        """What retention may let go of in a stretch, as things stand."""
+        return await self._read(lambda db: trimming.find(db, stretch))
+
+    async def newest_in(self, after: int, upto: int) -> float | None:
+        """When the last event of a stretch came, or None if there is none."""
+        return await self._read(lambda db: trimming.newest_in(db, after, upto))
+
+    async def last_of(self, what: str) -> int:
+        """The highest position or number in a table that retention trims."""
+        return await self._read(lambda db: trimming.last_of(db, what))
+
+    async def last_trim(self) -> int:
+        """The number of the last trace of retention, or 0."""
+        return await self._read(trimming.last_run)
+
+    async def trimmed(self, limit: int) -> list[trimming.Trimmed]:
+        """What retention let go, the last run first."""
+        return await self._read(lambda db: trimming.trimmed(db, limit))
+
+    async def used_bytes(self) -> int:
+        """Bytes of pages that hold something."""
+        return await self._read(trimming.used_bytes)

@@ -21,10 +21,14 @@ _ROOM_BYTES = 65_536
 
 
 class MustWait(JournalError):
-    """The same write will succeed later. `full`: for want of room; else another process holds the file."""
+    """The same write will succeed later.
 
-    def __init__(self, why: str, *, full: bool) -> None:
+    full: for want of room; else another process holds the file. at_limit: the journal's own limit leaves none.
+    """
+
+    def __init__(self, why: str, *, full: bool, at_limit: bool = False) -> None:
         self.full = full
+        self.at_limit = at_limit
         super().__init__(why)
 
 
@@ -38,9 +42,15 @@ def primary_code(error: sqlite3.Error) -> int:
     return code & 0xFF
 
 
-def verdict(error: sqlite3.Error, path: Path) -> MustWait | JournalUnusable | None:
-    """What to do about a failed statement: wait, give the file up, or None where the statement itself is to blame."""
+def verdict(error: sqlite3.Error, path: Path, *, limited: bool = False) -> MustWait | JournalUnusable | None:
+    """What to do about a failed statement: wait, give the file up, or None where the statement itself is to blame.
+
+    limited: the file may not grow past `max_mb`, so it can be full on a disk that has room.
+    """
     code = primary_code(error)
+    if code == sqlite3.SQLITE_FULL and limited and has_room(path.parent):
+        why = f"{path} has reached agentd.journal.max_mb; raise it and start again"
+        return MustWait(why, full=True, at_limit=True)
     if code == sqlite3.SQLITE_FULL or (code in _DISK and not has_room(path.parent)):
         return MustWait(f"no room for {path}", full=True)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

@@ -80,7 +80,7 @@ def write_conversations(
 
 def _conversation_row(identities: Names, c: Conversation) -> Row:
     place = (c.number, identities.number(c.identity), c.conversation)
-    return (*place, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position)
+    return (*place, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, c.address)
 
 
 def write_gaps(connection: sqlite3.Connection, changes: Sequence[GapNoted]) -> None:
@@ -115,9 +115,9 @@ def find(connection: sqlite3.Connection, identity: str, conversation: str) -> Co
 
 
 def _conversation(identity: str, row: Sequence[Any]) -> Conversation:
-    number, id_, epoch, anchor, mark, mark_id, top, position, ranges = row
+    number, id_, epoch, anchor, mark, mark_id, top, position, address, ranges = row
     absent = _decode_ranges(ranges) if ranges else ()
-    return Conversation(number, identity, id_, epoch, anchor, mark, mark_id, top, position, absent)
+    return Conversation(number, identity, id_, epoch, anchor, mark, mark_id, top, position, absent, address)
 
 
 def gaps(

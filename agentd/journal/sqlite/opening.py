@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from agentd.config import JournalSettings
 from agentd.errors import JournalFull, JournalUnusable
 from agentd.journal.sqlite import faults
 
@@ -33,9 +34,12 @@ _BUSY_TIMEOUT_S = 1.0
 _CHECK_MAX_BYTES = 1 << 30
 # 4 MB: checkpoints stay short, and larger ones were not measurably cheaper.
 _CHECKPOINT_PAGES = 1_000
-_WAL_MAX_BYTES = 64 << 20  # what a burst left behind is given back at the next checkpoint
 _CACHE_KIB = 16_384  # the upper pages of every index stay in memory with 10,000 conversations
 _STATEMENTS = 512  # every named statement in every width stays prepared
+
+LIBRARY = sqlite3.sqlite_version
+LIBRARY_MIN = "3.37.0"
+"""The SQLite that is here, and the oldest that will do: it has STRICT tables."""
 
 
 class Schema(msgspec.Struct, frozen=True):
@@ -65,24 +69,29 @@ def load_schema(folder: Traversable) -> Schema:
 SCHEMA = load_schema(resources.files(__package__))
 
 
-def open_writer(path: Path, schema: Schema = SCHEMA) -> sqlite3.Connection:
+def open_writer(path: Path, settings: JournalSettings, schema: Schema = SCHEMA) -> sqlite3.Connection:
     """The one connection that writes: file made if it is new, checked, upgraded, and set to sync every commit.
+
+    A file that is larger than `max_mb` allows is opened all the same: it is full.
 
     Raises JournalUnusable (damaged, foreign, newer, locked, not ours to write) or JournalFull.
     """
     try:
-        with _told(path):
+        with told(path):
             if not path.exists():
                 _create(path, schema)
-            return _open_existing(path, schema)
+            return _open_existing(path, settings, schema)
     except OSError as error:
         raise JournalUnusable(f"{path} cannot be opened: {error.strerror}. Check its folder and owner.") from error
 
 
-def open_reader(path: Path) -> sqlite3.Connection:
-    """A connection that only reads; in WAL it never waits for the writer."""
-    with _told(path):
-        connection = _connect(path, "ro")
+def open_reader(path: Path, *, at_rest: bool = False) -> sqlite3.Connection:
+    """A connection that only reads; in WAL it never waits for the writer.
+
+    at_rest: nobody has the file open, so that it is read without locks and without files beside it.
+    """
+    with told(path):
+        connection = _connect(path, "ro&immutable=1" if at_rest else "ro")
         try:
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         except BaseException:
@@ -92,8 +101,8 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turns an error of SQLite into a refusal with its remedy."""
+def told(path: Path) -> Iterator[None]:
+    """Turn an error of SQLite into a refusal with its remedy."""
     try:
         yield
     except sqlite3.Error as error:
@@ -129,16 +138,16 @@ def _create(path: Path, schema: Schema) -> None:
     new = path.with_name(path.name + ".new")
     for leftover in (new, new.with_name(new.name + "-journal")):
         leftover.unlink(missing_ok=True)
-    _make_private(new)
+    make_private(new)
     with contextlib.closing(_connect(new, "rw")) as connection:
         connection.executescript(
             f"BEGIN IMMEDIATE; PRAGMA application_id = {_APPLICATION_ID};\n{schema.create}\nCOMMIT;"
         )
     new.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _open_existing(path: Path, schema: Schema) -> sqlite3.Connection:
+def _open_existing(path: Path, settings: JournalSettings, schema: Schema) -> sqlite3.Connection:
     if path.is_file() and not path.stat().st_size:
         raise JournalUnusable(f"{path} is empty, and a journal never is. Put a backup in its place, or remove it.")
     connection = _connect(path, "rw")
@@ -148,9 +157,12 @@ def _open_existing(path: Path, schema: Schema) -> sqlite3.Connection:
         _check(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-        connection.execute(f"PRAGMA journal_size_limit = {_WAL_MAX_BYTES}")
+        connection.execute(f"PRAGMA journal_size_limit = {settings.wal_max_mb << 20}")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         _upgrade(connection, path, schema)
+        if settings.max_mb:
+            pages = (settings.max_mb << 20) // _pragma(connection, "page_size")
+            connection.execute(f"PRAGMA max_page_count = {pages}")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.executescript("BEGIN IMMEDIATE; ROLLBACK;")  # a lock that another process holds shows now
     except BaseException:
@@ -159,10 +171,15 @@ def _open_existing(path: Path, schema: Schema) -> sqlite3.Connection:
     return connection
 
 
-def _refuse_unknown(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:
+def version_of(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of a journal's tables. Raises JournalUnusable if it is another program's database."""
     if _pragma(connection, "application_id") != _APPLICATION_ID:
         raise JournalUnusable(f"{path} is a database, but not a journal of agentd. Name another file.")
-    version = _pragma(connection, "user_version")
+    return _pragma(connection, "user_version")
+
+
+def _refuse_unknown(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:
+    version = version_of(connection, path)
     if version > schema.version:
         raise JournalUnusable(
             f"{path} was written by a newer agentd (version {version} of its tables; this one knows "
@@ -200,11 +217,11 @@ def _back_up(connection: sqlite3.Connection, path: Path, version: int) -> None:
     backup = path.with_name(f"{path.name}.v{version}-{taken_at}.backup")
     unfinished = path.with_name(f"{path.name}.backup-unfinished")
     unfinished.unlink(missing_ok=True)
-    _make_private(unfinished)  # VACUUM INTO accepts an empty file, and would make one that others can read
+    make_private(unfinished)  # VACUUM INTO accepts an empty file, and would make one that others can read
     connection.execute("VACUUM INTO ?", (str(unfinished),))
-    _sync(unfinished)
+    sync(unfinished)
     unfinished.rename(backup)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:
@@ -212,12 +229,13 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
     return value
 
 
-def _make_private(path: Path) -> None:
+def make_private(path: Path) -> None:
     """An empty file that only we can read; SQLite gives its -wal and -shm the same mode."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Put a file or folder on disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -12,14 +12,15 @@ from typing import Any
 
 import msgspec
 
-from agentd.core.events import Content, Send
+from agentd.core.events import Content, Position, Send
 from agentd.journal.sqlite.faults import BrokenChange
 from agentd.journal.sqlite.names import Names
 from agentd.journal.sqlite.statements import SQL, Row, write_rows
 from agentd.journal.storage import Carried, OutboxRow, Queued, Retried
 
-_SEND_COLUMNS = 11
+_SEND_COLUMNS = 12
 _decode_content = msgspec.json.Decoder(Content).decode
+_decode_position = msgspec.json.Decoder(Position).decode
 
 
 def write(connection: sqlite3.Connection, identities: Names, changes: Sequence[Queued | Carried | Retried]) -> None:
@@ -57,7 +58,8 @@ def _row(identities: Names, change: Queued) -> Row:
 
 def _write_carried(connection: sqlite3.Connection, identities: Names, c: Carried) -> None:
     outcome = (c.state, c.attempts, c.not_before, c.result_id, c.result_seq, c.conversation, c.error, c.at)
-    _update(connection, identities, c, SQL["outbox_carried"], (*outcome, c.code, c.request_id))
+    after = None if c.after is None else msgspec.json.encode(c.after).decode()
+    _update(connection, identities, c, SQL["outbox_carried"], (*outcome, c.code, c.request_id, after))
 
 
 def _update(
@@ -105,6 +107,7 @@ def _send(
     not_before: float,
     state: str,
     expires_at: float | None,
+    left_after: str | None,
     caused_in: str,
     caused_by: str,
 ) -> Send:
@@ -118,6 +121,13 @@ def _send(
         not_before=not_before,
         state=state,
         expires_at=expires_at,
+        after=None if left_after is None else _decode_position(left_after),
         caused_in=caused_in,
         caused_by=caused_by,
     )
+
+
+def conversation_with(connection: sqlite3.Connection, identity: str, handle: str) -> str | None:
+    """Id of the conversation in which a send to this handle arrived lately."""
+    row = connection.execute(SQL["outbox_conversation_with"], (identity, handle)).fetchone()
+    return None if row is None else str(row[0])

@@ -1,22 +1,63 @@
-"""The plugins' durable values.
+"""The plugins' durable values, and how much of them each plugin keeps.
 
-Always true: within a group the last value of a key wins.
-Not here: bounds on size (host/context.py).
+Always true: within a group the last value of a key wins. The count of a plugin's bytes is that of its rows on disk.
+Not here: bounds on size (host/state.py).
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 
 from agentd.journal.sqlite.names import Names
-from agentd.journal.sqlite.statements import SQL, write_rows
+from agentd.journal.sqlite.statements import SQL, read_rows, write_rows
 from agentd.journal.storage import StatePut
 
 
-def write(connection: sqlite3.Connection, plugins: Names, changes: Sequence[StatePut]) -> None:
+class StateSizes:
+    """Bytes of keys and values per plugin, counted as rows change, so that nobody has to add them up."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._known: dict[str, int] = dict(connection.execute(SQL["state_sizes"]))
+        self._grown: Counter[str] = Counter()
+        self._doubtful: set[str] = set()
+
+    def of(self, plugin: str) -> int:
+        """What a plugin keeps on disk. The one method that another thread may call."""
+        return self._known.get(plugin, 0)
+
+    def grown(self, plugin: str, by: int) -> None:
+        """The running transaction makes it so much larger, or smaller."""
+        self._grown[plugin] += by
+
+    def committed(self) -> None:
+        """The transaction is on disk."""
+        for plugin, by in self._grown.items():
+            self._known[plugin] = self._known.get(plugin, 0) + by
+        self._grown.clear()
+        while self._doubtful:
+            plugin = self._doubtful.pop()
+            self._known[plugin] = self._connection.execute(SQL["state_size"], (plugin,)).fetchone()[0]
+
+    def rolled_back(self) -> None:
+        """All or a part is undone, and which part is not known here: what is on disk in the end is added up again."""
+        self._doubtful.update(self._grown)
+        self._grown.clear()
+
+
+def write(connection: sqlite3.Connection, plugins: Names, sizes: StateSizes, changes: Sequence[StatePut]) -> None:
     """Put values, and remove those that became None."""
+    names = {plugins.number(c.plugin): c.plugin for c in changes}
     newest = {(plugins.number(c.plugin), c.conversation, c.key): c.value for c in changes}
+    grown: Counter[int] = Counter()
+    for number, size in read_rows(connection, SQL["state_replaced"], list(newest)):
+        grown[number] -= size
+    for (number, _, key), value in newest.items():
+        grown[number] += 0 if value is None else len(key.encode()) + len(value)
+    for number, by in grown.items():
+        sizes.grown(names[number], by)
     kept = [(*place, value) for place, value in newest.items() if value is not None]
     write_rows(connection, SQL["state_put"], kept)
     for place, value in newest.items():

@@ -52,22 +52,22 @@ SELECT number FROM plugin WHERE name = ?;
 
 -- name: conversation_put
 -- Hot: one row per conversation in each group. identity and id never change, so their index is not touched.
-INSERT INTO conversation (number, identity, id, epoch, anchor, mark, mark_id, top, position)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO conversation (number, identity, id, epoch, anchor, mark, mark_id, top, position, address)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (number) DO UPDATE SET
     epoch = excluded.epoch, anchor = excluded.anchor, mark = excluded.mark, mark_id = excluded.mark_id,
-    top = excluded.top, position = excluded.position;
+    top = excluded.top, position = excluded.position, address = excluded.address;
 
 -- name: conversation_list
 -- All conversations of one identity with their absent ranges.
-SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, a.ranges
+SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, c.address, a.ranges
   FROM conversation AS c LEFT JOIN absence AS a ON a.conversation = c.number
  WHERE c.identity = (SELECT number FROM identity WHERE name = ?)
  ORDER BY c.number;
 
 -- name: conversation_find
 -- One conversation by the platform's id.
-SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, a.ranges
+SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, c.address, a.ranges
   FROM conversation AS c LEFT JOIN absence AS a ON a.conversation = c.number
  WHERE c.identity = (SELECT number FROM identity WHERE name = ?) AND c.id = ?;
 
@@ -94,12 +94,12 @@ SELECT id FROM event WHERE conversation = ? AND epoch = ? AND seq = ?;
 SELECT id FROM event WHERE conversation = ?;
 
 -- name: event_lane
--- One conversation in the order of delivery, from a position on.
+-- One conversation in the order of delivery, from a position on; without what retention let go.
 SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.payload, e.received_at
   FROM event AS e
   JOIN conversation AS c ON c.number = e.conversation
   JOIN identity AS i ON i.number = c.identity
- WHERE e.conversation = ? AND e.position > ?
+ WHERE e.conversation = ? AND e.position > ? AND length(e.payload) > 0
  ORDER BY e.position
  LIMIT ?;
 
@@ -118,7 +118,7 @@ SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.pa
   FROM event AS e
  CROSS JOIN conversation AS c ON c.number = e.conversation
  CROSS JOIN identity AS i ON i.number = c.identity
- WHERE e.position > ?
+ WHERE e.position > ? AND length(e.payload) > 0
  ORDER BY e.position
  LIMIT ?;
 
@@ -133,9 +133,24 @@ SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.pa
         SELECT l.position
           FROM conversation AS m CROSS JOIN event AS l INDEXED BY event_lane ON l.conversation = m.number
          WHERE m.identity = (SELECT number FROM identity WHERE name = ?1) AND l.position > ?2
+           AND length(l.payload) > 0
          ORDER BY l.position
          LIMIT ?3)
  ORDER BY e.position;
+
+-- name: event_position_of_seq
+-- Where a conversation is at a seq, or first behind it; by the unique index alone. Not every later seq stands behind
+-- that: what came late stands where it came.
+SELECT min(position) FROM event WHERE conversation = ? AND epoch = ? AND seq >= ?;
+
+-- name: event_received_at
+-- When the event at a position was received, or the next one there is. A step of a search by halves: times of receipt
+-- have no index, but rise with the positions, or nearly.
+SELECT received_at FROM event WHERE position >= ? ORDER BY position LIMIT 1;
+
+-- name: event_position_since
+-- The first event from a position on that was not received before a moment: the end of that search.
+SELECT position FROM event WHERE position >= ? AND received_at >= ? ORDER BY position LIMIT 1;
 
 -- name: event_positions_of
 -- A platform id within a stretch of the log, which is read whole: the id has no index.
@@ -245,8 +260,9 @@ SELECT p.name, o.conversation, o.first, o.last, o.word, o.data, o.at
 
 -- name: pause_put
 -- A conversation that is paused again has the newer end and reason.
-INSERT INTO pause (conversation, at, until, reason) VALUES (?, ?, ?, ?)
-ON CONFLICT (conversation) DO UPDATE SET at = excluded.at, until = excluded.until, reason = excluded.reason;
+INSERT INTO pause (conversation, at, until, reason, watchers) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (conversation) DO UPDATE SET
+    at = excluded.at, until = excluded.until, reason = excluded.reason, watchers = excluded.watchers;
 
 -- name: pause_delete
 -- Handlers run in it again.
@@ -254,7 +270,7 @@ DELETE FROM pause WHERE conversation = ?;
 
 -- name: pause_list
 -- All of them, read once at start.
-SELECT p.conversation, i.name, c.id, p.at, p.until, p.reason
+SELECT p.conversation, i.name, c.id, p.at, p.until, p.reason, p.watchers
   FROM pause AS p
   JOIN conversation AS c ON c.number = p.conversation
   JOIN identity AS i ON i.number = c.identity
@@ -315,7 +331,7 @@ ON CONFLICT (client_msg_id, identity) DO NOTHING;
 -- What became of a send.
 UPDATE outbox
    SET state = ?, attempts = ?, not_before = ?, result_id = ?, result_seq = ?, conversation = ?, error = ?,
-       changed_at = ?, code = ?, request_id = ?
+       changed_at = ?, code = ?, request_id = ?, left_after = ?
  WHERE client_msg_id = ? AND identity = ?;
 
 -- name: outbox_answers
@@ -326,6 +342,16 @@ SELECT caused_in, caused_by, queued_at
    AND identity = (SELECT number FROM identity WHERE name = ?) AND queued_at > ? AND caused_by <> ''
  ORDER BY number;
 
+-- name: outbox_conversation_with
+-- The conversation in which the newest send to a handle arrived; among the newest rows only, since targets have no
+-- index.
+SELECT conversation
+  FROM outbox
+ WHERE number > (SELECT coalesce(max(number), 0) - 100000 FROM outbox)
+   AND identity = (SELECT number FROM identity WHERE name = ?) AND lower(target) = lower(?) AND conversation IS NOT NULL
+ ORDER BY number DESC
+ LIMIT 1;
+
 -- name: outbox_retried
 -- Why it was not sent stays readable until there is other news.
 UPDATE outbox SET state = 'ready', not_before = 0, expires_at = NULL, changed_at = ?
@@ -334,7 +360,7 @@ UPDATE outbox SET state = 'ready', not_before = 0, expires_at = NULL, changed_at
 -- name: outbox_open
 -- What the sender still has to settle, in the order of queueing.
 SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at,
-       o.caused_in, o.caused_by
+       o.left_after, o.caused_in, o.caused_by
   FROM outbox AS o JOIN identity AS i ON i.number = o.identity
  WHERE i.name = ? AND o.state IN ('ready', 'sending', 'unknown')
  ORDER BY o.number;
@@ -342,14 +368,16 @@ SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_
 -- name: outbox_find
 -- The send under a key, with what became of it.
 SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at,
-       o.caused_in, o.caused_by, o.error, o.queued_at, o.result_id, o.result_seq, o.conversation, o.changed_at, o.code, o.request_id
+       o.left_after, o.caused_in, o.caused_by, o.error, o.queued_at, o.result_id, o.result_seq, o.conversation,
+       o.changed_at, o.code, o.request_id
   FROM outbox AS o JOIN identity AS i ON i.number = o.identity
  WHERE o.client_msg_id = ? AND i.name = ?;
 
 -- name: outbox_list
 -- Sends of one identity in any of the states of a JSON array, newest first.
 SELECT i.name, o.target, o.content, o.client_msg_id, o.cause, o.attempts, o.not_before, o.state, o.expires_at,
-       o.caused_in, o.caused_by, o.error, o.queued_at, o.result_id, o.result_seq, o.conversation, o.changed_at, o.code, o.request_id
+       o.left_after, o.caused_in, o.caused_by, o.error, o.queued_at, o.result_id, o.result_seq, o.conversation,
+       o.changed_at, o.code, o.request_id
   FROM outbox AS o JOIN identity AS i ON i.number = o.identity
  WHERE i.name = ? AND o.state IN (SELECT value FROM json_each(?))
  ORDER BY o.number DESC
@@ -372,6 +400,26 @@ DELETE FROM state WHERE plugin = ? AND conversation = ? AND key = ?;
 -- One value.
 SELECT value FROM state WHERE plugin = (SELECT number FROM plugin WHERE name = ?) AND conversation = ? AND key = ?;
 
+-- name: state_sizes
+-- Bytes of keys and values per plugin, read once when the journal opens.
+SELECT p.name, sum(length(CAST(s.key AS BLOB)) + length(s.value))
+  FROM state AS s JOIN plugin AS p ON p.number = s.plugin
+ GROUP BY s.plugin;
+
+-- name: state_size
+-- The same for one plugin, where a broken commit left it in doubt.
+SELECT coalesce(sum(length(CAST(s.key AS BLOB)) + length(s.value)), 0)
+  FROM state AS s
+ WHERE s.plugin = (SELECT number FROM plugin WHERE name = ?);
+
+-- name: state_replaced
+-- Bytes per plugin of what is about to be put anew or removed. CROSS JOIN: each place is found by the primary key.
+SELECT s.plugin, sum(length(CAST(s.key AS BLOB)) + length(s.value))
+  FROM (VALUES (?, ?, ?)) AS place
+ CROSS JOIN state AS s
+         ON s.plugin = place.column1 AND s.conversation = place.column2 AND s.key = place.column3
+ GROUP BY s.plugin;
+
 -- name: timer_put
 -- A timer that failed, or recurs, renews its row.
 INSERT INTO timer (id, plugin, identity, conversation, conversation_id, name, due_at, data, failures, error, position,
@@ -393,3 +441,104 @@ SELECT t.id, p.name, i.name, t.conversation, t.conversation_id, t.name, t.due_at
   JOIN identity AS i ON i.number = t.identity
  WHERE p.name = ?
  ORDER BY t.due_at, t.id;
+
+-- name: trimmable_event
+-- Events of a stretch of the log whose payload nobody needs any more: older than ?3, not empty yet, and passed by every
+-- plugin that ever subscribed to their identity, whose subscription's position stands for a cursor that it has not yet
+-- (?4: JSON array of plugins that are not waited for; ?5: whose state the subscriptions are). Never what a failed
+-- attempt, a late delivery or a dead letter refers to, nor anything in a conversation with an open gap.
+SELECT e.position, length(e.payload), e.received_at
+  FROM event AS e
+ WHERE e.position > ?1 AND e.position <= ?2 AND e.received_at < ?3 AND length(e.payload) > 0
+   AND e.position NOT IN (SELECT position FROM attempt)
+   AND e.position NOT IN (SELECT position FROM timer WHERE position > 0)
+   AND e.position NOT IN (SELECT position FROM dead WHERE dropped_at IS NULL)
+   AND e.conversation NOT IN (SELECT conversation FROM gap WHERE outcome = '')
+   AND NOT EXISTS (
+        SELECT 1
+          FROM conversation AS c
+         CROSS JOIN identity AS i ON i.number = c.identity
+         CROSS JOIN state AS s
+            ON s.plugin = (SELECT number FROM plugin WHERE name = ?5) AND s.conversation = 0
+           AND s.key > i.name || '/' AND s.key < i.name || '0'
+          LEFT JOIN plugin AS p ON p.name = substr(s.key, length(i.name) + 2)
+          LEFT JOIN cursor AS k ON k.plugin = p.number AND k.conversation = c.number
+         WHERE c.number = e.conversation
+           AND coalesce(k.position, CAST(s.value AS INTEGER)) < e.position
+           AND substr(s.key, length(i.name) + 2) NOT IN (SELECT value FROM json_each(?4)))
+ ORDER BY e.position;
+
+-- name: trimmed_event
+-- What stays of an event: its id tells a repeat from news, and what was handled before a reset from what was not.
+SELECT position, conversation, epoch, seq, late, source, received_at, id, x''
+  FROM event
+ WHERE position IN (SELECT value FROM json_each(?));
+
+-- name: event_remove
+-- To be put back without its payload. An UPDATE would leave its page as empty as it became; a row that is removed lets
+-- half-empty pages be joined.
+DELETE FROM event WHERE position IN (SELECT value FROM json_each(?));
+
+-- name: trimmable_outbox
+-- Settled sends of a stretch of the outbox that are older than ?3 and still have their content. ?4, ?5: not used here.
+SELECT number, length(content), changed_at
+  FROM outbox
+ WHERE number > ?1 AND number <= ?2 AND changed_at < ?3 AND length(content) > 2
+   AND state IN ('sent', 'refused', 'expired', 'dropped') AND ?4 IS NOT NULL AND ?5 IS NOT NULL
+ ORDER BY number;
+
+-- name: trimmed_outbox
+-- What stays of a send: its key is taken for ever, and a repeated turn reads the platform's answer here.
+SELECT number, identity, client_msg_id, target, '{}', cause, state, attempts, not_before, queued_at, changed_at, error,
+       result_id, result_seq, conversation, expires_at, code, request_id, left_after, caused_in, caused_by
+  FROM outbox
+ WHERE number IN (SELECT value FROM json_each(?));
+
+-- name: outbox_remove
+-- As event_remove.
+DELETE FROM outbox WHERE number IN (SELECT value FROM json_each(?));
+
+-- name: outbox_put_back
+-- As it was, under its number.
+INSERT INTO outbox (number, identity, client_msg_id, target, content, cause, state, attempts, not_before, queued_at,
+    changed_at, error, result_id, result_seq, conversation, expires_at, code, request_id, left_after,
+    caused_in, caused_by)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: trimmed_put
+-- A run that goes on adds to its row.
+INSERT INTO trimmed (number, what, start, stop, "rows", bytes, reason, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (number) DO UPDATE SET
+    start = min(start, excluded.start), stop = max(stop, excluded.stop), "rows" = "rows" + excluded."rows",
+    bytes = bytes + excluded.bytes, at = excluded.at;
+
+-- name: trimmed_list
+-- What was let go, the last run first.
+SELECT number, what, start, stop, "rows", bytes, reason, at FROM trimmed ORDER BY number DESC LIMIT ?;
+
+-- name: trimmed_last
+-- Numbering goes on from here.
+SELECT coalesce(max(number), 0) FROM trimmed;
+
+-- name: event_newest_in
+-- When the last event of a stretch of the log came; null if there is none.
+SELECT max(received_at) FROM event WHERE position > ? AND position <= ?;
+
+-- name: trimmable_outcome
+-- What turns came to, for people to read, and old. ?4, ?5: not used here.
+SELECT number, length(word) + coalesce(length(data), 0), at
+  FROM outcome
+ WHERE number > ?1 AND number <= ?2 AND at < ?3 AND ?4 IS NOT NULL AND ?5 IS NOT NULL
+ ORDER BY number;
+
+-- name: outcome_remove
+-- Nothing refers to them.
+DELETE FROM outcome WHERE number IN (SELECT value FROM json_each(?));
+
+-- name: outcome_last
+-- The highest number that is there.
+SELECT coalesce(max(number), 0) FROM outcome;
+
+-- name: outbox_last
+-- The highest number ever given to a send.
+SELECT coalesce(max(number), 0) FROM outbox;

@@ -22,6 +22,7 @@ CREATE TABLE plugin (
 ) STRICT;
 
 -- How far a conversation is accounted for. Rewritten once per commit that touches it, so it stays narrow.
+-- address: where an answer goes, if that is not its id; '' if it is, or if nobody has spoken yet.
 CREATE TABLE conversation (
     number   INTEGER PRIMARY KEY,
     identity INTEGER NOT NULL REFERENCES identity,
@@ -32,6 +33,7 @@ CREATE TABLE conversation (
     mark_id  TEXT NOT NULL,
     top      INTEGER NOT NULL,
     position INTEGER NOT NULL,
+    address  TEXT NOT NULL DEFAULT '',
     UNIQUE (identity, id)
 ) STRICT;
 
@@ -42,7 +44,8 @@ CREATE TABLE absence (
     ranges       TEXT NOT NULL
 ) STRICT;
 
--- The log, append-only. payload: the bytes as the platform sent them; sender, type and text are read from there.
+-- The log, append-only. payload: the bytes as the platform sent them; sender, type and text are read from there. It is
+-- empty where retention let it go.
 -- There is no index on the platform's id: whoever appends has asked the marks already, which are unique by seq, and a
 -- second index over long random text was measured to cost more than all the rest of the row.
 CREATE TABLE event (
@@ -118,12 +121,14 @@ CREATE TABLE outcome (
 
 CREATE INDEX outcome_lane ON outcome (plugin, conversation, last);
 
--- Conversations in which no handler runs for the time being. until: null for "until somebody resumes it".
+-- Conversations in which no handler runs for the time being. until: null for "until somebody resumes it". watchers:
+-- not those of plugins that only watch, either.
 CREATE TABLE pause (
     conversation INTEGER PRIMARY KEY REFERENCES conversation,
     at           REAL NOT NULL,
     until        REAL,
-    reason       TEXT NOT NULL
+    reason       TEXT NOT NULL,
+    watchers     INTEGER NOT NULL
 ) STRICT;
 
 -- One row per delivery that was given up; giving it up again after a replay renews the row. dropped_at: when somebody
@@ -142,9 +147,12 @@ CREATE TABLE dead (
     UNIQUE (plugin, conversation, position)
 ) STRICT;
 
--- number: the order of queueing. content: JSON. A settled row stays, since its key is taken for ever.
--- error, code, request_id: why it is not sent, in words and as the platform put it. caused_in, caused_by: the
--- conversation and the peer whose message it answers, for those that count against the guard against loops.
+-- number: the order of queueing. content: JSON. A settled row stays, since its key is taken for ever; its content is {}
+-- where retention let it go.
+-- error, code, request_id: why it is not sent, in words and as the platform put it. left_after: where its conversation
+-- stood when it left, as JSON [id, epoch, seq], on platforms where it may have to be looked up. caused_in,
+-- caused_by: the conversation and the peer whose message it answers, for those that count against the guard against
+-- loops.
 CREATE TABLE outbox (
     number        INTEGER PRIMARY KEY,
     identity      INTEGER NOT NULL REFERENCES identity,
@@ -164,6 +172,7 @@ CREATE TABLE outbox (
     expires_at    REAL,
     code          TEXT NOT NULL DEFAULT '',
     request_id    TEXT,
+    left_after    TEXT,
     caused_in     TEXT NOT NULL DEFAULT '',
     caused_by     TEXT NOT NULL DEFAULT '',
     UNIQUE (client_msg_id, identity)
@@ -197,3 +206,17 @@ CREATE TABLE timer (
     again           TEXT NOT NULL,
     progress        BLOB
 ) STRICT, WITHOUT ROWID;
+
+-- What retention let go, one row per run and table: the payloads of events, the contents of settled sends, outcomes.
+-- start, stop: half-open, positions or numbers. Events and sends themselves stay, as their ids and keys are taken for
+-- ever.
+CREATE TABLE trimmed (
+    number INTEGER PRIMARY KEY,
+    what   TEXT NOT NULL,
+    start  INTEGER NOT NULL,
+    stop   INTEGER NOT NULL,
+    "rows" INTEGER NOT NULL,
+    bytes  INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    at     REAL NOT NULL
+) STRICT;

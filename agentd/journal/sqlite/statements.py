@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
+from typing import Any
 
 Row = tuple[int | float | str | bytes | None, ...]
 
@@ -46,17 +47,28 @@ SQL = parse((resources.files(__package__) / "queries.sql").read_text("utf-8"))
 
 @functools.cache
 def widened(statement: str, rows: int) -> str:
-    """The same insert with its `VALUES (?, ...)` repeated for this many rows."""
+    """The same statement with its `VALUES (?, ...)` repeated for this many rows."""
     widened_statement, found = _ROW.subn(lambda row: ", ".join([row[0]] * rows), statement)
-    assert found == 1, "only an insert with one VALUES list can be widened"
+    assert found == 1, "only a statement with one VALUES list can be widened"
     return widened_statement
 
 
 def write_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[Row]) -> None:
     """Run an insert for every row, in order, in as few statements as the widths allow."""
+    for _ in _run_wide(connection, statement, rows):
+        pass
+
+
+def read_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[Row]) -> Iterator[Any]:
+    """What a query says of these rows, which stand in its VALUES; a query that groups does so per statement."""
+    for cursor in _run_wide(connection, statement, rows):
+        yield from cursor
+
+
+def _run_wide(connection: sqlite3.Connection, statement: str, rows: Sequence[Row]) -> Iterator[sqlite3.Cursor]:
     done = 0
     for width in _WIDTHS:
         while len(rows) - done >= width:
             values = [value for row in rows[done : done + width] for value in row]
-            connection.execute(widened(statement, width), values)
+            yield connection.execute(widened(statement, width), values)
             done += width

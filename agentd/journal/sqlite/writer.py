@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentd.errors import JournalError
+from agentd.errors import JournalError, JournalUnusable
 from agentd.journal.sqlite import (
     cursors,
     dead_letters,
@@ -27,6 +27,7 @@ from agentd.journal.sqlite import (
     pauses,
     plugin_state,
     timers,
+    trimming,
 )
 from agentd.journal.sqlite.names import Names
 from agentd.journal.storage import (
@@ -49,19 +50,25 @@ from agentd.journal.storage import (
     StatePut,
     TimerGone,
     TimerSet,
+    Trim,
 )
 
 
 class Writer:
-    """Writes groups through one connection, and remembers what saves it from asking the disk."""
+    """Writes groups through one connection, and remembers what saves it from asking the disk.
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    limited: the file may not grow past a bound of its own.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, *, limited: bool) -> None:
         self._connection = connection
         self._path = path
+        self._limited = limited
         self._identities = Names(connection, "identity")
         self._plugins = Names(connection, "plugin")
         self._absences = marks.Absences(connection)
         self._failed = cursors.FailedLanes(connection)
+        self.state_sizes = plugin_state.StateSizes(connection)
 
     def write(self, calls: Sequence[Sequence[Change]]) -> dict[int, JournalError]:
         """Write a group of commits in one transaction.
@@ -100,7 +107,7 @@ class Writer:
             if self._connection.in_transaction:  # SQLite ends it by itself when the disk fails
                 self._connection.execute("ROLLBACK")
             self._rolled_back()
-            if isinstance(error, sqlite3.Error) and (verdict := faults.verdict(error, self._path)):
+            if isinstance(error, sqlite3.Error) and (verdict := self._verdict(error)):
                 raise verdict from error
             raise
         for memory in self._memories():
@@ -118,12 +125,15 @@ class Writer:
             if self._connection.in_transaction:
                 self._connection.execute("RELEASE one_commit")
 
+    def _verdict(self, error: sqlite3.Error) -> faults.MustWait | JournalUnusable | None:
+        return faults.verdict(error, self._path, limited=self._limited)
+
     def _rolled_back(self) -> None:
         for memory in self._memories():
             memory.rolled_back()
 
-    def _memories(self) -> tuple[Names | marks.Absences | cursors.FailedLanes, ...]:
-        return self._identities, self._plugins, self._absences, self._failed
+    def _memories(self) -> tuple[Names | marks.Absences | cursors.FailedLanes | plugin_state.StateSizes, ...]:
+        return self._identities, self._plugins, self._absences, self._failed, self.state_sizes
 
     def _apply(self, changes: Iterable[Change]) -> None:
         families: dict[str, list[Any]] = {}
@@ -140,7 +150,7 @@ class Writer:
         try:
             self._write_family(table, changes)
         except sqlite3.Error as error:
-            if verdict := faults.verdict(error, self._path):
+            if verdict := self._verdict(error):
                 raise verdict from error
             raise _Offence(table, getattr(error, "sqlite_errorname", type(error).__name__)) from error
         except faults.BrokenChange as error:
@@ -168,11 +178,13 @@ class Writer:
             case "dead":
                 dead_letters.write(connection, self._plugins, changes)
             case "state":
-                plugin_state.write(connection, self._plugins, changes)
+                plugin_state.write(connection, self._plugins, self.state_sizes, changes)
             case "timer":
                 timers.write(connection, self._plugins, self._identities, changes)
             case "outbox":
                 outbox.write(connection, self._identities, changes)
+            case "trimmed":
+                trimming.write(connection, changes)
 
 
 class _Offence(Exception):
@@ -203,5 +215,6 @@ _TABLE_OF: dict[type, str] = {
     Queued: "outbox",
     Carried: "outbox",
     Retried: "outbox",
+    Trim: "trimmed",
 }
 _ORDER = tuple(dict.fromkeys(_TABLE_OF.values()))

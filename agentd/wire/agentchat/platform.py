@@ -8,6 +8,7 @@ Not here: the shapes themselves (types.py), performing requests (transport/), de
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -29,12 +30,14 @@ from agentd.core.events import (
 )
 from agentd.core.reconnect import CloseMeaning
 from agentd.errors import Refused, Unavailable, WireViolation
+from agentd.wire import nesting
 from agentd.wire.agentchat import types as wire
 from agentd.wire.platform import (
     Accepted,
     Frame,
     Hello,
     Later,
+    Lookup,
     Malformed,
     Page,
     Rejected,
@@ -45,6 +48,11 @@ from agentd.wire.platform import (
     Standing,
     Unknown,
 )
+
+T = TypeVar("T")
+
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What a decoder raises; the last where the far end nests deeper than it can follow."""
 
 _NO_CONTEXT = Context()
 _NO_METADATA: dict[str, object] = {}
@@ -71,6 +79,7 @@ class AgentChat:
 
     name = "agentchat"
     deduplicates_sends = True
+    lookup: Lookup | None = None
 
     def __init__(self, identity: str, url: str, key: Callable[[], str], handle: str = "", *, version: str = "") -> None:
         self.identity = identity
@@ -90,7 +99,7 @@ class AgentChat:
         _raise_for_status(response)
         try:
             return wire.decode_agent(response.body).handle.lstrip("@").lower()
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             raise WireViolation(f"GET /v1/agents/me: {error}") from None
 
     # -- the socket -------------------------------------------------------------------------------------------------
@@ -125,11 +134,11 @@ class AgentChat:
     def decode(self, frame: str | bytes) -> Frame:
         """What a frame says: an Event for `message.new`, a Signal, or what it is instead. Never raises."""
         try:
-            found = wire.decode_server_frame(frame)
+            found = _unnested(wire.decode_server_frame, frame)
             if found.type == "message.new":
                 return self._message(bytes(found.payload), Source.LIVE)
             return self._other(found)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except _UNREADABLE as error:
             return Malformed(_without_content(error))
 
     def ack(self, event: Event) -> bytes:
@@ -178,7 +187,7 @@ class AgentChat:
         _raise_for_status(response)
         try:
             rows = wire.decode_conversations(response.body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except _UNREADABLE as error:
             raise WireViolation(f"GET /v1/conversations: {_without_content(error)}") from None
         return [Standing(row.id, row.oldest_unread_seq, row.newest_unread_seq) for row in rows]
 
@@ -205,7 +214,7 @@ class AgentChat:
             try:
                 row = wire.decode_message(response.body)
                 event = self._message(response.body, Source.OWN)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except _UNREADABLE as error:
                 raise WireViolation(f"POST /v1/messages: {_without_content(error)}") from None
             return Accepted(
                 event,
@@ -218,7 +227,13 @@ class AgentChat:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _message(self, payload: bytes, source: Source, *, epoch: int = 1, late: bool = False) -> Message:
-        row = wire.decode_message(payload)
+        try:
+            row = wire.decode_message(payload)
+            deep = bool((row.content is not None and row.content.data) or row.metadata)
+        except RecursionError:
+            deep = True
+        if deep and (shallow := nesting.cut(payload)) is not payload:
+            payload, row = shallow, wire.decode_message(shallow)
         content, found = row.content, row.context
         context = _NO_CONTEXT if found is None else _context(found)
         own = row.sender == self.handle
@@ -253,8 +268,8 @@ class AgentChat:
     def _page(self, response: Response, source: Source) -> Page:
         _raise_for_status(response)
         try:
-            rows = wire.decode_rows(response.body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            rows = _unnested(wire.decode_rows, response.body)
+        except _UNREADABLE as error:
             raise WireViolation(f"not a list of rows: {_without_content(error)}") from None
         clean: list[Event] = []
         behind: list[Event] = []
@@ -262,7 +277,7 @@ class AgentChat:
         for raw in rows:
             try:
                 event = self._message(bytes(raw), source)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except _UNREADABLE as error:
                 malformed = malformed or Malformed(_without_content(error))
             else:
                 (behind if malformed else clean).append(event)
@@ -328,6 +343,15 @@ class AgentChat:
                     deleted_by=gone.deleted_by_handle or "",
                 )
         return None
+
+
+def _unnested(decode: Callable[[bytes], T], json: str | bytes) -> T:
+    """What holds messages one level down, decoded; what is nested too deeply in them is cut first if it must be."""
+    given = json.encode() if isinstance(json, str) else json
+    try:
+        return decode(given)
+    except RecursionError:
+        return decode(nesting.cut(given, nesting.DEPTH_MAX + 1))
 
 
 def _is_group(conversation: str) -> bool:

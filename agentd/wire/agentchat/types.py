@@ -815,7 +815,7 @@ def read_error(status: int, body: bytes) -> ErrorBody:
 def _error_object(body: bytes) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     if isinstance(found, dict) and isinstance(found.get("error"), dict):
         found = found["error"]

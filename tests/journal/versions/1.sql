@@ -30,9 +30,10 @@ CREATE TABLE conversation (
     mark_id  TEXT NOT NULL,
     top      INTEGER NOT NULL,
     position INTEGER NOT NULL,
+    address  TEXT NOT NULL DEFAULT '',
     UNIQUE (identity, id)
 ) STRICT;
-INSERT INTO "conversation" VALUES(1,1,'conv_a',1,2,3,'msg_3',3,2);
+INSERT INTO "conversation" VALUES(1,1,'conv_a',1,2,3,'msg_3',3,2,'');
 CREATE TABLE cursor (
     plugin       INTEGER NOT NULL REFERENCES plugin,
     conversation INTEGER NOT NULL REFERENCES conversation,
@@ -112,11 +113,12 @@ CREATE TABLE outbox (
     expires_at    REAL,
     code          TEXT NOT NULL DEFAULT '',
     request_id    TEXT,
+    left_after    TEXT,
     caused_in     TEXT NOT NULL DEFAULT '',
     caused_by     TEXT NOT NULL DEFAULT '',
     UNIQUE (client_msg_id, identity)
 ) STRICT;
-INSERT INTO "outbox" VALUES(1,1,'key_1','@bob','{"text":"hi"}','','ready',0,0.0,3.5,3.5,'',NULL,NULL,NULL,9.5,'',NULL,'','');
+INSERT INTO "outbox" VALUES(1,1,'key_1','@bob','{"text":"hi"}','','ready',0,0.0,3.5,3.5,'',NULL,NULL,NULL,9.5,'',NULL,NULL,'','');
 CREATE TABLE outcome (
     number       INTEGER PRIMARY KEY,
     plugin       INTEGER NOT NULL REFERENCES plugin,
@@ -132,9 +134,10 @@ CREATE TABLE pause (
     conversation INTEGER PRIMARY KEY REFERENCES conversation,
     at           REAL NOT NULL,
     until        REAL,
-    reason       TEXT NOT NULL
+    reason       TEXT NOT NULL,
+    watchers     INTEGER NOT NULL
 ) STRICT;
-INSERT INTO "pause" VALUES(1,2.5,NULL,'operator');
+INSERT INTO "pause" VALUES(1,2.5,NULL,'operator',0);
 CREATE TABLE plugin (
     number INTEGER PRIMARY KEY,
     name   TEXT NOT NULL UNIQUE
@@ -164,6 +167,17 @@ CREATE TABLE timer (
     progress        BLOB
 ) STRICT, WITHOUT ROWID;
 INSERT INTO "timer" VALUES('agentd-1-t0',1,1,1,'conv_1','',9.5,X'6E756C6C',0,'',0,'',NULL);
+CREATE TABLE trimmed (
+    number INTEGER PRIMARY KEY,
+    what   TEXT NOT NULL,
+    start  INTEGER NOT NULL,
+    stop   INTEGER NOT NULL,
+    "rows" INTEGER NOT NULL,
+    bytes  INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    at     REAL NOT NULL
+) STRICT;
+INSERT INTO "trimmed" VALUES(1,'event',1,3,2,900,'older than 90 days',4.5);
 CREATE INDEX event_lane ON event (conversation);
 CREATE INDEX gap_open ON gap (number) WHERE outcome = '';
 CREATE INDEX outcome_lane ON outcome (plugin, conversation, last);

@@ -1,0 +1,213 @@
+"""What the verbs on the journal's file do: backup, restore, vacuum, retention, upgrade-check.
+
+They work on the file itself, so that they need no daemon; what a running one would be disturbed by is refused.
+
+Always true: with `as_json`, stdout holds JSON and nothing else. Nothing is replaced that was not agreed to.
+Not here: the work on the file (journal).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from agentd.cli.printing import count_column, echo_json, echo_table
+from agentd.cli.progress import Progress
+from agentd.cli.tables import Column
+from agentd.config import JournalSettings, Retention, find_configuration, find_state, load
+from agentd.errors import JournalUnusable
+from agentd.journal.retention import SLICE, bounds_of_age, excess
+from agentd.journal.retention import Retention as Keeper
+from agentd.journal.sqlite import copies, open_journal, trimming
+
+JOURNAL_NAME = "journal.db"
+
+_SYSTEM_STATE = Path("/var/lib/agentd")  # what StateDirectory=agentd makes
+_TRACES = 20
+
+
+def journal_of(config: Path | None, environ: Mapping[str, str]) -> Path:
+    """The journal that these would use: of the state folder that is named, else where the service keeps it."""
+    named = find_state(config, environ) / JOURNAL_NAME
+    of_service = _SYSTEM_STATE / JOURNAL_NAME
+    if environ.get("AGENTD_STATE") or named.exists() or not of_service.exists():
+        return named
+    return of_service
+
+
+def bounds(config: Path | None, environ: Mapping[str, str]) -> Retention:
+    """The bounds that the configuration sets. Raises ConfigError."""
+    if (config or find_configuration(environ)) is None:
+        return Retention()
+    return load(config, environ).agentd.retention
+
+
+def backup(journal: Path, file: Path, *, force: bool, as_json: bool) -> None:
+    """Copy the journal, and say where to."""
+    progress, began = Progress("copying"), time.monotonic()
+    size = copies.back_up(journal, file, force=force, progress=progress)
+    progress.over()
+    if as_json:
+        echo_json({"journal": str(journal), "backup": str(file), "bytes": size})
+    else:
+        click.echo(f"{file}: {_size(size)}, whole and on disk after {time.monotonic() - began:.1f} s", err=True)
+
+
+def restore(journal: Path, file: Path, *, yes: bool, as_json: bool) -> None:
+    """Put a backup in the journal's place, and say where the former is."""
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("nobody is there to ask; add --yes")
+        click.confirm(f"replace {journal} by {file}?", abort=True, err=True)
+    progress = Progress("copying")
+    kept = copies.restore(file, journal, progress=progress)
+    progress.over()
+    if as_json:
+        echo_json({"journal": str(journal), "kept": kept and str(kept)})
+        return
+    click.echo(f"{journal} is {file} now; start the daemon", err=True)
+    if kept:
+        click.echo(f"the former one is kept as {kept}", err=True)
+
+
+def vacuum(journal: Path, *, as_json: bool) -> None:
+    """Shrink the file."""
+    before, after = copies.vacuum(journal)
+    if as_json:
+        echo_json({"journal": str(journal), "bytes_before": before, "bytes": after})
+    else:
+        click.echo(f"{journal}: {_size(before)} before, {_size(after)} now", err=True)
+
+
+def upgrade_check(file: Path, *, rehearse: bool, as_json: bool) -> bool:
+    """Say how the file stands to this program. False if it cannot be read."""
+    found = copies.standing(file)
+    took_s = _rehearsed(file) if rehearse and found.readable else None
+    if as_json:
+        steps = [{"version": version, "what": what} for version, what in found.steps]
+        told: dict[str, Any] = {"file": str(file), "readable": found.readable, "version": found.version}
+        echo_json({**told, "known": found.known, "steps": steps, "rehearsal_s": took_s})
+        return found.readable
+    if not found.readable:
+        click.echo(
+            f"{file} has tables of version {found.version}, and this agentd knows {found.known}: install the agentd "
+            f"that wrote it, or restore the backup of before its upgrade ({file.name}.v*.backup)"
+        )
+    elif not found.steps:
+        click.echo(f"{file} has tables of version {found.version}, as this agentd writes them: nothing to upgrade")
+    else:
+        click.echo(
+            f"{file} has tables of version {found.version}; the next `agentd run` copies it beside and upgrades:"
+        )
+        for version, what in found.steps:
+            click.echo(f"  to version {version}" + (f": {what}" if what else ""))
+    if took_s is not None:
+        click.echo(f"rehearsed on a copy: it can be opened after {took_s:.1f} s")
+    return found.readable
+
+
+def _rehearsed(file: Path) -> float:
+    # Beside the file, since a folder for temporary files may be too small for a journal.
+    with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=file.parent) as folder:
+        return copies.rehearse(file, Path(folder))
+
+
+def retention(journal: Path, settings: Retention, *, dry_run: bool, as_json: bool) -> None:
+    """Show what would go, or let it go."""
+    if not dry_run:
+        _let_go(journal, settings)
+    found = {} if not dry_run else _found(journal, settings)
+    traces = copies.trimmed(journal, _TRACES)
+    with copies.reading(journal) as connection:
+        used = trimming.used_bytes(connection)
+    if as_json:
+        told = {what: row._asdict() for what, row in found.items()}
+        past = [msgspec.to_builtins(trace) for trace in traces]
+        echo_json({"used_bytes": used, "excess_bytes": excess(settings, used), "would_go": told, "went": past})
+        return
+    for reason, row in found.items():
+        _echo_found(reason, row)
+    over = f", {_size(excess(settings, used))} above journal_max_mb" if excess(settings, used) else ""
+    click.echo(f"{journal} uses {_size(used)}{over}")
+    if traces:
+        _echo_traces(traces)
+
+
+def _let_go(journal: Path, settings: Retention) -> None:
+    async def once() -> int:
+        opened = await open_journal(journal, JournalSettings())
+        try:
+            return await Keeper(opened, settings).once(time.time())
+        finally:
+            await opened.close()
+
+    if not journal.exists():
+        raise JournalUnusable(f"there is no journal at {journal}; name its folder with --state")
+    try:
+        rows = asyncio.run(once())
+    except JournalUnusable as error:
+        raise JournalUnusable(f"{error} A running daemon lets go of what is old by itself.") from None
+    click.echo(f"{rows} rows let go", err=True)
+
+
+def _found(journal: Path, settings: Retention) -> dict[str, trimming.Found]:
+    """What each bound would let go, by its reason. Of the bound of size: all that could go, the oldest first."""
+    progress = Progress("looking")
+    found: dict[str, trimming.Found] = {}
+    with copies.reading(journal) as connection:
+        for bound in bounds_of_age(settings, time.time()):
+            total, end = trimming.Found(), trimming.last_of(connection, bound.what)
+            for after in range(0, end, SLICE):
+                upto = min(after + SLICE, end)
+                stretch = trimming.Stretch(bound.what, after, upto, bound.before, settings.forget_plugins)
+                total = total.joined(trimming.find(connection, stretch))
+                progress(upto, end)
+            found[f"{_NOUNS[bound.what]} {bound.reason}"] = total
+    progress.over()
+    return found
+
+
+_NOUNS = {"event": "events", "outcome": "outcomes of turns", "outbox": "settled sends"}
+
+
+def _echo_found(reason: str, found: trimming.Found) -> None:
+    if not found.rows:
+        click.echo(f"{reason}: none may go")
+        return
+    span = f"from {_day(found.oldest)} to {_day(found.newest)}"
+    click.echo(f"{reason}: {found.rows:,} may go, {_size(found.bytes)}, {span}, {found.first} to {found.last}")
+
+
+def _echo_traces(traces: list[trimming.Trimmed]) -> None:
+    columns = (
+        Column("WENT", lambda row: _day(row["at"])),
+        Column("WHAT", lambda row: _NOUNS[row["what"]]),
+        Column("FROM", lambda row: str(row["start"]), 2),
+        Column("TO", lambda row: str(row["stop"] - 1), 2),
+        count_column("ROWS", "rows", 0),
+        Column("SIZE", lambda row: _size(row["bytes"]), 1),
+        Column("WHY", lambda row: str(row["reason"])),
+    )
+    click.echo()
+    echo_table(columns, [msgspec.to_builtins(trace) for trace in traces])
+
+
+def _day(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d")
+
+
+def _size(count: int) -> str:
+    """Bytes as people read them."""
+    size, units = float(count), ["B", "kB", "MB", "GB"]
+    while size >= 1_000 and len(units) > 1:
+        size, units = size / 1_000, units[1:]
+    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"

@@ -1,0 +1,219 @@
+"""Copies of a journal, and what is done to one that no daemon holds: backup, restore, vacuum, a look at its version.
+
+For a command, not for the daemon: everything here blocks. A backup reads through a connection of its own in one
+transaction, so it is consistent and holds up no commit, whether a daemon runs or not.
+
+Always true: a copy has its name only when it is whole, checked and on disk, and has mode 0600. What is replaced is kept
+beside. What writes holds the owner's lock (lock.py).
+Not here: the copy before an upgrade (opening.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from agentd.config import JournalSettings
+from agentd.errors import JournalFull, JournalUnusable
+from agentd.journal.sqlite import opening, trimming
+from agentd.journal.sqlite.lock import OwnerLock
+from agentd.journal.sqlite.opening import SCHEMA, Schema
+
+Progress = Callable[[int, int], None]
+"""Told how many pages are done, of how many."""
+
+_PAGES_PER_STEP = 1_024
+
+
+def nobody_watches(done: int, of: int) -> None:
+    """For a copy whose progress is not shown."""
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """How a journal's file stands to this program. version: of its tables; known: what this program writes.
+
+    steps: what would run when it is opened, each with its version and what it says about itself.
+    """
+
+    version: int
+    known: int
+    steps: tuple[tuple[int, str], ...]
+
+    @property
+    def readable(self) -> bool:
+        """This program can open it, after the steps."""
+        return self.version <= self.known
+
+
+def standing(path: Path, schema: Schema = SCHEMA) -> Standing:
+    """Look at a journal or a backup of one; nothing is changed. Raises JournalUnusable with the remedy."""
+    with reading(path) as connection:
+        version = opening.version_of(connection, path)
+    steps = ((step, _said(schema.steps[step])) for step in range(version + 1, schema.version + 1))
+    return Standing(version, schema.version, tuple(steps))
+
+
+def rehearse(path: Path, folder: Path, schema: Schema = SCHEMA) -> float:
+    """Upgrade a copy of it in this folder, to see that it can be done. Returns the seconds that the upgrade took."""
+    copy = folder / "rehearsal.db"
+    _copy(path, copy, nobody_watches)
+    started = time.monotonic()
+    opening.open_writer(copy, JournalSettings(), schema).close()
+    return time.monotonic() - started
+
+
+def back_up(path: Path, target: Path, *, force: bool = False, progress: Progress = nobody_watches) -> int:
+    """Copy the journal, also while a daemon writes. Returns the copy's size in bytes.
+
+    force: replace what is at `target`. Raises JournalUnusable with the remedy.
+    """
+    if target.exists() and not force:
+        raise JournalUnusable(f"{target} is there already; name another file, or add --force to replace it")
+    if target.exists() and path.exists() and target.samefile(path):
+        raise JournalUnusable(f"{target} is the journal itself; name another file")
+    try:
+        # A daemon that starts while a file at rest is copied would write under the copy's hands.
+        with owned(path) if path.exists() and _is_at_rest(path) else contextlib.nullcontext():
+            return _copy(path, target, progress)
+    except OSError as error:
+        raise JournalUnusable(
+            f"{target} cannot be written: {error.strerror}. Name a file in another folder."
+        ) from error
+
+
+def restore(backup: Path, path: Path, *, progress: Progress = nobody_watches, schema: Schema = SCHEMA) -> Path | None:
+    """Put a backup in the journal's place. Returns where the former journal is kept, or None if there was none.
+
+    Raises JournalUnusable if a daemon holds the journal, or if the backup is not one that this program can read.
+    """
+    found = standing(backup, schema)
+    if not found.readable:
+        raise JournalUnusable(
+            f"{backup} was written by a newer agentd (version {found.version} of its tables; this one knows "
+            f"{found.known}). Restore it with that agentd."
+        )
+    try:
+        with owned(path):
+            return _put_in_place(backup, path, progress)
+    except OSError as error:
+        raise JournalUnusable(f"{path} cannot be replaced: {error.strerror}. Check its folder and owner.") from error
+
+
+def vacuum(path: Path) -> tuple[int, int]:
+    """Give the room of what was let go back to the disk. Returns the file's size before and after.
+
+    Raises JournalUnusable if a daemon holds it, JournalFull if the disk has no room for the copy that this takes.
+    """
+    if not path.exists():
+        raise _missing(path)
+    with owned(path), contextlib.closing(opening.open_writer(path, JournalSettings())) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        before = path.stat().st_size
+        with opening.told(path):
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return before, path.stat().st_size
+
+
+@contextlib.contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Hold the journal, so that no daemon starts on it. Raises JournalUnusable, which names who has it."""
+    lock = OwnerLock(path)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that reads a journal or a backup of one, whoever else has it open. Raises JournalUnusable."""
+    if not path.is_file():
+        raise _missing(path)
+    with opening.told(path), contextlib.closing(opening.open_reader(path, at_rest=_is_at_rest(path))) as connection:
+        opening.version_of(connection, path)
+        yield connection
+
+
+def trimmed(path: Path, limit: int) -> list[trimming.Trimmed]:
+    """What retention let go, the last run first."""
+    with reading(path) as connection:
+        return trimming.trimmed(connection, limit)
+
+
+def _is_at_rest(path: Path) -> bool:
+    """Nobody has it open: whoever does has a -wal file beside it."""
+    return not path.with_name(f"{path.name}-wal").exists()
+
+
+def _missing(path: Path) -> JournalUnusable:
+    return JournalUnusable(f"there is no journal at {path}; name its folder with --state")
+
+
+def _copy(path: Path, target: Path, progress: Progress) -> int:
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    opening.make_private(unfinished)
+    try:
+        with reading(path) as source, contextlib.closing(sqlite3.connect(unfinished, isolation_level=None)) as copy:
+            # Without a transaction of its own, a backup in steps begins anew at each commit of the daemon's.
+            source.execute("BEGIN")
+            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            copy.execute("PRAGMA synchronous = OFF")  # it is synced below, once and whole
+            source.backup(
+                copy, pages=_PAGES_PER_STEP, progress=lambda _, remaining, total: progress(total - remaining, total)
+            )
+            # One file, whatever the source's mode is: a backup is often on a disk where -wal files are not welcome.
+            copy.execute("PRAGMA journal_mode = DELETE")
+            if (found := copy.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise JournalUnusable(f"the copy of {path} is not sound ({found}); see: agentd doctor")
+        opening.sync(unfinished)
+        unfinished.rename(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    opening.sync(target.parent)
+    return target.stat().st_size
+
+
+def _put_in_place(backup: Path, path: Path, progress: Progress) -> Path | None:
+    new = path.with_name(f"{path.name}.restored")
+    _copy(backup, new, progress)
+    shutil.chown(new, path.parent.stat().st_uid, path.parent.stat().st_gid)  # root restores for the daemon's user
+    kept = _keep(path) if path.exists() else None
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    # Marks of calls that ran when a process died, by positions that now mean other events.
+    path.with_name("running").unlink(missing_ok=True)
+    new.rename(path)
+    opening.sync(path.parent)
+    return kept
+
+
+def _keep(path: Path) -> Path:
+    """Give the present journal a second name, with its -wal file if that cannot be written into it."""
+    kept = path.with_name(f"{path.name}.replaced-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+    wal, kept_wal = path.with_name(f"{path.name}-wal"), kept.with_name(f"{kept.name}-wal")
+    # Links, so that at no moment there is no journal: a daemon that starts then would make a new one. First of all,
+    # because SQLite removes the -wal file of a journal whose first page is damaged.
+    if wal.exists():
+        os.link(wal, kept_wal)
+    os.link(path, kept)
+    with contextlib.suppress(JournalUnusable, JournalFull):  # what cannot be opened is kept as it is
+        # The last connection to close writes the -wal file into the journal.
+        opening.open_writer(path, JournalSettings()).close()
+        kept_wal.unlink(missing_ok=True)
+    opening.sync(path.parent)
+    return kept
+
+
+def _said(step: str) -> str:
+    """The first line of a migration's comment."""
+    first = step.lstrip().splitlines()[0]
+    return first.removeprefix("--").strip() if first.startswith("--") else ""

@@ -1,0 +1,96 @@
+"""Repeats that only the disk can tell: asked about within a bound, and none forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from agentd.errors import CredentialsRefused
+from agentd.intake import Questions
+from agentd.wire.platform import Request, Response
+from tests.intake.rig import Bench
+
+
+async def no_request(request: Request) -> Response:
+    raise AssertionError("the disk was to be asked, not the platform")
+
+
+def no_refusal(refused: CredentialsRefused) -> None:
+    raise refused
+
+
+@asynccontextmanager
+async def questioned(questions_max: int) -> AsyncIterator[tuple[Bench, Questions]]:
+    """An intake that has taken 20 events of each of two conversations; the disk has them."""
+    bench = Bench()
+    await bench.intake.load()
+    bench.intake.settings = msgspec.structs.replace(bench.intake.settings, questions_max=questions_max)
+    questions = Questions(bench.intake, no_request, on_credentials=no_refusal)
+    bench.intake._on_question = questions.ask
+    for conversation in ("conv_1", "conv_2"):
+        bench.push(*range(1, 21), conversation=conversation)
+    await bench.journal.sync()
+    bench.journal.recorded = {(1, seq): f"msg_{seq}" for seq in range(1, 21)}
+    bench.wire.acked.clear()
+    run = asyncio.create_task(questions.run())
+    try:
+        yield bench, questions
+    finally:
+        run.cancel()
+        await asyncio.wait([run])
+
+
+async def settle(bench: Bench) -> None:
+    for _ in range(20):
+        await bench.journal.sync()
+        await asyncio.sleep(0)
+
+
+async def test_repeats_beyond_the_bound_are_left_unacknowledged_and_fetched_again_later() -> None:
+    async with questioned(questions_max=5) as (bench, questions):
+        bench.push(*range(1, 21))
+        await asyncio.sleep(0)  # the commit of their first copies has ended, and the workers have not begun
+        assert questions.full
+        assert questions.waiting == 5
+        assert questions.forgone == 14, "the one at the mark is known by heart"
+        surveys = bench.surveys
+        await settle(bench)
+        assert not questions.full
+        assert len(bench.wire.acked) == 6
+        assert bench.surveys == surveys + 1, "a drain is asked for, once"
+        for _ in range(4):
+            bench.push(*(seq for seq in range(1, 21) if f"msg_{seq}" not in bench.wire.acked))
+            await settle(bench)
+        assert sorted(bench.wire.acked) == sorted(f"msg_{seq}" for seq in range(1, 21))
+
+
+async def test_one_repeat_of_each_conversation_is_asked_about_whatever_the_bound() -> None:
+    async with questioned(questions_max=1) as (bench, questions):
+        bench.push(*range(1, 20))
+        bench.push(*range(1, 20), conversation="conv_2")
+        await asyncio.sleep(0)
+        assert questions.waiting == 2
+        await settle(bench)
+        assert bench.wire.acked == ["msg_1", "msg_19"]
+        bench.push(21)
+        bench.push(21, conversation="conv_2")
+        await settle(bench)
+        assert [record.event.seq for record in bench.records[-2:]] == [21, 21], "nothing waits for what was not asked"
+
+
+async def test_a_conversation_that_started_over_waits_for_no_answer_about_its_former_numbering() -> None:
+    async with questioned(questions_max=100) as (bench, questions):
+        bench.push(3)
+        await asyncio.sleep(0)
+        assert questions.waiting == 1
+        decisions = bench.intake.sequencer.reset(
+            "conv_1", asyncio.get_running_loop().time(), top=3, adopt=True, known_ids=frozenset()
+        )
+        bench.intake.apply(decisions)
+        await settle(bench)
+        bench.push(4)
+        await settle(bench)
+        assert bench.records[-1].event.seq == 4

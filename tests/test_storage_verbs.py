@@ -1,0 +1,189 @@
+"""The verbs on the journal's file, beside a real daemon's process and without one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from agentd import cli
+from agentd.cli.progress import Progress
+from agentd.config import JournalSettings
+from agentd.core.events import Message, Record
+from agentd.demo.proof import Proof
+from agentd.journal.sqlite import copies, open_journal
+from agentd.journal.sqlite.opening import SCHEMA
+from agentd.journal.storage import Appended, Conversation
+
+
+def agentd_command(*words: str | Path, state: Path) -> Result:
+    clean = {name: None for name in os.environ if name.startswith(("AGENTD_", "NO_COLOR"))}
+    return CliRunner(env=clean).invoke(cli.cli, [*map(str, words), "--state", str(state)], prog_name="agentd")
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state folder with a journal of three old events that no plugin waits for."""
+
+    async def write() -> None:
+        journal = await open_journal(tmp_path / "state" / "journal.db", JournalSettings())
+        for seq in (1, 2, 3):
+            event = Message(identity="a", conversation="c", seq=seq, epoch=1, id=f"m{seq}", sender="@b", payload=b"{}")
+            mark = Conversation(1, "a", "c", 1, 1, seq, event.id, seq, seq)
+            journal.commit(mark, Appended(Record(journal.next_position(), 1, event, 1.5)))
+        await journal.commit()
+        await journal.close()
+
+    asyncio.run(write())
+    return tmp_path / "state"
+
+
+async def test_a_running_daemon_is_backed_up_and_not_disturbed(tmp_path: Path) -> None:
+    async with Proof(tmp_path, 1) as proof:
+        proof.peer("peer")
+        proof.start()
+        await proof.until_live()
+        proof.hub.post("peer", proof.identities[0], "before")
+        assert await proof.until_answered(20)
+        target = tmp_path / "backup.db"
+        told = await asyncio.to_thread(agentd_command, "backup", target, "--json", state=tmp_path / "state")
+        assert told.exit_code == 0, told.output
+        assert json.loads(told.stdout)["bytes"] == target.stat().st_size
+        for verb in (("vacuum",), ("restore", target, "--yes"), ("retention",)):
+            refused = await asyncio.to_thread(agentd_command, *verb, state=tmp_path / "state")
+            assert refused.exit_code == 1
+            assert f"pid {proof.daemon_pid}" in refused.stderr, "who has it"
+        shown = await asyncio.to_thread(agentd_command, "retention", "--dry-run", state=tmp_path / "state")
+        assert shown.exit_code == 0, shown.output
+        proof.hub.post("peer", proof.identities[0], "after")
+        assert await proof.until_answered(20)
+        assert await proof.stop() == 0
+    with contextlib.closing(sqlite3.connect(target)) as backup:
+        payloads = b"".join(row[0] for row in backup.execute("SELECT payload FROM event"))
+    assert b"before" in payloads
+    assert b"after" not in payloads
+
+
+async def test_a_daemon_over_a_restored_journal_fetches_what_came_since_and_answers_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    async with Proof(tmp_path, 1) as proof:
+        proof.peer("peer")
+        proof.start()
+        await proof.until_live()
+        proof.hub.post("peer", proof.identities[0], "one")
+        assert await proof.until_answered(20)
+        backup = tmp_path / "backup.db"
+        await asyncio.to_thread(copies.back_up, tmp_path / "state" / "journal.db", backup)
+        for text in ("two", "three"):
+            proof.hub.post("peer", proof.identities[0], text)
+        assert await proof.until_answered(20)
+        assert await proof.stop() == 0
+        told = await asyncio.to_thread(agentd_command, "restore", backup, "--yes", state=tmp_path / "state")
+        assert told.exit_code == 0, told.output
+        proof.start()
+        await proof.until_live()
+        proof.hub.post("peer", proof.identities[0], "four")
+        assert await proof.until_answered(30)
+        verdict = proof.verdict()
+        assert verdict.clean, verdict
+        assert verdict.handled_again == 2, "what came after the backup was handled again, and its answers were known"
+        assert await proof.stop() == 0
+
+
+def test_a_backup_does_not_replace_a_file_unless_told(state: Path, tmp_path: Path) -> None:
+    target = tmp_path / "copy"
+    assert agentd_command("backup", target, state=state).exit_code == 0
+    again = agentd_command("backup", target, state=state)
+    assert again.exit_code == 1
+    assert "--force" in again.stderr
+    assert agentd_command("backup", target, "--force", state=state).exit_code == 0
+
+
+def test_nothing_is_restored_where_nobody_can_be_asked(state: Path, tmp_path: Path) -> None:
+    agentd_command("backup", tmp_path / "copy", state=state)
+    refused = agentd_command("restore", tmp_path / "copy", state=state)
+    assert refused.exit_code == 2
+    assert "--yes" in refused.stderr
+
+
+def test_retention_shows_first_and_lets_go_then(state: Path, tmp_path: Path) -> None:
+    shown = agentd_command("retention", "--dry-run", state=state)
+    assert "events older than 90 days: 3 may go, 6 B, from 1970-01-01 to 1970-01-01, 1 to 3" in shown.stdout
+    machine = json.loads(agentd_command("retention", "--dry-run", "--json", state=state).stdout)
+    assert machine["would_go"]["events older than 90 days"]["rows"] == 3
+    assert machine["went"] == []
+    assert "3 rows let go" in agentd_command("retention", state=state).stderr
+    after = json.loads(agentd_command("retention", "--dry-run", "--json", state=state).stdout)
+    assert after["would_go"]["events older than 90 days"]["rows"] == 0
+    assert [(went["start"], went["stop"], went["rows"]) for went in after["went"]] == [(1, 4, 3)]
+
+
+def test_retention_obeys_the_configuration(state: Path, tmp_path: Path) -> None:
+    config = tmp_path / "agentd.toml"
+    config.write_text("[agentd.retention]\nevents_max_age_days = 0\n")
+    assert "0 rows let go" in agentd_command("retention", "--config", config, state=state).stderr
+    config.write_text("[agentd.retention]\nevents_max_age_days = -1\n")
+    assert agentd_command("retention", "--config", config, state=state).exit_code == 78
+
+
+def test_a_vacuum_says_what_it_gained(state: Path) -> None:
+    told = json.loads(agentd_command("vacuum", "--json", state=state).stdout)
+    assert told["bytes"] <= told["bytes_before"]
+
+
+def test_upgrade_check_of_todays_journal_and_of_its_backup(state: Path, tmp_path: Path) -> None:
+    agentd_command("backup", tmp_path / "copy", state=state)
+    for words in ((), (tmp_path / "copy",)):
+        told = agentd_command("upgrade-check", *words, "--rehearse", state=state)
+        assert told.exit_code == 0
+        assert "nothing to upgrade" in told.stdout
+        assert "rehearsed on a copy" in told.stdout
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["copy", "state"]
+
+
+def test_upgrade_check_refuses_a_newer_journal_with_the_remedy(state: Path) -> None:
+    with contextlib.closing(sqlite3.connect(state / "journal.db")) as connection:
+        connection.execute(f"PRAGMA user_version = {SCHEMA.version + 1}")
+    told = agentd_command("upgrade-check", state=state)
+    assert told.exit_code == 1
+    assert "restore the backup of before its upgrade" in told.stdout
+    machine = json.loads(agentd_command("upgrade-check", "--json", state=state).stdout)
+    assert (machine["readable"], machine["version"], machine["known"]) == (False, SCHEMA.version + 1, SCHEMA.version)
+
+
+@pytest.mark.parametrize(
+    "words", [["backup", "/tmp/x"], ["vacuum"], ["retention"], ["upgrade-check"]], ids=lambda w: w[0]
+)
+def test_where_there_is_no_journal_every_verb_says_how_to_name_one(words: list[str], tmp_path: Path) -> None:
+    told = agentd_command(*words, state=tmp_path / "nothing")
+    assert told.exit_code == 1
+    assert "--state" in told.stderr
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """What was written to a terminal."""
+    written: list[str] = []
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("click.echo", lambda text, **_: written.append(text))
+    return lambda: "".join(written)
+
+
+def test_progress_is_told_after_a_second_with_the_time_that_is_left(terminal: Callable[[], str]) -> None:
+    now = [0.0]
+    progress = Progress("copying", lambda: now[0])
+    progress(10, 100)
+    assert terminal() == ""
+    now[0] = 2.0
+    progress(25, 100)
+    assert "copying: 25 %, about 6 s left" in terminal()
+    progress.over()
+    assert terminal().endswith("\r\x1b[K")

@@ -1,0 +1,160 @@
+"""An event that no handler can digest, under each policy and through restarts; a deadline that cancels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+if TYPE_CHECKING:
+    from tests.whole.conftest import Rig
+
+_PICKY = """
+import asyncio
+from pathlib import Path
+
+from agentd.plugin import Context, Message, Plugin
+
+plugin = Plugin("picky")
+notes = Path(__file__).with_name("notes")
+
+
+def note(*words):
+    with notes.open("a") as file:
+        print(*words, file=file)
+
+
+async def count(message, ctx):
+    ctx.state.put("count", await ctx.state.get("count", int, 0) + 1)
+    ctx.reply("digested")
+    note(message.text, ctx.attempt)
+
+
+@plugin.on(Message, text="^(ordinary|poison)")
+async def digest(message: Message, ctx: Context) -> None:
+    await count(message, ctx)
+    if message.text == "poison":
+        raise ValueError("indigestible")
+
+
+@plugin.on(Message, text="^skipped poison", on_dead="skip")
+async def skip(message: Message, ctx: Context) -> None:
+    await count(message, ctx)
+    raise ValueError("indigestible")
+
+
+@plugin.on(Message, text="^slow", timeout_s=0.1)
+async def wait(message: Message, ctx: Context) -> None:
+    await count(message, ctx)
+    try:
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        note("cancelled")
+        raise
+"""
+
+
+async def begin(rig: Rig, **settings: Any) -> None:
+    (rig.folder / "picky.py").write_text(_PICKY)
+    rig.plugin = {"use": str(rig.folder / "picky.py"), **settings}
+    dispatch = msgspec.structs.replace(rig.settings.dispatch, retry_first_s=0.05)
+    rig.settings = msgspec.structs.replace(rig.settings, dispatch=dispatch)
+    rig.identity("agent")
+    for peer in ("peer", "other"):
+        rig.hub.create_agent(peer)
+    await rig.start()
+
+
+def notes(rig: Rig) -> list[str]:
+    file = rig.folder / "notes"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def answered(rig: Rig, peer: str = "peer") -> list[str]:
+    """Ids of this peer's messages that were answered, in the order of the answers."""
+    rows = rig.hub.ledger(rig.hub.conversation(peer, "agent"))
+    return [row.reply_to for row in rows if row.sender == "agent"]
+
+
+def said(rig: Rig, peer: str = "peer") -> list[str]:
+    return [row.id for row in rig.hub.ledger(rig.hub.conversation(peer, "agent")) if row.sender == peer]
+
+
+async def counted(rig: Rig) -> int:
+    [line] = [
+        line
+        for line in await rig._journal.conversations("agent")
+        if line.conversation == rig.hub.conversation("peer", "agent")
+    ]
+    return int(await rig._journal.state_get("plugin", line.number, "count") or b"0")
+
+
+def held(rig: Rig) -> list[dict[str, Any]]:
+    assert rig.daemon is not None
+    found: list[dict[str, Any]] = rig.daemon.operations.status()["plugins"][0]["held"]
+    return found
+
+
+async def test_poison_is_skipped_after_its_attempts_and_leaves_nothing_behind(rig: Rig) -> None:
+    await begin(rig, attempts=3)
+    rig.hub.post("peer", "agent", "ordinary 1", "poison", "ordinary 2")
+    await rig.until(lambda: len(answered(rig)) == 2)
+    assert notes(rig) == ["ordinary 1 1", "poison 1", "poison 2", "poison 3", "ordinary 2 1"]
+    first, _, last = said(rig)
+    assert answered(rig) == [first, last]
+    assert await counted(rig) == 2, "what the failed attempts put is nowhere"
+    [dead] = await rig._journal.dead("agent", 10)
+    assert (dead.attempts, dead.error) == (3, "ValueError: indigestible")
+
+
+async def test_poison_holds_its_conversation_alone_until_it_is_released(rig: Rig) -> None:
+    await begin(rig, attempts=2, on_dead="hold")
+    rig.hub.post("peer", "agent", "poison", "ordinary 1", "poison", "ordinary 2")
+    await rig.until(lambda: len(held(rig)) == 1)
+    rig.hub.post("other", "agent", "ordinary 1", "ordinary 2")
+    await rig.until(lambda: answered(rig, "other") == said(rig, "other"))
+    assert answered(rig) == []
+    assert rig.daemon is not None
+    assert rig.daemon.operations.release("plugin", "agent", held(rig)[0]["conversation"]) == 1
+    await rig.until(lambda: answered(rig) == said(rig)[1:2] and len(held(rig)) == 1)
+    await rig.stop()
+    await rig.start()
+    await rig.until(lambda: len(held(rig)) == 1)
+    assert rig.daemon.operations.release("plugin", "agent", held(rig)[0]["conversation"]) == 1
+    await rig.until(lambda: answered(rig) == [said(rig)[1], said(rig)[3]])
+    assert await counted(rig) == 2
+    assert rig.status()[0]["dead"] == 2
+
+
+async def test_a_handlers_own_policy_counts_more_than_its_plugins(rig: Rig) -> None:
+    await begin(rig, attempts=1, on_dead="hold")
+    rig.hub.post("peer", "agent", "skipped poison", "ordinary")
+    await rig.until(lambda: answered(rig) == said(rig)[1:])
+    assert held(rig) == []
+
+
+async def test_attempts_are_counted_on_over_a_restart(rig: Rig) -> None:
+    await begin(rig, attempts=4)
+    slower = msgspec.structs.replace(rig.settings.dispatch, retry_first_s=2.0)
+    quick, rig.settings = rig.settings, msgspec.structs.replace(rig.settings, dispatch=slower)
+    await rig.stop()
+    await rig.start()
+    rig.hub.post("peer", "agent", "poison", "ordinary")
+    await rig.until(lambda: notes(rig) == ["poison 1"])
+    await rig.stop()  # in the midst of the pause before the second attempt
+    rig.settings = quick
+    await rig.start()
+    await rig.until(lambda: answered(rig) == said(rig)[1:])
+    assert notes(rig) == ["poison 1", "poison 2", "poison 3", "poison 4", "ordinary 1"]
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_a_deadline_cancels_the_handler_and_what_it_staged_is_nowhere(rig: Rig, attempts: int) -> None:
+    await begin(rig, attempts=attempts)
+    rig.hub.post("peer", "agent", "slow", "ordinary")
+    await rig.until(lambda: answered(rig) == said(rig)[1:])
+    assert notes(rig) == [*(line for n in range(attempts) for line in (f"slow {n + 1}", "cancelled")), "ordinary 1"]
+    assert await counted(rig) == 1
+    [dead] = await rig._journal.dead("agent", 10)
+    assert "did not return within 0.1 s" in dead.error
