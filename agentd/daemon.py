@@ -333,8 +333,12 @@ class Daemon:
 
     async def _hang_up(self) -> None:
         """SIGHUP: nobody waits for an answer, the log has it."""
-        with contextlib.suppress(ConfigError, Unavailable):
+        try:
             await self._reload()
+        except (ConfigError, Unavailable):
+            pass  # said already, or it does not matter any more
+        except Exception:
+            log.exception("the configuration could not be read again")
 
     async def _watch_plugins(self) -> None:
         if self._watch_files:

@@ -112,7 +112,7 @@ class Loaded:
         for hook in self.plugin.setups:
             try:
                 await self._call(hook)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 reason = str(error) or type(error).__name__
                 place = _raised_at(error, place_of(hook).rpartition(":")[0])
                 raise PluginLoadError(f"{place}: plugin {self.name}: its setup failed: {reason}") from error
@@ -122,7 +122,7 @@ class Loaded:
         for hook in reversed(self.plugin.teardowns):
             try:
                 await self._call(hook)
-            except Exception:
+            except (Exception, SystemExit):
                 log.exception("teardown failed", extra={"plugin": self.name})
         self._threads.close()
         _forget(self._alias)
@@ -232,7 +232,7 @@ def _imported(name: str, found: Found, alias: str) -> ModuleType:
         raise
     except SyntaxError as error:
         raise PluginLoadError(f"{error.filename}:{error.lineno}: plugin {name}: {error.msg}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin does not end the daemon
         place = _raised_at(error, str(found.path) if isinstance(found, FoundFile) else "")
         reason = f"{type(error).__name__}: {error}"
         raise PluginLoadError(f"{place}: plugin {name}: importing it failed: {reason}") from error

@@ -67,6 +67,7 @@ class World:
         self.identities: dict[str, list[str]] = {}
         self.plugins: dict[str, str] = {}
         self.key_files: dict[str, str] = {}
+        self.urls: dict[str, str] = {}
         self.daemon: Daemon | None = None
         hub.create_agent("peer")
 
@@ -97,7 +98,7 @@ class World:
         for name, plugins in self.identities.items():
             lines += [
                 f"[identity.{name}]",
-                f'url = "{self.hub.url}"',
+                f'url = "{self.urls.get(name, self.hub.url)}"',
                 f'key = {{ file = "{self.key_files.get(name, name + ".key")}" }}',
             ]
             lines += ["loop_guard = { answers_max = 0 }"]
@@ -277,6 +278,24 @@ async def test_an_identity_that_is_renamed_takes_its_account_along(world: World)
     await world.until_answers("bob", "first hello")
 
 
+async def test_an_identity_that_moves_is_dialled_at_its_new_place_and_loses_nothing(world: World) -> None:
+    world.plugin("first")
+    world.identity("alice", "first")
+    world.identity("bob", "first")
+    await world.start()
+    before = world.unnoticed("alice")
+    world.post("bob", "slow 1", "2")
+    await world.until(lambda: "began slow 1" in world.notes())
+    world.urls["bob"] = world.hub.url.replace("127.0.0.1", "localhost")
+    assert (await world.reload())["identities"]["moved"] == ["bob"]
+    (world.folder / "go").touch()
+    await world.until_live()
+    world.post("bob", "3")
+    await world.until_answers("bob", "first slow 1", "first 2", "first 3")
+    assert world.identity_status()["bob"]["url"] == world.urls["bob"]
+    assert world.unnoticed("alice") == before
+
+
 # --- keys
 
 
@@ -405,6 +424,16 @@ async def test_what_cannot_change_while_it_runs_is_named_and_left(world: World) 
     assert (await world.reload())["at_next_start"] == ["agentd.sending.rate_per_s", "agentd.journal.linger_ms"]
 
 
+async def test_the_last_identity_is_not_taken_away(world: World) -> None:
+    world.plugin("first")
+    world.identity("alice", "first")
+    await world.start()
+    world.identities.clear()
+    with pytest.raises(ConfigError, match="no identity is configured"):
+        await world.reload()
+    assert world.states() == {"alice": "live"}
+
+
 # --- files of plugins
 
 
@@ -427,6 +456,43 @@ async def test_a_changed_file_takes_over_between_events_while_turns_run(world: W
     await world.until_answers("alice", "new 3", "old slow 1", "new 2")
     await world.until(lambda: "teardown old" in world.notes())
     assert world.unnoticed("alice") == before
+
+
+async def test_a_plugin_in_a_process_of_its_own_is_taken_over_the_same_way(world: World) -> None:
+    world.plugin("first", "old")
+    world.plugins["first"] += '\nisolate = "process"'
+    world.identity("alice", "first")
+    world.hub.create_agent("other")
+    await world.start(watch_files=True)
+    before, worker = world.unnoticed("alice"), world.plugin_status("first")["worker"]["pid"]
+    world.post("alice", "slow 1", "2")
+    await world.until(lambda: "began slow 1" in world.notes())
+    world.plugin("first", "new", setup='raise RuntimeError("no")')
+    await world.until(lambda: "its setup failed: no" in (world.plugin_status("first")["reload_error"] or ""))
+    world.plugin("first", "new")
+    await world.until(lambda: world.plugin_status("first")["generation"] == 2)
+    world.hub.post("other", "alice", "3")
+    await world.until_answers("alice", "new 3")
+    (world.folder / "go").touch()
+    await world.until_answers("alice", "new 3", "old slow 1", "new 2")
+    await world.until(lambda: "teardown old" in world.notes())
+    assert world.plugin_status("first")["worker"]["pid"] != worker
+    await world.until(lambda: not Path(f"/proc/{worker}").exists())
+    assert world.unnoticed("alice") == before
+
+
+async def test_who_blocks_the_loop_is_named_by_the_generation_that_runs(world: World) -> None:
+    world.plugin("first", "old")
+    world.identity("alice", "first")
+    await world.start(watch_files=True)
+    assert world.daemon is not None
+    generations = world.daemon._generations
+    before = set(generations.codes)
+    world.plugin("first", "new")
+    await world.until(lambda: "teardown old" in world.notes())
+    assert before
+    assert before.isdisjoint(generations.codes)
+    assert generations.codes == dict(generations.plugins["first"].codes())
 
 
 async def test_a_file_that_cannot_be_loaded_leaves_the_old_one_and_says_where(world: World) -> None:
@@ -528,3 +594,33 @@ async def test_a_process_reloads_at_a_word_and_at_a_signal_and_tells_its_manager
         finally:
             process.terminate()
             assert await asyncio.wait_for(process.wait(), 15) == 0
+
+
+async def test_a_daemon_with_its_own_hub_keeps_its_identities_and_takes_other_plugins(tmp_path: Path) -> None:
+    async def command(*words: str) -> tuple[int, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "agentd", *words, "--state", "state"), cwd=tmp_path, stdout=-1, stderr=-1
+        )
+        out, err = await asyncio.wait_for(process.communicate(), 20)
+        return process.returncode or 0, out.decode(), err.decode()
+
+    daemon = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "agentd", "run", "--state", "state"), cwd=tmp_path, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(20):
+            while (await command("send", "@echo", "one"))[1] != "echo: one\n":
+                await asyncio.sleep(0.1)
+        (tmp_path / "shout.py").write_text(PLUGIN.format(name="echo", word="changed", setup=""))
+        (tmp_path / "agentd.toml").write_text('[plugin.echo]\nuse = "./shout.py"\n')
+        assert await command("reload") == (0, "plugin reloaded: echo\n", "")
+        assert (await command("send", "@echo", "two"))[1] == "echo: changed two\n"
+        (tmp_path / "key").touch(0o600)
+        (tmp_path / "key").write_text("ac_live_0123456789abcdef")
+        with (tmp_path / "agentd.toml").open("a") as file:
+            file.write('[identity.x]\nurl = "http://127.0.0.1:1"\nkey = { file = "key" }\n')
+        told = "note: identity takes effect at the next start\n"
+        assert await command("reload") == (0, "nothing has changed\n", told)
+    finally:
+        daemon.terminate()
+        assert await asyncio.wait_for(daemon.wait(), 15) == 0
