@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
@@ -34,19 +34,20 @@ from agentd.core.events import Event, Record, Send, Signal, Source
 from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, Marks, calls_max
-from agentd.errors import AgentdError, ConfigError, PluginLoadError, first_of
-from agentd.host.isolated import Hosted, Isolated, load_hosted
+from agentd.errors import AgentdError, ConfigError, PluginLoadError, Unavailable, first_of
+from agentd.generations import Generations
 from agentd.host.stalls import StallWatch
+from agentd.identities import Identities, key_reader
 from agentd.journal.retention import Retention, below
 from agentd.journal.running import open_running
 from agentd.journal.sqlite import SqliteJournal, open_journal
 from agentd.journal.storage import Carried, StoredRecord
 from agentd.operations import Followers, Operations, Parts, Sending, Vitals
-from agentd.supervisor import Bells, Key, Shared, Supervisor
+from agentd.reloading import Reloading
+from agentd.sender import Sender
+from agentd.supervisor import Bells, Shared, Supervisor
 from agentd.takeover import Takeover
-from agentd.transport.rest import Pool, Rest
-from agentd.wire.agentchat import AgentChat
-from agentd.wire.platform import Platform
+from agentd.transport.rest import Pool
 
 if TYPE_CHECKING:
     from agentd.hub.server import Hub
@@ -62,8 +63,17 @@ _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
 """Identity to its handle on the embedded hub and its plugins."""
 
 
-def run(settings: config.Settings, *, config_path: Path | None) -> int:
-    """Run the daemon in the foreground until it is told to stop. Returns the exit code."""
+def run(
+    settings: config.Settings,
+    *,
+    config_path: Path | None,
+    reread: Callable[[], config.Settings] | None = None,
+    watch_files: bool = False,
+) -> int:
+    """Run the daemon in the foreground until it is told to stop. Returns the exit code.
+
+    reread: reads the configuration as it is when the daemon is told to reload. watch_files: see Daemon.
+    """
     logs.configure(settings.agentd.log_level)
     faulthandler.enable()
     # A core file, as a watchdog's SIGABRT leaves one, would hold every key; the stacks are in the log.
@@ -73,7 +83,7 @@ def run(settings: config.Settings, *, config_path: Path | None) -> int:
     sys.setswitchinterval(0.0005)
     Path(settings.agentd.state).mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        uvloop.run(_main(settings, config_path))
+        uvloop.run(_main(settings, config_path, reread, watch_files))
     except ConfigError as error:
         return _told(error, EXIT_CONFIG)
     except PluginLoadError as error:
@@ -89,13 +99,20 @@ def _told(error: AgentdError, code: int) -> int:
     return code
 
 
-async def _main(settings: config.Settings, config_path: Path | None) -> None:
+async def _main(
+    settings: config.Settings,
+    config_path: Path | None,
+    reread: Callable[[], config.Settings] | None,
+    watch_files: bool,
+) -> None:
     async with contextlib.AsyncExitStack() as stack:
         state = Path(settings.agentd.state)
         journal = await open_journal(state / "journal.db", settings.agentd.journal)
         stack.push_async_callback(journal.close)
         hub: Hub | None = None
-        keys: dict[str, Callable[[], str]] = {name: _key_of(identity) for name, identity in settings.identity.items()}
+        keys: dict[str, Callable[[], str]] = {
+            name: key_reader(identity) for name, identity in settings.identity.items()
+        }
         if settings.embedded:
             # Only here: a daemon with identities of its own starts a sixth sooner without it.
             from agentd.hub.server import Hub
@@ -104,12 +121,8 @@ async def _main(settings: config.Settings, config_path: Path | None) -> None:
             hub = await stack.enter_async_context(Hub(HubSettings(database=str(state / "hub.db"))))
             settings, keys = _embedded(settings, hub)
         base = config_path.parent if config_path is not None else Path.cwd()
-        daemon = Daemon(settings, base, journal, keys, hub)
+        daemon = Daemon(settings, base, journal, keys, hub, reread=reread, watch_files=watch_files)
         await daemon.run()
-
-
-def _key_of(identity: config.Identity) -> Callable[[], str]:
-    return lambda: config.resolve_key(identity.key).reveal()
 
 
 def _embedded(settings: config.Settings, hub: Hub) -> tuple[config.Settings, dict[str, Callable[[], str]]]:
@@ -134,7 +147,11 @@ def _embedded(settings: config.Settings, hub: Hub) -> tuple[config.Settings, dic
 
 
 class Daemon:
-    """Every part of one process. started: everything runs. operations: what can be asked of it, from then on."""
+    """Every part of one process. started: everything runs. operations: what can be asked of it, from then on.
+
+    reread: reads the configuration when `reload` is asked for; without it there is nothing new to read. watch_files:
+    plugins are reloaded when their files change.
+    """
 
     def __init__(
         self,
@@ -143,18 +160,22 @@ class Daemon:
         journal: SqliteJournal,
         keys: Mapping[str, Callable[[], str]],
         hub: Hub | None,
+        *,
+        reread: Callable[[], config.Settings] | None = None,
+        watch_files: bool = False,
     ) -> None:
         self._settings = settings
-        self._base = base
         self._journal = journal
         self._keys = keys
         self._hub = hub
+        self._reread = reread or (lambda: settings)
+        self._watch_files = watch_files
+        self._generations = Generations(base, journal.state_get, journal.state_bytes, self._backlog_of)
         self._began = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self.started = asyncio.Event()
         self._supervisors: dict[str, Supervisor] = {}
-        self._platforms: dict[str, Platform] = {}
         self._followers = Followers(settings.agentd.control.tail_queue_max)
         self._sending = Sending(
             journal,
@@ -174,29 +195,37 @@ class Daemon:
         """Start everything, serve until told to stop, stop everything. Raises JournalError, PluginLoadError."""
         async with contextlib.AsyncExitStack() as stack:
             pool = await stack.enter_async_context(Pool(self._settings.agentd.rest.connections_per_host_max))
-            plugins = await self._load_plugins(stack)
-            codes = dict(code for plugin in plugins.values() for code in plugin.codes())
-            self._watch = stack.enter_context(StallWatch(self._settings.agentd.dispatch.stall_s, codes))
-            await self._make_supervisors(pool)
-            self._dispatcher = self._make_dispatcher(plugins)
+            stack.push_async_callback(self._generations.close)
+            await self._generations.start(self._settings)
+            self._watch = stack.enter_context(
+                StallWatch(self._settings.agentd.dispatch.stall_s, self._generations.codes)
+            )
+            await self._make_identities(pool)
+            self._dispatcher = self._generations.dispatcher = self._make_dispatcher()
+            self._reloading = Reloading(
+                self._settings,
+                self._reread,
+                self._generations,
+                self._identities,
+                self._dispatcher,
+                embedded=self._hub is not None,
+            )
             self._takeover = Takeover(
                 self._journal,
-                self._settings.identity,
+                self._reloading.conduct,
                 self._dispatcher.pause,
                 self._dispatcher.paused,
                 time.time,
             )
             self._vitals.position = await self._journal.last_position()
-            self.operations = Operations(self._parts(plugins), self._sending, self._followers)
+            self.operations = Operations(self._parts(), self._sending, self._followers, self._reload)
             control = ControlServer(self.operations, listening_paths(Path(self._settings.agentd.state), os.environ))
             try:
                 async with asyncio.TaskGroup() as tasks:
                     await self._dispatcher.start(tasks)
                     takeover = tasks.create_task(self._takeover.run(), name="takeover")
-                    identities = [
-                        tasks.create_task(supervisor.run(), name=f"identity {name}")
-                        for name, supervisor in self._supervisors.items()
-                    ]
+                    self._identities.start(tasks)
+                    watching = tasks.create_task(self._watch_plugins(), name="files of plugins")
                     pressure = tasks.create_task(self._watch_journal(), name="journal pressure")
                     full_mb = self._settings.agentd.journal.max_mb
                     retention = Retention(self._journal, below(self._settings.agentd.retention, full_mb))
@@ -206,19 +235,18 @@ class Daemon:
                     self._greet()
                     self.started.set()
                     self._manager.ready()
-                    with self._signals():
+                    with self._signals(tasks):
                         await self._stopping.wait()
                     log.info("stopping")
                     self._manager.stopping()
                     self._manager.status("stopping: running handlers may finish")
-                    pressure.cancel()
-                    trimming.cancel()
-                    takeover.cancel()
-                    # First the handlers: one that waits for the answer to a send of its own needs the sender.
-                    await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
-                    for identity in identities:
-                        identity.cancel()
-                    await asyncio.wait(identities) if identities else None
+                    for task in (pressure, trimming, takeover, watching):
+                        task.cancel()
+                    # A change that is under way is made, so that what it began can be stopped.
+                    async with self._generations.changing:
+                        # First the handlers: one that waits for the answer to a send of its own needs the sender.
+                        await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
+                        await self._identities.stop()
             except ExceptionGroup as failed:
                 raise first_of(failed) from failed
             finally:
@@ -235,40 +263,7 @@ class Daemon:
             await server.start()
             self._vitals.http_url = server.url
 
-    async def _load_plugins(self, stack: contextlib.AsyncExitStack) -> dict[str, Hosted]:
-        """Load and set up every plugin that an identity uses; every problem is told at once."""
-        used = {name for identity in self._settings.identity.values() for name in identity.plugins}
-        plugins: dict[str, Hosted] = {}
-        problems: list[str] = []
-        for name in sorted(used):
-            try:
-                settings, read = self._settings.plugin[name], self._journal.state_get
-                plugins[name] = plugin = await load_hosted(
-                    name, settings, self._base, read, hidden=self._hidden_from(name)
-                )
-            except AgentdError as error:
-                problems += str(error).splitlines()
-                continue
-            if isinstance(plugin, Isolated):
-                stack.push_async_callback(plugin.end)
-        if problems:
-            raise ConfigError(problems)
-        for plugin in plugins.values():
-            plugin.backlog_of = self._backlog_of
-            plugin.state.stored_bytes = partial(self._journal.state_bytes, plugin.name)
-            stack.push_async_callback(plugin.teardown)
-            await plugin.setup()
-        return plugins
-
-    def _hidden_from(self, plugin: str) -> set[str]:
-        """Variables of the environment that hold keys which are not this plugin's."""
-        sources = [identity.key for identity in self._settings.identity.values()]
-        for name, each in self._settings.plugin.items():
-            sources += each.secrets.values() if name != plugin else ()
-        own = {source.env for source in self._settings.plugin[plugin].secrets.values()}
-        return {source.env for source in sources if source.env is not None} - own
-
-    async def _make_supervisors(self, pool: Pool) -> None:
+    async def _make_identities(self, pool: Pool) -> None:
         settings = self._settings.agentd
         shared = Shared(
             settings,
@@ -277,15 +272,11 @@ class Daemon:
             Bells(self._records, self._signal, self._settled),
             accounts={},
         )
-        handles = await self._journal.handles()
-        for name, identity in self._settings.identity.items():
-            key = Key(self._keys[name])
-            platform = AgentChat(name, identity.url, key.reveal, handles.get(name, ""), version=__version__)
-            rest = Rest(identity.url, key.reveal, settings.rest, pool=pool)
-            self._platforms[name] = platform
-            self._supervisors[name] = Supervisor(name, platform, rest, key, shared)
+        self._identities = Identities(self._journal, shared, pool, self._supervisors)
+        await self._identities.make(self._settings.identity, self._keys)
 
-    def _make_dispatcher(self, plugins: Mapping[str, Hosted]) -> Dispatcher:
+    def _make_dispatcher(self) -> Dispatcher:
+        plugins = self._generations.plugins
         intake, dispatch = self._settings.agentd.intake, self._settings.agentd.dispatch
         file = Path(self._settings.agentd.state) / "running"
         running, unfinished = open_running(file, list(plugins), calls_max(dispatch.concurrency, len(plugins)))
@@ -311,12 +302,12 @@ class Daemon:
             unfinished=unfinished,
         )
 
-    def _parts(self, plugins: Mapping[str, Hosted]) -> Parts:
+    def _parts(self) -> Parts:
         return Parts(
-            settings=self._settings,
+            current=lambda: self._reloading.settings,
             journal=self._journal,
             supervisors=self._supervisors,
-            plugins=plugins,
+            generations=self._generations,
             dispatcher=self._dispatcher,
             stalls=self._watch,
             vitals=self._vitals,
@@ -330,14 +321,40 @@ class Daemon:
         """Begin to stop; `run` returns when that is done."""
         self._told_to_stop()
 
+    async def _reload(self) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        if self._stopping.is_set():
+            raise Unavailable("the daemon is stopping")
+        self._manager.reloading()
+        try:
+            return await self._reloading.reload()
+        finally:
+            self._manager.ready()
+
+    async def _hang_up(self) -> None:
+        """SIGHUP: nobody waits for an answer, the log has it."""
+        try:
+            await self._reload()
+        except (ConfigError, Unavailable):
+            pass  # said already, or it does not matter any more
+        except Exception:
+            log.exception("the configuration could not be read again")
+
+    async def _watch_plugins(self) -> None:
+        if self._watch_files:
+            await self._reloading.watch()
+
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGTERM or SIGINT stops in order; the second ends the process at once."""
+    def _signals(self, tasks: asyncio.TaskGroup) -> Iterator[None]:
+        """The first SIGTERM or SIGINT stops in order; the second ends the process at once. SIGHUP reloads."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._told_to_stop)
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(self._hang_up(), name="reload"))
         try:
             yield
         finally:
+            self._loop.remove_signal_handler(signal.SIGHUP)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a stop that is under way goes on
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_DFL)
@@ -370,14 +387,19 @@ class Daemon:
 
     def _queued(self, sends: Sequence[Send]) -> None:
         for send in sends:
-            self._supervisors[send.identity].queued((send,))
+            if (supervisor := self._supervisors.get(send.identity)) is not None:
+                supervisor.queued((send,))  # else it waits on disk for the identity's return
+
+    def _sender_of(self, identity: str) -> Sender | None:
+        supervisor = self._supervisors.get(identity)
+        return None if supervisor is None else supervisor.sender
 
     def _backlog_of(self, identity: str, target: str) -> int | None:
-        sender = self._supervisors[identity].sender
+        sender = self._sender_of(identity)
         return None if sender is None else sender.peer_backlog(target)
 
     def _outbox_room(self, identity: str) -> int:
-        sender = self._supervisors[identity].sender
+        sender = self._sender_of(identity)
         return self._settings.agentd.sending.outbox_max if sender is None else sender.room
 
     def _settled(self, carried: Carried) -> None:
@@ -441,7 +463,7 @@ class Daemon:
             self._manager.status(told or "no identities")
 
     def _revive(self, stored: StoredRecord) -> Event:
-        platform = self._platforms[stored.identity]
+        platform = self._identities.platforms[stored.identity]
         return platform.revive(stored.payload, epoch=stored.epoch, late=stored.late, source=Source(stored.source))
 
 

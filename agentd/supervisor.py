@@ -12,6 +12,7 @@ Not here: how to connect (transport/), order and disk (intake/), sending (sender
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -57,9 +58,13 @@ class Key:
         """The key, for the one who sends it."""
         return self._value
 
-    async def refresh(self) -> bool:
-        """Read it again; True if it is another one. Raises ConfigError where it cannot be read."""
-        value = await asyncio.to_thread(self._read)
+    async def refresh(self, read: Callable[[], str] | None = None) -> bool:
+        """Read it again, from elsewhere if `read` is given; True if it is another one.
+
+        Raises ConfigError where it cannot be read.
+        """
+        value = await asyncio.to_thread(read or self._read)
+        self._read = read or self._read
         changed, self._value = value != self._value, value
         return changed
 
@@ -147,6 +152,13 @@ class Supervisor:
         if self._life is not None:
             self._life.shed(why)
 
+    async def rekey(self, read: Callable[[], str] | None = None) -> bool:
+        """Read the key again, and connect with it if it is another one; returns whether it is. See Key.refresh."""
+        changed = await self._key.refresh(read)
+        if changed and self._life is not None:
+            self._life.rekeyed()
+        return changed
+
     def queued(self, sends: Sequence[Send]) -> None:
         """These rows of ours are in the outbox on disk."""
         if self._life is not None:
@@ -217,6 +229,7 @@ class _Life:
         self._refused: CredentialsRefused | None = None
         self._fatal: asyncio.Future[None] = self._loop.create_future()
         self._drain_wanted = asyncio.Event()
+        self._new_key = asyncio.Event()
         self._account_asked = False
         self._hears_nothing = False
         self._pushed_then = ""
@@ -281,12 +294,16 @@ class _Life:
                 self._owner.enter("connecting")
             self._reconnect.dialling()
             meaning, asked_s = CloseMeaning.AGAIN, None
+            if self._new_key.is_set():
+                self._new_key.clear()
+                self._refused = None
             try:
                 await self._key.refresh()
                 await self._identify()
-                if self._refused is None:
-                    self.sender.resume()
-                meaning = await self._connection()
+                if not self._new_key.is_set():
+                    if self._refused is None:
+                        self.sender.resume()
+                    meaning = await self._connection()
             except CredentialsRefused as refused:
                 meaning, self._refused = CloseMeaning.REFUSED, refused
             except AgentdError as failure:
@@ -297,7 +314,22 @@ class _Life:
                 decision = await self._parked()
             if asked_s and decision.after_s >= asked_s:
                 self._owner.enter("throttled", f"the server asked for {asked_s:g} s")
-            await asyncio.sleep(decision.after_s)
+            await self._sleep(decision.after_s)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, but not if there is another key to try."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._new_key.wait()
+
+    def rekeyed(self) -> None:
+        """The key is another one: the connection under the old one ends, nothing leaves before we know whose it is."""
+        self._new_key.set()
+        self._account_asked = False
+        self.sender.pause()
+        self._reconnect.key_changed()
+        if self._link is not None:
+            self._link.close(1000, "another key")
 
     async def _identify(self) -> None:
         """Learn once per life whose key this is: own words are told by the handle."""
@@ -315,7 +347,7 @@ class _Life:
         self._platform.handle = handle
         if known is None:
             await self._shared.journal.commit(Account(self._owner.name, self._platform.name, handle))
-        self._account_asked = True
+        self._account_asked = not self._new_key.is_set()
 
     async def _connection(self) -> CloseMeaning:
         """One connection from dial to close."""
@@ -328,6 +360,8 @@ class _Life:
         ) as self._link:
             self._reconnect.opened(self._loop.time())
             self.intake.attach(self._link)
+            if self._new_key.is_set():  # it came while this connection was opened, perhaps with the old one
+                self._link.close(1000, "another key")
             try:
                 async with asyncio.TaskGroup() as tasks:
                     catching_up = tasks.create_task(self._catch_up(), name=f"{self._owner.name}: catching up")
@@ -375,11 +409,10 @@ class _Life:
         assert self._refused is not None
         self.sender.pause()
         self._owner.enter("parked", f"the platform refused the key: {self._refused}")
-        while not await self._key_changed():
-            await asyncio.sleep(_KEY_POLL_S)
+        while not self._new_key.is_set() and not await self._key_changed():
+            await self._sleep(_KEY_POLL_S)
         self._refused = None
         self._account_asked = False
-        self.sender.resume()
         return self._reconnect.key_changed() or Dial()
 
     async def _key_changed(self) -> bool:

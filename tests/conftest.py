@@ -186,6 +186,12 @@ class ScriptedDaemon:
         self.letters = {3: letter_row()}
         self.exported: list[bytes] = []
         self.explained = explanation()
+        self.reloaded: dict[str, Any] = {
+            "identities": {"added": ["bob"], "removed": [], "moved": [], "rekeyed": ["alice"], "changed": []},
+            "plugins": {"added": [], "removed": [], "reloaded": ["echo"]},
+            "at_next_start": ["agentd.state"],
+            "still_running": ["carol: echo"],
+        }
         self.replays = replay_lines()
         self.error: Exception | None = None
         self.asked: list[tuple[Any, ...]] = []
@@ -305,6 +311,12 @@ class ScriptedDaemon:
         if self.error:
             raise self.error
         return self.explained
+
+    async def reload(self) -> dict[str, Any]:
+        self.asked.append(("reload",))
+        if self.error:
+            raise self.error
+        return self.reloaded
 
     async def replay(self, *asked: Any) -> Any:
         self.asked.append(("replay", *asked))

@@ -26,6 +26,7 @@ import agentd
 from agentd import cli
 from agentd.cli.tables import Column, age, columns_of, since, table
 from agentd.control.refusal import ControlError
+from agentd.errors import ConfigError
 
 HEAVY = {"asyncio", "aiohttp", "websockets", "aiosqlite", "uvloop", "sqlite3", "agentd.daemon", "agentd.hub"}
 
@@ -780,6 +781,37 @@ def test_check_without_a_file_says_what_a_run_would_do(tmp_path: Path, monkeypat
     assert "starts its own hub" in output
 
 
+# reload
+
+
+def test_reload_tells_what_changed_and_what_waits(ask: Callable[..., Result], served: Any) -> None:
+    result = ask("reload")
+    assert result.stdout == "identity added: bob\nidentity rekeyed: alice\nplugin reloaded: echo\n"
+    assert result.stderr == (
+        "note: agentd.state takes effect at the next start\n"
+        "note: carol: echo: a handler still runs, and ends as it ends\n"
+    )
+    assert json.loads(ask("reload", "--json").stdout) == {"ok": True, **served.daemon.reloaded}
+    nothing: dict[str, Any] = {"identities": {}, "plugins": {}, "at_next_start": [], "still_running": []}
+    served.daemon.reloaded = nothing
+    assert ask("reload").stdout == "nothing has changed\n"
+
+
+def test_a_refused_configuration_is_told_whole_with_its_exit_code(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.error = ConfigError(["a.toml:3: identity.x: is bad", "p.py:1: plugin p: is bad"])
+    result = ask("reload")
+    assert (result.exit_code, result.stdout) == (78, "")
+    assert result.stderr.splitlines() == list(served.daemon.error.problems)
+    result = ask("reload", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["problems"]) == (78, list(served.daemon.error.problems))
+
+
+def test_status_tells_why_a_plugin_was_not_reloaded(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.plugins = [{"name": "p", "reload_error": "p.py:3: plugin p: invalid syntax"}]
+    told = "plugin p: not reloaded, the generation before runs: p.py:3: plugin p: invalid syntax\n"
+    assert ask("status").stdout.endswith(told)
+
+
 # Verbs that start something
 
 
@@ -810,7 +842,10 @@ def test_run_gives_the_checked_settings_and_their_file(called: Called, tmp_path:
     result = agentd_command("run", "--config", str(file), "--state", str(tmp_path / "mail"))
     assert result.exit_code == 3
     assert called.settings[0].agentd.state == str(tmp_path / "mail")
-    assert called.with_ == {"config_path": file}
+    assert (called.with_["config_path"], called.with_["watch_files"]) == (file, False)
+    assert called.with_["reread"]() == called.settings[0]
+    agentd_command("run", "--reload", "--config", str(file))
+    assert called.with_["watch_files"] is True
 
 
 def test_run_does_not_start_with_a_broken_configuration(called: Called, tmp_path: Path) -> None:
@@ -922,6 +957,7 @@ def test_wrong_words_end_with_the_code_for_usage(words: list[str]) -> None:
 def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
     asking = [
         "status",
+        "reload",
         "dashboard",
         "send",
         "tail",
@@ -937,7 +973,7 @@ def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
         "release",
     ]
     keeping = ["backup", "restore", "vacuum", "retention", "upgrade-check", "doctor", "service", "completion"]
-    verbs = ["run", "check", *asking, *keeping, "new", "hub", "demo"]
+    verbs = ["run", "check", *asking, *keeping, "new", "dev", "hub", "demo"]
     lines = agentd_command("--help").stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()
     assert [line.split()[0] for line in lines] == verbs
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)

@@ -96,7 +96,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("agentd rel", ["release"]),
+        ("agentd rele", ["release"]),
         ("agentd outbox r", ["retry"]),
         ("agentd status --j", ["--json"]),
         ("agentd status --state STATE a", ["alice"]),

@@ -24,6 +24,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 # chapter on plugins run here as they are printed.
 PLUGIN, PLUGIN_TEST, RUN_TEST = 'Plugin("greeter")', "Harness(plugin)", "-m pytest"
 CONFIGURATION, RUN_IT = "[identity.alice]", "chmod 600 alice.key"
+DEV, DEV_SHOWN = "agentd dev", "you> hello"
 
 BLOCKS = {
     PLUGIN: "here",
@@ -33,6 +34,8 @@ BLOCKS = {
     RUN_IT: "here",
     "make run": "test_makefile.py, and test_every_make_target_that_is_named_exists",
     "agentd send @echo": "test_cli.py: the embedded hub and its echo",
+    DEV: "here",
+    DEV_SHOWN: "here",
     "systemctl": "control/test_systemd.py; installing as root is for people",
     "make soak": "test_every_make_target_that_is_named_exists",
     "tests/  ": "a picture of the folders: test_every_folder_of_the_picture_is_there",
@@ -98,6 +101,17 @@ def test_the_first_plugins_test_passes_word_for_word(written: Path) -> None:
         block(PLUGIN).replace("+ 1", "+ 10")
     )  # of another length: what is compiled already is told by that
     assert "1 failed" in shell(written, run + " -p no:cacheprovider").stdout
+
+
+def test_the_plugin_is_talked_to_in_the_terminal_as_shown(written: Path) -> None:
+    shown = block(DEV_SHOWN).splitlines()
+    (run,) = block(DEV).splitlines()
+    typed = [line.removeprefix("you> ") for line in shown if line.startswith("you> ")]
+    result = shell(written, f"{run} <<'END'", *typed, "END")
+    assert result.returncode == 0, result.stderr
+    answers = [line for line in result.stdout.splitlines() if line.startswith("agent")]
+    assert answers == [line for line in shown if line.startswith("agent")]
+    assert "killed, and started again over the same state" in result.stderr
 
 
 def test_the_configuration_passes_the_check_word_for_word(written: Path) -> None:

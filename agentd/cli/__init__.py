@@ -44,6 +44,7 @@ for _verb in (
     starting.run,
     starting.check,
     asking.status,
+    asking.reload,
     asking.dashboard,
     asking.send,
     asking.tail,
@@ -66,6 +67,7 @@ for _verb in (
     installing.service,
     installing.completion,
     starting.new,
+    starting.dev,
     starting.hub,
     starting.demo,
 ):

@@ -25,12 +25,14 @@ Protocol, version 1. Within a version, fields and calls are only added.
     POST /v1/replay                   {plugin, step, identity?, conversation?, from_seq?, since?: ISO} to JSON lines, of
                                       which the last has `done`; step: count, rehearse or set_back (see Daemon.replay)
     GET  /v1/explain?event=EVENT[&identity=NAME][&plugin=NAME]  {events: [...]}; EVENT: a platform id or a position
+    POST /v1/reload                   {} to {identities, plugins, at_next_start, still_running}
     POST /v1/stop                     {stopping: true}, at once
 
 What cannot be done has a status from 400 and {code, message, remedy}: 400 BAD_REQUEST or WHICH_IDENTITY, 403 NOT_OWNER,
 404 UNKNOWN_IDENTITY, UNKNOWN_SEND, UNKNOWN_LETTER, UNKNOWN_CONVERSATION, UNKNOWN_EVENT, UNKNOWN_PLUGIN or UNKNOWN_CALL,
-409 NOTHING_TO_RETRY, NOTHING_TO_DROP, NOT_PAUSED, NOT_SERVED or UNREADABLE_EVENT, 422 the platform's code, 503
-UNAVAILABLE or OUTBOX_FULL, 504 OUTCOME_UNKNOWN, 507 JOURNAL, 500 INTERNAL.
+409 NOTHING_TO_RETRY, NOTHING_TO_DROP, NOT_PAUSED, NOT_SERVED or UNREADABLE_EVENT, 422 the platform's code or
+CONFIGURATION (its message holds one problem a line), 503 UNAVAILABLE or OUTBOX_FULL, 504 OUTCOME_UNKNOWN, 507 JOURNAL,
+500 INTERNAL.
 
 Always true: the socket has mode 0600 from its first moment, and the user on the other end is asked of the kernel for
 every request. A slow or vanished reader of `tail` or `export` costs one suspended iterator.
@@ -60,7 +62,7 @@ from agentd.control.address import short_name
 from agentd.control.refusal import ControlError
 from agentd.core.events import OPEN_STATES, SETTLED_STATES, Content
 from agentd.core.moments import unix
-from agentd.errors import JournalError, OutcomeUnknown, Refused, Unavailable
+from agentd.errors import ConfigError, JournalError, OutcomeUnknown, Refused, Unavailable
 
 API = 1
 
@@ -248,6 +250,16 @@ class Daemon(Protocol):
         """
         ...
 
+    async def reload(self) -> dict[str, Any]:
+        """Read the configuration again, and the plugins whose files changed, and apply the difference.
+
+        {identities: {added, removed, moved, rekeyed, changed}, plugins: {added, removed, reloaded}, at_next_start,
+        still_running}: lists of names; at_next_start: settings that cannot change while the daemon runs; still_running:
+        "identity: plugin" whose last turn there has not ended. Raises ConfigError with every problem; then nothing has
+        changed.
+        """
+        ...
+
     async def stop(self) -> None:
         """Begin to stop; returns before that is done."""
         ...
@@ -373,6 +385,7 @@ class ControlServer:
         application.router.add_get("/v1/export", self._export)
         application.router.add_post("/v1/replay", self._replay)
         application.router.add_get("/v1/explain", self._explain)
+        application.router.add_post("/v1/reload", self._reload)
         application.router.add_post("/v1/stop", self._stop)
         return application
 
@@ -520,6 +533,10 @@ class ControlServer:
             raise _bad_request("event is missing")
         return _json(await self._daemon.explain(event, identity, request.query.get("plugin")))
 
+    async def _reload(self, request: web.Request) -> web.StreamResponse:
+        # A client that has gone must not leave a change half made.
+        return _json(await asyncio.shield(asyncio.ensure_future(self._daemon.reload())))
+
     async def _stop(self, request: web.Request) -> web.StreamResponse:
         await self._daemon.stop()
         return _json({"stopping": True})
@@ -566,6 +583,8 @@ def _explained(error: Exception) -> ControlError:
             return error
         case Refused():
             return ControlError(422, error.code, f"the platform refused it: {error.message or error.code}")
+        case ConfigError(problems=problems):
+            return ControlError(422, "CONFIGURATION", "\n".join(problems))
         case Unavailable():
             return ControlError(503, "UNAVAILABLE", f"not now: {error}", "try again in a moment")
         case OutcomeUnknown():

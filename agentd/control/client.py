@@ -16,10 +16,13 @@ from urllib.parse import urlencode
 
 from agentd.control.address import short_name
 from agentd.control.refusal import ControlError, UnreachableError
-from agentd.errors import AgentdError
+from agentd.errors import AgentdError, ConfigError
 
 _ANSWER_TIMEOUT_S = 15.0  # the daemon answers from memory; this long only if its loop is stuck
 _SEARCH_TIMEOUT_S = 60.0  # an id has no index
+_RELOAD_TIMEOUT_S = (
+    600.0  # commands that give keys, setups of plugins, handlers that finish: each has a bound of its own
+)
 
 
 class Client:
@@ -108,6 +111,15 @@ class Client:
         body = {"plugin": plugin, "conversation": conversation, "identity": identity}
         released: int = self._ask("POST", "/v1/release", body)["released"]
         return released
+
+    def reload(self) -> dict[str, Any]:
+        """Have the configuration read again. Returns what changed; raises ConfigError if it was refused."""
+        try:
+            return self._ask("POST", "/v1/reload", {}, timeout_s=_RELOAD_TIMEOUT_S)
+        except ControlError as refused:
+            if refused.code != "CONFIGURATION":
+                raise
+            raise ConfigError(refused.message.splitlines()) from None
 
     def pause(self, conversation: str, identity: str | None = None, *, for_s: float | None = None) -> dict[str, Any]:
         """Let no handler run in a conversation. Returns the pause."""

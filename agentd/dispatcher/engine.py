@@ -14,7 +14,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from agentd import metrics
@@ -49,8 +49,9 @@ def calls_max(concurrency: int, plugins: int) -> int:
 class Engine:
     """The engine of one dispatcher. `carry_out`, `on_deadline` and `on_paused` are hung in before `start`.
 
-    served: every plugin by name. outbox_room: how many more sends an identity's outbox takes. on_queued: a commit put
-    these sends into the outbox. chance: at random from [0, 1). taken_at: monotonic seconds of the last hand-out.
+    served: every plugin by name. slots: calls that can be marked as running, whatever their share. outbox_room: how
+    many more sends an identity's outbox takes. on_queued: a commit put these sends into the outbox. chance: at random
+    from [0, 1). taken_at: monotonic seconds of the last hand-out.
     """
 
     carry_out: Callable[[Work, Waits], Coroutine[Any, Any, None]]
@@ -60,8 +61,9 @@ class Engine:
     def __init__(
         self,
         journal: Log,
-        served: Mapping[str, Served],
+        served: dict[str, Served],
         concurrency: int,
+        slots: int,
         *,
         clock: Clock,
         backoff: Backoff,
@@ -82,10 +84,11 @@ class Engine:
         self.taken_at = 0.0
         self.stopping = False
         self._on_queued = on_queued
-        self._limit = calls_max(concurrency, len(served))
-        self._share = self._limit // max(1, len(served))
+        self._concurrency = concurrency
+        self._slots = slots
         self._short: list[Served] = []
-        self._workers = Workers(self._limit, self._take, lambda work, waits: self.carry_out(work, waits), self.stir)
+        self._workers = Workers(concurrency, self._take, lambda work, waits: self.carry_out(work, waits), self.stir)
+        self.shared_anew()
         self._rota: deque[Served] = deque()
         self._committing = 0
         self._timer_at: float | None = None
@@ -93,6 +96,11 @@ class Engine:
         self._stirred: asyncio.Future[None] | None = None
 
     # --- life
+
+    def shared_anew(self) -> None:
+        """There are more plugins, or fewer: each has its share of the calls that may run at once."""
+        self._limit = self._workers.limit = min(calls_max(self._concurrency, len(self.served)), self._slots)
+        self._share = self._limit // max(1, len(self.served))
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Workers are born in this group from now on, and a journal that fails ends it."""
@@ -295,7 +303,8 @@ class Engine:
         if ctx.reminders:
             for timer in reminders(ctx):
                 self.timers.put(timer)
-            self.served[ctx.name].plugin.timers = self.timers.count(ctx.name)
+            if (served := self.served.get(ctx.name)) is not None:
+                served.plugin.timers = self.timers.count(ctx.name)
             self.arm()
         if ctx.sends:
             self._on_queued(ctx.sends)

@@ -46,6 +46,14 @@ class Pauses:
         self._stopped.setdefault(number, []).append(served)
         return True
 
+    def leave(self, number: int, served: Served) -> bool:
+        """This lane is gone. Returns whether a pause had stopped it."""
+        stopped = self._stopped.get(number, [])
+        was_stopped = served in stopped
+        if was_stopped:
+            stopped.remove(served)
+        return was_stopped
+
     def end(self, number: int) -> list[Served]:
         """Forget a pause. Returns whose lanes it stopped."""
         self._pauses.pop(number, None)

@@ -20,6 +20,9 @@ Not here: who may ask, and how (control); building the parts (daemon).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
+from typing import Any
+
 from agentd.operations.explaining import Explaining
 from agentd.operations.following import Followers
 from agentd.operations.letters import Letters
@@ -38,7 +41,13 @@ __all__ = ["Followers", "Operations", "Parts", "Sending", "Vitals"]
 class Operations:
     """Every operation under the name that `agentd.control.api.Daemon` gives it, where it is described."""
 
-    def __init__(self, parts: Parts, sending: Sending, followers: Followers) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        sending: Sending,
+        followers: Followers,
+        reload: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
+    ) -> None:
         status, outbox, letters, reading = Status(parts), Outbox(parts), Letters(parts), Reading(parts, followers)
         pausing = Pausing(parts)
         self.status = status.status
@@ -60,6 +69,7 @@ class Operations:
         self.export = reading.export
         self.replay = Replaying(parts).replay
         self.explain = Explaining(parts).explain
+        self.reload = reload
         self._stop = parts.stop
 
     async def stop(self) -> None:

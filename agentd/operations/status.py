@@ -38,12 +38,13 @@ class Status:
             "uptime_s": round(time.monotonic() - parts.began, 3),
             "state_dir": str(Path(parts.settings.agentd.state).absolute()),
             "hub_url": parts.hub_url,
-            "identities": [self._identity(name) for name in parts.supervisors],
+            "identities": [self._identity(name) for name in parts.supervisors if self._is_whole(name)],
             "plugins": [
                 {
                     "name": name,
                     "use": plugin.use,
                     "identities": parts.served_by(name),
+                    **parts.generations.standing(name),
                     "worker": self._worker(name),
                     "state_bytes": parts.journal.state_bytes(name),
                     "state_max_bytes": plugin.state_max_mb << 20,
@@ -60,6 +61,10 @@ class Status:
             "undispatched_bytes": parts.dispatcher.undispatched_bytes,
             **parts.vitals.status(self._loop.time()),
         }
+
+    def _is_whole(self, name: str) -> bool:
+        """It is not on its way in or out."""
+        return name in self._parts.settings.identity and name in self._parts.dispatcher.handled
 
     def _worker(self, plugin: str) -> dict[str, Any] | None:
         """How the process of a plugin that has one of its own fares."""

@@ -27,6 +27,18 @@ def status(name: str | None, config: Path | None, state: Path | None, as_json: b
 
 
 @click.command()
+@reads_daemon
+def reload(config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Apply the configuration and plugins as they are now.
+
+    The configuration is applied whole, or refused with every problem. What did not change does not notice.
+    """
+    from agentd.cli import verbs
+
+    verbs.reload(verbs.client(config, environ_with(state)), as_json=as_json)
+
+
+@click.command()
 @click.option("--open", "opened", is_flag=True, help="Start a browser with it.")
 @reads_daemon
 def dashboard(opened: bool, config: Path | None, state: Path | None, as_json: bool) -> None:

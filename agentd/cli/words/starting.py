@@ -14,14 +14,16 @@ import click
 from agentd.cli.options import F, config_option, environ_with, json_option, state_option
 
 _HUB_PORT = 8787
+_DEV_WAIT_S = 60.0
 _DEMO_MESSAGES, _DEMO_IDENTITIES, _DEMO_CONVERSATIONS, _DEMO_KILLS = 5_000, 3, 40, 5
 
 
 @click.command()
+@click.option("--reload", "watch_files", is_flag=True, help="Reload plugins when their files change.")
 @config_option
 @state_option
 @click.pass_context
-def run(ctx: click.Context, config: Path | None, state: Path | None) -> None:
+def run(ctx: click.Context, watch_files: bool, config: Path | None, state: Path | None) -> None:
     """Run the daemon in the foreground.
 
     Without a configuration it brings its own hub and an agent that echoes.
@@ -30,7 +32,14 @@ def run(ctx: click.Context, config: Path | None, state: Path | None) -> None:
     from agentd.config import find_configuration, load
 
     environ = environ_with(state)
-    ctx.exit(daemon.run(load(config, environ), config_path=config or find_configuration(environ)))
+    ctx.exit(
+        daemon.run(
+            load(config, environ),
+            config_path=config or find_configuration(environ),
+            reread=lambda: load(config, environ),
+            watch_files=watch_files,
+        )
+    )
 
 
 def _pairs(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
@@ -101,6 +110,53 @@ def demo(
             as_json=as_json,
         )
     )
+
+
+@click.command()
+@click.argument("plugin")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep its state and mail here; else they go in the end.",
+)
+@click.option(
+    "--config-toml",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The plugin's settings, as in [plugin.NAME.config].",
+)
+@click.option(
+    "--set", "pairs", multiple=True, metavar="KEY=VALUE", callback=_pairs, help="One of them; TOML where it can be."
+)
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(0, 3_600),
+    metavar="S",
+    default=_DEV_WAIT_S,
+    show_default=True,
+    help="Without a terminal: how long a line may take to be handled.",
+)
+@click.pass_context
+def dev(
+    ctx: click.Context,
+    plugin: str,
+    state: Path | None,
+    config_toml: Path | None,
+    pairs: dict[str, str],
+    wait_s: float,
+) -> None:
+    """Talk to a plugin in the terminal while you write it.
+
+    PLUGIN is a file, a folder, module:attribute or the name of an installed one. It runs in a real daemon on a platform
+    that exists here only, and is reloaded when its files change. Without a terminal, each line on stdin is said when
+    the one before was handled.
+    """
+    from agentd import dev as trying
+    from agentd.dev.configured import settings_from
+
+    ctx.exit(trying.run(plugin, settings_from(config_toml, pairs.items()), state=state, wait_s=wait_s))
 
 
 @click.group()
