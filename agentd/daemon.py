@@ -35,6 +35,7 @@ from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, first_of
+from agentd.host.api import Carrier
 from agentd.host.isolated import Hosted, Isolated, load_hosted
 from agentd.host.stalls import StallWatch
 from agentd.journal.retention import Retention, below
@@ -46,6 +47,7 @@ from agentd.supervisor import Bells, Key, Shared, Supervisor
 from agentd.takeover import Takeover
 from agentd.transport.rest import Pool, Rest
 from agentd.wire.agentchat import AgentChat
+from agentd.wire.agentchat.calls import AgentChatCalls
 from agentd.wire.platform import Platform
 
 if TYPE_CHECKING:
@@ -155,6 +157,7 @@ class Daemon:
         self.started = asyncio.Event()
         self._supervisors: dict[str, Supervisor] = {}
         self._platforms: dict[str, Platform] = {}
+        self._carriers: dict[str, Carrier] = {}
         self._followers = Followers(settings.agentd.control.tail_queue_max)
         self._sending = Sending(
             journal,
@@ -242,6 +245,7 @@ class Daemon:
             raise ConfigError(problems)
         for plugin in plugins.values():
             plugin.backlog_of = self._backlog_of
+            plugin.api_of = self._carriers.get
             plugin.state.stored_bytes = partial(self._journal.state_bytes, plugin.name)
             stack.push_async_callback(plugin.teardown)
             await plugin.setup()
@@ -271,6 +275,7 @@ class Daemon:
             rest = Rest(identity.url, key.reveal, settings.rest, pool=pool)
             self._platforms[name] = platform
             self._supervisors[name] = Supervisor(name, platform, rest, key, shared)
+            self._carriers[name] = Carrier(AgentChatCalls(platform), self._supervisors[name])
 
     def _make_dispatcher(self, plugins: Mapping[str, Hosted]) -> Dispatcher:
         intake, dispatch = self._settings.agentd.intake, self._settings.agentd.dispatch

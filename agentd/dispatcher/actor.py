@@ -300,6 +300,7 @@ class Dispatcher:
         before = served.plugin
         plugin.state = before.state
         plugin.backlog_of = before.backlog_of
+        plugin.api_of = before.api_of
         served.run_by(plugin, self._conduct)
         self._introduce(plugin)
         plugin.timers = before.timers
