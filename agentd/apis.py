@@ -376,7 +376,10 @@ class Conversations(Protocol):
         ...
 
     async def read_through(self, conversation: str, seq: int) -> bool:
-        """Mark everything up to this seq as read, over the socket. Best effort; False if it is not connected."""
+        """Mark everything up to this seq as read, over the socket. Best effort; False if it is not connected.
+
+        seq: of something that a handler has been shown, since the platform counts as delivered what was read.
+        """
         ...
 
 

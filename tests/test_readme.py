@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 
 from agentd.cli import cli
 from agentd.config import CatchUp, Conduct, LoopGuard, load
+from agentd.errors import Refused
 from agentd.hub.server import Hub
 from agentd.hub.settings import HubSettings
 from agentd.supervisor import STATES
@@ -28,6 +30,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 PLUGIN, PLUGIN_TEST, RUN_TEST = 'Plugin("greeter")', "Harness(plugin)", "-m pytest"
 CONFIGURATION, RUN_IT = "[identity.alice]", "chmod 600 alice.key"
 RETENTION = "[agentd.retention]"
+CALLS = 'Plugin("doorkeeper")'
 BATCHES, CONDUCT = 'Plugin("secretary")', "[identity.alice.catch_up]"
 BLOCKS = {
     PLUGIN: "here",
@@ -36,6 +39,7 @@ BLOCKS = {
     CONFIGURATION: "here",
     RUN_IT: "here",
     BATCHES: "here",
+    CALLS: "here",
     CONDUCT: "here",
     RETENTION: "here",
     "make run": "test_makefile.py, and test_every_make_target_that_is_named_exists",
@@ -90,6 +94,22 @@ async def test_the_plugin_that_takes_batches_does_what_is_said_of_it(tmp_path: P
         await h.advance(0.3)
         assert h.texts == ["noted: milk\nnoted: bread\nnoted: tea"]
         assert [(outcome.word, outcome.data) for outcome in h.outcomes] == [("answered", b'{"messages":3}')]
+
+
+async def test_the_plugin_that_calls_the_platform_does_what_is_said_of_it(tmp_path: Path) -> None:
+    (tmp_path / "doorkeeper.py").write_text(block(CALLS))
+    [said] = re.findall(r"`h\.api\.answers\((\"groups\.add\", .*?)\)`", README)
+    name, answer = ast.literal_eval(f"({said})")
+    async with Harness(runpy.run_path(str(tmp_path / "doorkeeper.py"))["plugin"]) as h:
+        h.api.answers(name, answer)
+        await h.message("let me into grp_ants", sender="@bob")
+        h.api.answers(name, Refused(403, "FORBIDDEN"))
+        await h.message("let me into grp_bees", sender="@bob")
+        assert h.texts == ["invited", "no: FORBIDDEN"]
+        assert [call.arguments for call in h.api.calls] == [
+            {"group": "grp_ants", "handle": "bob"},
+            {"group": "grp_bees", "handle": "bob"},
+        ]
 
 
 def test_the_conduct_that_is_shown_is_the_default(tmp_path: Path) -> None:

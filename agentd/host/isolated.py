@@ -294,8 +294,12 @@ class Isolated:
                 answer = pipe.Answer(ask.id, msgspec.json.encode(await self._called(ask)))
         except Exception as error:
             answer = pipe.Answer(ask.id, fault=taken_apart(error))
-        if process is not None:
+        if process is None:
+            return
+        try:
             process.tell(answer)
+        except pipe.FrameTooLarge as error:
+            process.tell(pipe.Answer(ask.id, fault=taken_apart(error)))
 
     async def _sent(self, ask: pipe.AskSend) -> Sent:
         ctx = self._turn_of(ask.call)

@@ -388,6 +388,28 @@ async def test_calls_of_the_api_are_made_by_the_daemon_and_their_answers_and_ref
     assert calls["mutes.agent"][1] == f"{cause_key('trial', message())}-a0"
 
 
+async def test_an_answer_that_no_frame_can_hold_fails_the_turn_and_nothing_waits_for_it(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = await trial.start(
+        """
+        @plugin.on(Message)
+        async def handle(message: Message, ctx: Context) -> None:
+            await ctx.api.attachments.fetch("att_1")
+        """
+    )
+
+    class Port:
+        platform = "agentchat"
+
+        async def ask(self, name: str, arguments: Any, key: str | None) -> Any:
+            return bytes(200_000)
+
+    plugin.api_of = {"me": Port()}.get
+    monkeypatch.setattr("agentd.host.pipe.FRAME_MAX_BYTES", 100_000)
+    assert "more than the 100,000 that may pass at once" in str(await error_of(plugin))
+
+
 async def test_without_an_api_a_worker_is_told_so(trial: Trial) -> None:
     plugin = await trial.start(
         """
