@@ -7,19 +7,22 @@ import asyncio
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from agentd.cli import cli
 from agentd.config import CatchUp, Conduct, LoopGuard, load
+from agentd.core.health import CODES, STATES
 from agentd.errors import Refused
 from agentd.hub.server import Hub
 from agentd.hub.settings import HubSettings
-from agentd.supervisor import STATES
 from agentd.testing import Harness
 from agentd.wire.agentchat import types as wire
 
@@ -32,6 +35,8 @@ CONFIGURATION, RUN_IT = "[identity.alice]", "chmod 600 alice.key"
 RETENTION = "[agentd.retention]"
 CALLS = 'Plugin("doorkeeper")'
 BATCHES, CONDUCT = 'Plugin("secretary")', "[identity.alice.catch_up]"
+PAGE = "[agentd.http]"
+
 BLOCKS = {
     PLUGIN: "here",
     PLUGIN_TEST: "here",
@@ -41,9 +46,14 @@ BLOCKS = {
     BATCHES: "here",
     CALLS: "here",
     CONDUCT: "here",
+    PAGE: "here",
     RETENTION: "here",
     "make run": "test_makefile.py, and test_every_make_target_that_is_named_exists",
     "agentd send @echo": "test_cli.py: the embedded hub and its echo",
+    "agentd dead ls": "here",
+    "agentd explain": "here",
+    "agentd replay": "here",
+    "agentd pause": "here",
     "systemctl": "control/test_systemd.py; installing as root is for people",
     "make soak": "test_every_make_target_that_is_named_exists",
     "tests/  ": "a picture of the folders: test_every_folder_of_the_picture_is_there",
@@ -235,10 +245,45 @@ def test_every_state_is_explained() -> None:
     assert set(re.findall(r"`([a-z_]+)`", told)) == set(STATES)
 
 
+def test_every_reason_of_readyz_is_named() -> None:
+    row = next(line for line in README.splitlines() if line.startswith("| `/readyz`"))
+    assert tuple(re.findall(r"`([a-z_]+)`", row)) == CODES
+
+
+def test_the_page_is_turned_on_as_shown(tmp_path: Path) -> None:
+    (tmp_path / "agentd.toml").write_text(block(PAGE))
+    settings = load(tmp_path / "agentd.toml", {})
+    assert settings.agentd.http.listen == "127.0.0.1:8788"
+    assert settings.embedded
+
+
+def test_every_file_that_is_linked_exists() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (Path(__file__).parent.parent / target).exists(), target
+
+
 def test_every_make_target_that_is_named_exists() -> None:
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     for target in set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def commands(chapter: str) -> list[list[str]]:
+    """What a reader of a chapter would type."""
+    text = README[README.index(f"## {chapter}\n") :].split("\n## ")[0]
+    lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def test_what_helps_when_something_went_wrong_can_be_typed_as_it_stands(served: Any) -> None:
+    typed = commands("When something went wrong")
+    assert {words[0] for words in typed} == {"dead", "release", "tail", "explain", "replay", "pause", "resume"}
+    served.happen(None)  # the tail ends
+    for words in typed:
+        yes = ["--yes"] if "replay" in words and "--dry-run" not in words else []
+        done = CliRunner().invoke(cli, [*words, *yes, "--state", str(served.path.parent)], prog_name="agentd")
+        # This daemon ends a tail, and holds another conversation.
+        assert done.exit_code == {"tail": 69, "release": 1}.get(words[0], 0), (words, done.output)
 
 
 def test_every_test_that_the_threat_model_names_exists() -> None:

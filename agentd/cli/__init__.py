@@ -2,7 +2,9 @@
 
     group.py    what goes wrong as a message and an exit code
     options.py  options that verbs share
-    words/      the verbs, by topic: starting, asking, recorded, undelivered, keeping (the journal), installing
+    times.py    times and spans as people write them
+    words/      the verbs, by topic: starting, asking, recorded, undelivered, steering, keeping (the journal),
+                installing
 
 Exit codes: 0 fine, 1 failed, 2 usage, 69 no daemon to be reached, 78 configuration; 130 interrupted.
 
@@ -19,7 +21,7 @@ import click
 
 from agentd import __version__
 from agentd.cli.group import Verbs
-from agentd.cli.words import asking, installing, keeping, recorded, starting, undelivered
+from agentd.cli.words import asking, installing, keeping, recorded, starting, steering, undelivered
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -35,11 +37,15 @@ for _verb in (
     starting.run,
     starting.check,
     asking.status,
+    asking.dashboard,
     asking.send,
     asking.tail,
     asking.gaps,
     recorded.export,
     recorded.explain,
+    steering.pause,
+    steering.resume,
+    steering.replay,
     undelivered.outbox,
     undelivered.dead,
     undelivered.release,

@@ -137,6 +137,29 @@ class Retention(_Section, frozen=True, kw_only=True):
     every_s: Interval = 3_600.0  # a run over a journal without news costs milliseconds
 
 
+class Http(_Section, frozen=True, kw_only=True):
+    """The page, /metrics, /healthz and /readyz for other programs and for a browser."""
+
+    listen: str = ""  # off unless it names an address, as "127.0.0.1:8788"; port 0 takes a free one
+    allow_remote: bool = False  # an address that other machines reach: only behind something that encrypts
+    hosts: tuple[str, ...] = ()  # names it is asked under besides addresses and localhost: others may be rebound DNS
+    body_max_bytes: Limit = 65_536  # the largest message of the talk box, several times over
+    header_max_bytes: Limit = 8_190  # one header field; a cookie, a token and what a browser says of itself
+    connections_max: Limit = 64  # at once, so that another user of this machine cannot take all file descriptors
+    streams_max: Limit = 16  # pages that are kept up to date at once; each costs a reader of the journal
+    sessions_max: Limit = 64  # browsers that are let in; the one that came first makes room
+    session_max_s: Interval = 43_200.0  # a working day; a stolen cookie is worth no more
+
+
+class Health(_Section, frozen=True, kw_only=True):
+    """What may pass by itself before /readyz says that mail does not flow. All of it together stays under a minute."""
+
+    reconnect_s: Seconds = 20.0  # without a live connection: a deploy of the server takes less
+    commit_s: Seconds = 10.0  # for one commit: ten times the worst sync of a slow disk
+    lag_s: Seconds = 2.0  # the loop standing still: a page of large messages takes a tenth
+    lag_window_s: Interval = 30.0  # how long it speaks against us: longer than most probes are apart
+
+
 class Agentd(_Section, frozen=True, kw_only=True):
     """The daemon itself."""
 
@@ -150,6 +173,8 @@ class Agentd(_Section, frozen=True, kw_only=True):
     journal: JournalSettings = JournalSettings()
     retention: Retention = Retention()
     control: Control = Control()
+    http: Http = Http()
+    health: Health = Health()
 
 
 class KeySource(_Section, frozen=True, kw_only=True):

@@ -88,6 +88,10 @@ class Client:
         """One dead letter, with its event and traceback."""
         return self._ask("GET", _target("/v1/dead/letter", number=str(number)))
 
+    def dead_replay(self, number: int) -> dict[str, Any]:
+        """Deliver the event of a dead letter again."""
+        return self._ask("POST", "/v1/dead/replay", {"number": number})
+
     def dead_drop(self, number: int) -> dict[str, Any]:
         """Say that nobody needs to look at a dead letter any more."""
         return self._ask("POST", "/v1/dead/drop", {"number": number})
@@ -97,6 +101,14 @@ class Client:
         body = {"plugin": plugin, "conversation": conversation, "identity": identity}
         released: int = self._ask("POST", "/v1/release", body)["released"]
         return released
+
+    def pause(self, conversation: str, identity: str | None = None, *, for_s: float | None = None) -> dict[str, Any]:
+        """Let no handler run in a conversation. Returns the pause."""
+        return self._ask("POST", "/v1/pause", {"conversation": conversation, "identity": identity, "for_s": for_s})
+
+    def resume(self, conversation: str, identity: str | None = None) -> dict[str, Any]:
+        """Let handlers run again in a conversation. Returns the pause that is over."""
+        return self._ask("POST", "/v1/resume", {"conversation": conversation, "identity": identity})
 
     def stop(self) -> None:
         """Ask the daemon to stop; it goes on for as long as its running handlers need."""
@@ -129,6 +141,37 @@ class Client:
         except AgentdError:
             connection.close()
             raise
+
+    def replay(
+        self,
+        step: str,
+        plugin: str,
+        identity: str | None = None,
+        conversation: str | None = None,
+        from_seq: int | None = None,
+        since: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """The lines of a step of a replay; see control.api.Daemon. since: ISO 8601.
+
+        Raises ControlError at once; UnreachableError if the daemon breaks off, so that what was told is not all.
+        """
+        body = {
+            "step": step,
+            "plugin": plugin,
+            "identity": identity,
+            "conversation": conversation,
+            "from_seq": from_seq,
+            "since": since,
+        }
+        with _Connection(self._path, timeout_s=None) as connection:
+            response = self._response(connection, "POST", "/v1/replay", body)
+            told: dict[str, Any] = {}
+            while "done" not in told:
+                try:
+                    told = json.loads(response.readline())
+                except (OSError, http.client.HTTPException, ValueError) as error:
+                    raise _unreachable(self._path, error) from None
+                yield told
 
     def explain(self, event: str, identity: str | None = None, plugin: str | None = None) -> dict[str, Any]:
         """What the plugins make of an event. event: the platform's id, or a position."""

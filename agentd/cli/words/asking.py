@@ -26,6 +26,16 @@ def status(name: str | None, config: Path | None, state: Path | None, as_json: b
 
 
 @click.command()
+@click.option("--open", "opened", is_flag=True, help="Start a browser with it.")
+@reads_daemon
+def dashboard(opened: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Print a link that opens the page, once."""
+    from agentd.cli import invitation, verbs
+
+    invitation.show(verbs.client(config, environ_with(state)), opened=opened, as_json=as_json)
+
+
+@click.command()
 @click.argument("target")
 @click.argument("text")
 @click.option("--as", "identity", metavar="NAME", help="The identity that speaks; not needed if there is only one.")

@@ -10,25 +10,15 @@ from pathlib import Path
 import click
 
 from agentd.cli.options import environ_with, finds_daemon, reads_daemon
-
-
-def _moment(ctx: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
-    if given is None:
-        return None
-    from agentd.cli.recording import moment
-
-    try:
-        return moment(given)
-    except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f"{given!r} is no moment; give 2026-01-02T03:04Z, or 30m, 2h, 7d for so long ago"
-        ) from None
+from agentd.cli.times import given_moment
 
 
 @click.command()
 @click.option("--as", "identity", metavar="NAME", help="Of this identity only.")
 @click.option("--conversation", metavar="ID", help="Of this conversation only.")
-@click.option("--since", metavar="TIME", callback=_moment, help="Received from then on: a date and time in UTC, or 2h.")
+@click.option(
+    "--since", metavar="TIME", callback=given_moment, help="Received from then on: a date and time in UTC, or 2h."
+)
 @click.option(
     "--to",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),

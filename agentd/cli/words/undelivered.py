@@ -118,7 +118,7 @@ def release(
 
 @click.group(cls=Verbs)
 def dead() -> None:
-    """Events that a plugin could not handle: list, show, drop."""
+    """What plugins could not handle: list, show, replay, drop."""
 
 
 @dead.command("ls")
@@ -146,6 +146,21 @@ def dead_show(number: int, config: Path | None, state: Path | None, as_json: boo
     from agentd.cli import held, verbs
 
     held.show_letter(verbs.client(config, environ_with(state)), number, as_json=as_json)
+
+
+@dead.command("replay")
+@click.argument("numbers", metavar="NUMBER...", nargs=-1, required=True, type=click.IntRange(min=1))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@reads_daemon
+def dead_replay(numbers: tuple[int, ...], yes: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Deliver the events of these again.
+
+    Handlers run, and may send. A conversation that is held behind the event begins with it anew; in others it comes by
+    itself, marked late, and what its handlers sent before they gave up does not stand for what they send now.
+    """
+    from agentd.cli import held, verbs
+
+    held.replay_letters(verbs.client(config, environ_with(state)), numbers, yes=yes, as_json=as_json)
 
 
 @dead.command("drop")
