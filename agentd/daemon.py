@@ -36,6 +36,7 @@ from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, Unavailable, first_of
 from agentd.generations import Generations
+from agentd.host.api import Port
 from agentd.host.stalls import StallWatch
 from agentd.identities import Identities, key_reader
 from agentd.journal.retention import Retention, below
@@ -170,7 +171,7 @@ class Daemon:
         self._hub = hub
         self._reread = reread or (lambda: settings)
         self._watch_files = watch_files
-        self._generations = Generations(base, journal.state_get, journal.state_bytes, self._backlog_of)
+        self._generations = Generations(base, journal.state_get, journal.state_bytes, self._backlog_of, self._api_of)
         self._began = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
@@ -397,6 +398,9 @@ class Daemon:
     def _backlog_of(self, identity: str, target: str) -> int | None:
         sender = self._sender_of(identity)
         return None if sender is None else sender.peer_backlog(target)
+
+    def _api_of(self, identity: str) -> Port | None:
+        return self._identities.carriers.get(identity)
 
     def _outbox_room(self, identity: str) -> int:
         sender = self._sender_of(identity)

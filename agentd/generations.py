@@ -21,6 +21,7 @@ from agentd.config import Settings, used_plugins
 from agentd.core.moments import iso
 from agentd.dispatcher import Dispatcher
 from agentd.errors import AgentdError, ConfigError
+from agentd.host.api import Port
 from agentd.host.isolated import Hosted, Isolated, load_hosted
 from agentd.host.lifecycle import load
 from agentd.host.state import Read
@@ -33,8 +34,8 @@ class Generations:
     """Those of one daemon. `dispatcher` is hung in before the first change; `close` in the end.
 
     base: the folder that relative paths start from. read: `state_get`. state_bytes: what a plugin's state has on disk.
-    backlog_of: see Loaded. plugins: by name, what is in service. codes: their code with what to call it. tried: the
-    files that a plugin was last loaded from, or failed to be.
+    backlog_of, api_of: see Loaded. plugins: by name, what is in service. codes: their code with what to call it.
+    tried: the files that a plugin was last loaded from, or failed to be.
     """
 
     dispatcher: Dispatcher
@@ -45,11 +46,13 @@ class Generations:
         read: Read,
         state_bytes: Callable[[str], int],
         backlog_of: Callable[[str, str], int | None],
+        api_of: Callable[[str], Port | None],
     ) -> None:
         self._base = base
         self._read = read
         self._state_bytes = state_bytes
         self._backlog_of = backlog_of
+        self._api_of = api_of
         self.plugins: dict[str, Hosted] = {}
         self.codes: dict[CodeType, str] = {}
         self.tried: dict[str, Snapshot] = {}
@@ -140,6 +143,7 @@ class Generations:
 
     async def _set_up(self, plugin: Hosted) -> None:
         plugin.backlog_of = self._backlog_of
+        plugin.api_of = self._api_of
         plugin.state.stored_bytes = partial(self._state_bytes, plugin.name)
         self._ready.append(plugin)
         self.codes.update(plugin.codes())

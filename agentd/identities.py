@@ -12,17 +12,19 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from agentd import __version__, config
+from agentd.host.api import Carrier
 from agentd.journal.storage import Journal
 from agentd.supervisor import Key, Shared, Supervisor
 from agentd.transport.rest import Pool, Rest
 from agentd.wire.agentchat import AgentChat
+from agentd.wire.agentchat.calls import AgentChatCalls
 from agentd.wire.platform import Platform
 
 
 class Identities:
     """By name. `make` those to begin with and `start` them; later `make` and `run`, or `remove`; `stop` in the end.
 
-    supervisors: where they are found by name, empty to begin with.
+    supervisors: where they are found by name, empty to begin with. carriers: who makes the calls of `ctx.api` for each.
     """
 
     def __init__(self, journal: Journal, shared: Shared, pool: Pool, supervisors: dict[str, Supervisor]) -> None:
@@ -32,6 +34,7 @@ class Identities:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.supervisors = supervisors
         self.platforms: dict[str, Platform] = {}
+        self.carriers: dict[str, Carrier] = {}
 
     async def make(self, wanted: Mapping[str, config.Identity], keys: Mapping[str, Callable[[], str]]) -> None:
         """Build what identities need. keys: what reads the key of each."""
@@ -41,7 +44,8 @@ class Identities:
             platform = AgentChat(name, identity.url, key.reveal, handles.get(name, ""), version=__version__)
             rest = Rest(identity.url, key.reveal, self._shared.settings.rest, pool=self._pool)
             self.platforms[name] = platform
-            self.supervisors[name] = Supervisor(name, platform, rest, key, self._shared)
+            self.supervisors[name] = supervisor = Supervisor(name, platform, rest, key, self._shared)
+            self.carriers[name] = Carrier(AgentChatCalls(platform), supervisor)
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Let all run in this group, and those that are added later."""
@@ -61,7 +65,7 @@ class Identities:
         await asyncio.wait((task,))
         # What it handed in is on disk, and known to all, before anybody begins where it stood.
         await self._journal.commit()
-        del self.supervisors[name], self.platforms[name]
+        del self.supervisors[name], self.platforms[name], self.carriers[name]
         accounts = self._shared.accounts
         for account in [account for account, holder in accounts.items() if holder == name]:
             del accounts[account]

@@ -8,6 +8,7 @@ that raises leaves nothing behind.
     raise RetryLater(s)     the same event again, not before s seconds from now; with whole_plugin=True every event
                             waits for so long, and it costs no attempt
     raise GiveUp(reason)    a dead letter
+    Unavailable             which calls of `ctx.api` raise, is as RetryLater(its retry_after_s)
     anything else raised    again after a growing delay; a dead letter when the attempts are spent
 
 Always true: declaring costs nothing and starts nothing. What is declared wrongly is refused when the plugin is loaded,
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, over
 
 import msgspec
 
+from agentd.apis import Api
 from agentd.core.events import (
     Digest,
     Event,
@@ -41,7 +43,7 @@ from agentd.core.events import (
     Typing,
     portable,
 )
-from agentd.errors import GiveUp, NotSent, PluginLoadError, RetryLater
+from agentd.errors import GiveUp, NotSent, PluginLoadError, Refused, RetryLater, Unavailable
 
 if TYPE_CHECKING:
     # Only a type checker needs the default, which the standard library knows from Python 3.13 on.
@@ -70,6 +72,7 @@ __all__ = [
     "Presence",
     "RateLimitWarning",
     "ReadReceipt",
+    "Refused",
     "RetryLater",
     "Sent",
     "Signal",
@@ -77,6 +80,7 @@ __all__ = [
     "StreamReset",
     "Timer",
     "Typing",
+    "Unavailable",
     "portable",
 ]
 
@@ -255,6 +259,16 @@ class Context(PluginContext[C_co], Protocol[C_co]):
         The exception to "nothing leaves before the turn commits": it stays said if the turn fails afterwards, and it
         overtakes what the turn has staged. A repeat of the turn sends nothing again: it gets what the first one got,
         as long as it sends in the same order. Arguments as for `send`. Raises NotSent if it will never arrive.
+        """
+        ...
+
+    @property
+    def api(self) -> Api:
+        """Every call of the identity's platform that is of use here, awaited: `await ctx.api.contacts.list()`.
+
+        Like `send_now` an exception: a call happens at once, stays done if the turn fails afterwards, and is made again
+        when the turn is repeated. agentd.apis lists the calls, and says what a repeat does. `ctx.api.platform` names
+        the platform, for plugins that serve several. Raises RuntimeError where it offers none.
         """
         ...
 

@@ -32,12 +32,14 @@ from agentd.journal.storage import Account, Carried, Journal
 from agentd.sender import Sender
 from agentd.transport.link import Link, dial
 from agentd.transport.rest import Rest
-from agentd.wire.platform import Platform, Request, Response
+from agentd.wire.platform import Platform, Request, Response, Transfer
 
 log = logging.getLogger("agentd.supervisor")
 
 _HISTORY = 50
 _KEY_POLL_S = 5.0
+_IDENTIFY_WAIT_S = 10.0  # how long a plugin's call waits for the key to be known as good: a start and a first redial
+_IDENTIFY_LOOK_S = 0.05
 _RESTART_FIRST_S = 1.0
 _RESTART_MAX_S = 60.0
 _DRAIN_RETRY_FIRST_S = 0.5
@@ -164,6 +166,32 @@ class Supervisor:
         if self._life is not None:
             self._life.sender.queued(sends)
 
+    async def perform(self, request: Request) -> Response:
+        """A call of a plugin. Raises as Rest does, and Unavailable while the key is not known to be good."""
+        await self._until_identified()
+        try:
+            return await self._rest.perform(request)
+        except CredentialsRefused as refused:
+            if self._life is not None:
+                self._life.credentials_refused(refused)
+            raise
+
+    async def transfer(self, transfer: Transfer) -> Response:
+        """A file of a plugin. Raises as Rest does."""
+        return await self._rest.transfer(transfer)
+
+    def say(self, frame: bytes) -> bool:
+        """Write a frame to the socket; False while there is none, or no room."""
+        return self._life is not None and self._life.say(frame)
+
+    async def _until_identified(self) -> None:
+        """A handler may run before its identity has been connected for the first time; a moment is worth waiting."""
+        until = self._loop.time() + _IDENTIFY_WAIT_S
+        while (parked := self._state == "parked") or self._life is None or not self._life.identified:
+            if parked or self._loop.time() >= until:
+                raise Unavailable(f"identity {self.name} is {self._state}: {self.history[-1].reason}")
+            await asyncio.sleep(_IDENTIFY_LOOK_S)
+
     @property
     def sender(self) -> Sender | None:
         """The way out; another one after a restart, None before the start."""
@@ -230,7 +258,7 @@ class _Life:
         self._fatal: asyncio.Future[None] = self._loop.create_future()
         self._drain_wanted = asyncio.Event()
         self._new_key = asyncio.Event()
-        self._account_asked = False
+        self.identified = False
         self._hears_nothing = False
         self._pushed_then = ""
         self._clean_audits = 0
@@ -246,7 +274,7 @@ class _Life:
             on_survey=self._drain_wanted.set,
             on_fatal=self._fail,
         )
-        refused = self._credentials_refused
+        refused = self.credentials_refused
         self._questions = Questions(self.intake, self._perform, on_credentials=refused)
         self._drain = Drain(self.intake, self._perform, on_credentials=refused)
         self._audit = Audit(
@@ -325,7 +353,7 @@ class _Life:
     def rekeyed(self) -> None:
         """The key is another one: the connection under the old one ends, nothing leaves before we know whose it is."""
         self._new_key.set()
-        self._account_asked = False
+        self.identified = False
         self.sender.pause()
         self._reconnect.key_changed()
         if self._link is not None:
@@ -333,7 +361,7 @@ class _Life:
 
     async def _identify(self) -> None:
         """Learn once per life whose key this is: own words are told by the handle."""
-        if self._account_asked:
+        if self.identified:
             return
         handle = self._platform.read_account(await self._rest.perform(self._platform.account_request()))
         known = (await self._shared.journal.handles()).get(self._owner.name)
@@ -347,7 +375,7 @@ class _Life:
         self._platform.handle = handle
         if known is None:
             await self._shared.journal.commit(Account(self._owner.name, self._platform.name, handle))
-        self._account_asked = not self._new_key.is_set()
+        self.identified = not self._new_key.is_set()
 
     async def _connection(self) -> CloseMeaning:
         """One connection from dial to close."""
@@ -393,7 +421,7 @@ class _Life:
             try:
                 await self._drain.drain()
             except CredentialsRefused as refused:
-                self._credentials_refused(refused)
+                self.credentials_refused(refused)
             except AgentdError as failure:
                 self._owner.enter("catching_up", f"the backlog cannot be read yet: {failure}")
                 await asyncio.sleep(retry_s * random.uniform(0.75, 1.25))
@@ -412,7 +440,7 @@ class _Life:
         while not self._new_key.is_set() and not await self._key_changed():
             await self._sleep(_KEY_POLL_S)
         self._refused = None
-        self._account_asked = False
+        self.identified = False
         return self._reconnect.key_changed() or Dial()
 
     async def _key_changed(self) -> bool:
@@ -457,10 +485,15 @@ class _Life:
             if self._owner.state == "deaf":
                 self._owner.enter("live", "hears again")
 
-    def _credentials_refused(self, refused: CredentialsRefused) -> None:
+    def credentials_refused(self, refused: CredentialsRefused) -> None:
+        """The platform said so to somebody who used this identity's key."""
         self._refused = refused
         if self._link is not None:
             self._link.close(1000, "credentials refused")
+
+    def say(self, frame: bytes) -> bool:
+        """See Supervisor."""
+        return self._link is not None and self._link.send_burst([frame])
 
     def _fail(self, failure: BaseException) -> None:
         if not self._fatal.done():

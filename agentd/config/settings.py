@@ -74,6 +74,8 @@ class Rest(_Section, frozen=True, kw_only=True):
     backoff_first_s: Interval = 0.25  # the official client's, too
     backoff_max_s: Interval = 8.0  # the caller has patience for `timeout_s` only
     answer_max_bytes: Limit = 33_554_432  # 500 rows of the largest message the platform takes, twice over
+    attachment_max_bytes: Limit = 26_214_400  # the largest file that AgentChat takes; it is held in memory
+    transfer_timeout_s: Interval = 120.0  # one file, at 2 Mbit/s
     connections_per_host_max: Limit = 100  # over all identities; a request waits for one within its deadline
 
 

@@ -24,7 +24,7 @@ from agentd.core.retry import Again, Backoff, Bury, after_failure
 from agentd.dispatcher.backlog import Delivery, Item, Key, Served
 from agentd.dispatcher.clock import Clock
 from agentd.dispatcher.commits import Commits, Log, succeeded
-from agentd.dispatcher.fates import effects, log_failure, reminders
+from agentd.dispatcher.fates import asked_wait_s, effects, log_failure, reminders
 from agentd.dispatcher.pauses import Pauses
 from agentd.dispatcher.room import Room
 from agentd.dispatcher.timers import Timers
@@ -326,7 +326,7 @@ class Engine:
     def postponed(self, served: Served, key: Key, ctx: TurnContext[Any], failure: Failure) -> bool:
         """Tell the breaker of a failure. True if the whole plugin is out of order: the same again later, uncounted."""
         error = failure.error
-        asked_s = error.after_s if isinstance(error, RetryLater) else None
+        asked_s = asked_wait_s(error)
         if self._is_its_own(served, key, error, asked_s):
             return False
         now = self.clock.monotonic()
@@ -360,7 +360,7 @@ class Engine:
             0 if isinstance(error, GiveUp) else own or served.plugin.settings.attempts,
             self.backoff,
             self.chance(),
-            error.after_s if isinstance(error, RetryLater) else None,
+            asked_wait_s(error),
         )
 
     def once_it_ended(self, error: BaseException, then: Callable[[], None]) -> None:

@@ -112,6 +112,7 @@ class Serving:
         plugin.state = before.state
         plugin.state.value_max_bytes, plugin.state.max_bytes = limits
         plugin.backlog_of = before.backlog_of
+        plugin.api_of = before.api_of
         served.run_by(plugin, self._conduct)
         self._introduce(served)
         plugin.timers = before.timers

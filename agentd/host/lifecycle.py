@@ -30,6 +30,7 @@ import msgspec
 from agentd.config import PluginSettings, Secret, resolve_key
 from agentd.core.events import Digest, Send, Sent, Timer
 from agentd.errors import ConfigError, PluginLoadError
+from agentd.host.api import Port, no_api
 from agentd.host.context import plugin_log
 from agentd.host.discovery import Found, FoundFile, find
 from agentd.host.handlers import Handlers, check_hooks, code_of, is_async, place_of
@@ -51,7 +52,7 @@ class Loaded:
     runs in this process, and may end it.
     alias: the module name that it was given, if it came from a file; forgotten at teardown. serves: names of the
     identities that have it among their plugins; the dispatcher says which. backlog_of: what a recipient (identity,
-    target) had not taken yet, or None; the daemon knows.
+    target) had not taken yet, or None; the daemon knows. api_of: who makes the calls of `ctx.api` for an identity.
     Raises PluginLoadError for wrong declarations, ConfigError for settings that do not fit.
     """
 
@@ -85,6 +86,7 @@ class Loaded:
         self.takes_digests = any(each.event is Digest for each in self.handlers.all)
         self.minds_timers = any(each.event is Timer and each.every_s is None for each in self.handlers.all)
         self.backlog_of: Callable[[str, str], int | None] = _no_backlog
+        self.api_of: Callable[[str], Port | None] = no_api
         self.on_up: Callable[[], None] = _nothing
         self._alias = alias
         self._secrets = dict(secrets or {})

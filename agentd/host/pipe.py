@@ -127,6 +127,16 @@ class AskSend(_Message, frozen=True):
     send: bytes
 
 
+class AskApi(_Message, frozen=True):
+    """Make this call of `ctx.api` for a call. arguments: by name, as msgpack. Its answer: what came, as JSON."""
+
+    id: int
+    call: int
+    name: str
+    arguments: bytes
+    key: str | None
+
+
 class Progress(_Message, frozen=True):
     """A call is getting on. noted: JSON, for the next attempt at it."""
 
@@ -168,7 +178,18 @@ class TornDown(_Message, frozen=True):
 
 ToWorker = Start | SetUp | Serves | Call | Cancel | Answer | TearDown
 FromWorker = (
-    Declares | Refused | IsSetUp | AskState | AskSend | Progress | Done | OverrunEnded | Said | Dying | TornDown
+    Declares
+    | Refused
+    | IsSetUp
+    | AskState
+    | AskSend
+    | AskApi
+    | Progress
+    | Done
+    | OverrunEnded
+    | Said
+    | Dying
+    | TornDown
 )
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -123,6 +123,27 @@ async def test_what_was_said_at_once_about_a_batch_is_about_that_batch_after_a_c
         assert h.texts == ["2 in one", "1 in one"]
 
 
+async def test_what_was_changed_for_a_batch_is_asked_for_again_by_that_batch_after_a_crash() -> None:
+    seen: Seen = []
+    plugin = Plugin("changing")
+
+    @plugin.on(Message, batch=10, settle_s=0.1)
+    async def together(messages: tuple[Message, ...], ctx: Context) -> None:
+        seen.append([message.text for message in messages])
+        await ctx.api.messages.mark_read(messages[-1].id)
+
+    async with Harness(plugin) as h:
+        h.api.answers("messages.mark_read")
+        await say(h, "1", "2")
+        h.crash_after_handler()
+        await h.advance(0.2)
+        await say(h, "3")
+        await h.advance(0.2)
+        assert seen == [["1", "2"], ["1", "2"], ["3"]]
+        first, again, other = h.api.calls
+        assert first == again != other
+
+
 async def test_one_poisonous_event_in_a_batch_takes_no_other_with_it() -> None:
     seen: Seen = []
     plugin = Plugin("poisoned")
@@ -426,6 +447,26 @@ async def test_a_rehearsal_shows_effects_and_has_none() -> None:
         assert shown.failure is None
         await h.settle()
         assert (h.sent, h.journal.values, h.timers) == before
+
+
+async def test_a_rehearsal_makes_the_calls_that_read_and_none_that_changes() -> None:
+    plugin = Plugin("calling")
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        ctx.reply((await ctx.api.agents.get(message.sender)).handle)
+        await ctx.api.contacts.add(message.sender)
+
+    async with Harness(plugin) as h:
+        h.api.answers("agents.get", {"handle": "peer"})
+        h.api.answers("contacts.add")
+        await say(h, "1")
+        shown = await dispatcher(h).rehearse("calling", (await h.journal.read_lane(1, 0, 1))[0])
+        assert shown is not None
+        assert [send.content.text for send in shown.sends] == ["peer"]
+        assert shown.failure is not None
+        assert "ctx.api.contacts.add is not made in a rehearsal" in str(shown.failure.error)
+        assert [call.name for call in h.api.calls] == ["agents.get", "contacts.add", "agents.get"]
 
 
 # --- outcomes
