@@ -535,7 +535,9 @@ class ControlServer:
 
     async def _reload(self, request: web.Request) -> web.StreamResponse:
         # A client that has gone must not leave a change half made.
-        return _json(await asyncio.shield(asyncio.ensure_future(self._daemon.reload())))
+        reload = asyncio.ensure_future(self._daemon.reload())
+        reload.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # which the log has
+        return _json(await asyncio.shield(reload))
 
     async def _stop(self, request: web.Request) -> web.StreamResponse:
         await self._daemon.stop()
