@@ -90,10 +90,22 @@ class Served:
 
     tag: what stands for it among the marks of running calls. intervals: seconds by the name of the recurring handler.
     catch_up: by identity, None where stale mail is handled like any other. replays: by conversation number, how often a
-    lane was set back and where it stood.
+    lane was set back and where it stood. taken_at: monotonic seconds of the last hand-out,
+    or of the start.
     """
 
-    __slots__ = ("breaker", "catch_up", "intervals", "lanes", "listed", "plugin", "replays", "signals", "tag")
+    __slots__ = (
+        "breaker",
+        "catch_up",
+        "intervals",
+        "lanes",
+        "listed",
+        "plugin",
+        "replays",
+        "signals",
+        "tag",
+        "taken_at",
+    )
 
     def __init__(self, plugin: Hosted, tag: int, limits: Limits, conduct: Mapping[str, config.Conduct]) -> None:
         self.tag = tag
@@ -102,6 +114,7 @@ class Served:
         self.replays: dict[int, tuple[int, int]] = {}
         self.signals: dict[SignalKey, Signal] = {}
         self.listed = False
+        self.taken_at = 0.0
         self.run_by(plugin, conduct)
 
     def run_by(self, plugin: Hosted, conduct: Mapping[str, config.Conduct]) -> None:
