@@ -41,7 +41,7 @@ from agentd.journal.retention import Retention, below
 from agentd.journal.running import open_running
 from agentd.journal.sqlite import SqliteJournal, open_journal
 from agentd.journal.storage import Carried, StoredRecord
-from agentd.operations import Followers, Operations, Parts, Sending
+from agentd.operations import Followers, Operations, Parts, Sending, Vitals
 from agentd.supervisor import Bells, Key, Shared, Supervisor
 from agentd.takeover import Takeover
 from agentd.transport.rest import Pool, Rest
@@ -164,7 +164,7 @@ class Daemon:
             room=self._outbox_room,
             speaker=_EMBEDDED_USER if hub is not None else None,
         )
-        self._pressure: set[str] = set()
+        self._vitals = Vitals(_JOURNAL_LOOK_S, settings.agentd.health.lag_window_s)
         self._manager = ServiceManager()
         self._fed_at = self._loop.time()
 
@@ -186,6 +186,7 @@ class Daemon:
                 self._dispatcher.paused,
                 time.time,
             )
+            self._vitals.position = await self._journal.last_position()
             self.operations = Operations(self._parts(plugins), self._sending, self._followers)
             control = ControlServer(self.operations, listening_paths(Path(self._settings.agentd.state), os.environ))
             try:
@@ -201,6 +202,7 @@ class Daemon:
                     retention = Retention(self._journal, below(self._settings.agentd.retention, full_mb))
                     trimming = tasks.create_task(retention.run(), name="retention")
                     await control.start()
+                    await self._start_http(stack)
                     self._greet()
                     self.started.set()
                     self._manager.ready()
@@ -221,6 +223,17 @@ class Daemon:
                 raise first_of(failed) from failed
             finally:
                 await control.close()
+
+    async def _start_http(self, stack: contextlib.AsyncExitStack) -> None:
+        """Serve the page and the metrics, where the configuration asks for them."""
+        if self._settings.agentd.http.listen:
+            # Only here: nobody else pays for loading it.
+            from agentd.control.http import HttpServer
+
+            server = HttpServer(self.operations, self._settings.agentd)
+            stack.push_async_callback(server.close)
+            await server.start()
+            self._vitals.http_url = server.url
 
     async def _load_plugins(self, stack: contextlib.AsyncExitStack) -> dict[str, Hosted]:
         """Load and set up every plugin that an identity uses; every problem is told at once."""
@@ -306,6 +319,7 @@ class Daemon:
             plugins=plugins,
             dispatcher=self._dispatcher,
             stalls=self._watch,
+            vitals=self._vitals,
             revive=self._revive,
             hub_url=self._hub.url if self._hub is not None else None,
             began=self._began,
@@ -348,6 +362,8 @@ class Daemon:
             self._dispatcher.offer(records)
             self._takeover.records(records)
         self._followers.offer(records)
+        if records:
+            self._vitals.position = records[-1].position
 
     def _signal(self, happened: Signal) -> None:
         self._dispatcher.signal(happened)
@@ -373,15 +389,17 @@ class Daemon:
 
     def _press(self, reason: str, pressed: bool) -> None:
         """Shed while there is any reason to: what is not taken in stays with the server."""
-        (self._pressure.add if pressed else self._pressure.discard)(reason)
+        why = self._vitals.press(reason, pressed, self._loop.time())
         for supervisor in self._supervisors.values():
-            supervisor.shed(", ".join(sorted(self._pressure)))
+            supervisor.shed(why)
 
     async def _watch_journal(self) -> None:
         """A disk that takes nothing must not make the queue before it grow."""
         trouble = ""
         while True:
+            self._vitals.slept(self._loop.time())
             await asyncio.sleep(_JOURNAL_LOOK_S)
+            self._vitals.woke(self._loop.time())
             self._feed_watchdog()
             self._tell_status()
             # An outbox may have got room while its sender was not running, which rings nobody.

@@ -330,15 +330,20 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plugin(Generic[C]):
-    """A named set of handlers. `config`: a msgspec Struct for its settings. `version`: kept with what failed."""
+    """A named set of handlers. `config`: a msgspec Struct for its settings. `version`: kept with what failed.
+
+    watches: it does not answer but looks on, like a log: it goes on while a person speaks as the identity, and sees
+    stale mail too.
+    """
 
     @overload
-    def __init__(self: Plugin[None], name: str, *, version: str = "") -> None: ...
+    def __init__(self: Plugin[None], name: str, *, version: str = "", watches: bool = False) -> None: ...
     @overload
-    def __init__(self, name: str, *, config: type[C], version: str = "") -> None: ...
-    def __init__(self, name: str, *, config: type[Any] | None = None, version: str = "") -> None:
+    def __init__(self, name: str, *, config: type[C], version: str = "", watches: bool = False) -> None: ...
+    def __init__(self, name: str, *, config: type[Any] | None = None, version: str = "", watches: bool = False) -> None:
         self.name = name
         self.version = version
+        self.watches = watches
         self.config = config
         self.declared: list[Declared] = []
         self.middlewares: list[Callable[[Any, Context[Any]], AsyncIterator[None]]] = []

@@ -4,8 +4,8 @@ One `Supervisor` per identity, one task tree under it. A broken invariant ends t
 anew from what is on disk; other identities do not notice. A refused key parks the identity until the key has changed.
 Only a journal that cannot be used goes up to the daemon.
 
-Always true: the state told by `status` is one of STATES, with the reason and the time of the change, and a bounded
-history. Nothing is sent or connected under a key that was refused.
+Always true: the state told by `status` is one of core.health.STATES, with the reason and the time of the change, and a
+bounded history. Nothing is sent or connected under a key that was refused.
 Not here: how to connect (transport/), order and disk (intake/), sending (sender.py).
 """
 
@@ -17,12 +17,13 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import msgspec
 
 from agentd import config, metrics
 from agentd.core.events import Message, RateLimitWarning, Record, Send, Signal
+from agentd.core.health import State
 from agentd.core.reconnect import CloseMeaning, Dial, Park, Reconnect, Throttle
 from agentd.errors import AgentdError, CredentialsRefused, JournalError, Unavailable, first_of
 from agentd.intake import Audit, Drain, Intake, Questions
@@ -34,15 +35,15 @@ from agentd.wire.platform import Platform, Request, Response
 
 log = logging.getLogger("agentd.supervisor")
 
-State = Literal["off", "connecting", "catching_up", "live", "throttled", "parked", "deaf"]
-STATES: tuple[State, ...] = get_args(State)
-
 _HISTORY = 50
 _KEY_POLL_S = 5.0
 _RESTART_FIRST_S = 1.0
 _RESTART_MAX_S = 60.0
 _DRAIN_RETRY_FIRST_S = 0.5
 _DRAIN_RETRY_MAX_S = 30.0
+_CLEAN_AUDITS = 3
+"""Audits in a row that find nothing, after which a deaf connection is believed again though nothing was pushed: one
+alone proves little, since the drain at the reconnect took what there was."""
 
 
 class Key:
@@ -109,6 +110,8 @@ class Supervisor:
         self._state: State = "off"
         self._life: _Life | None = None
         self._shedding = ""
+        self._began = self._entered_at = self._loop.time()
+        self._live_at: float | None = None
         self.history: deque[Change] = deque(maxlen=_HISTORY)
         self.reconnects = 0
         self.restarts = 0
@@ -125,13 +128,21 @@ class Supervisor:
         """Change the state, if it is a change."""
         if self.history and state == self._state and reason == self.history[-1].reason:
             return
+        self._note_live()
         self._state = state
+        self._entered_at = self._loop.time()
         if self.history:
             log.info("%s%s", state, f": {reason}" if reason else "", extra={"identity": self.name})
         self.history.append(Change(state, time.time(), reason))
 
+    def _note_live(self) -> None:
+        """Remember that mail could come in until now. What is shed could have, and is counted elsewhere."""
+        if self._state in ("live", "deaf") or (self._state == "throttled" and self._shedding):
+            self._live_at = self._loop.time()
+
     def shed(self, why: str) -> None:
         """Leave messages with the server, or, where there is no reason to any more, fetch what was left."""
+        self._note_live()
         self._shedding = why
         if self._life is not None:
             self._life.shed(why)
@@ -172,14 +183,19 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """What is known without asking anybody. Ages in seconds, None for never."""
         last = self.history[-1]
+        self._note_live()
+        now = self._loop.time()
         return {
             "name": self.name,
             "platform": self.platform.name,
             "handle": f"@{self.platform.handle}" if self.platform.handle else None,
             "state": self._state,
             "state_since": last.at,
+            "state_age_s": round(now - self._entered_at, 3),
             "state_reason": last.reason,
-            "history": [msgspec.structs.asdict(change) for change in self.history],
+            "up_s": round(now - self._began, 3),
+            "last_live_age_s": None if self._live_at is None else round(now - self._live_at, 3),
+            "history": list(self.history),
             "reconnects": self.reconnects,
             "restarts": self.restarts,
             **(self._life.status() if self._life is not None else {}),
@@ -203,6 +219,9 @@ class _Life:
         self._drain_wanted = asyncio.Event()
         self._account_asked = False
         self._hears_nothing = False
+        self._pushed_then = ""
+        self._clean_audits = 0
+        self._last_pong: float | None = None
         self.intake = Intake(
             owner.name,
             self._platform,
@@ -318,6 +337,7 @@ class _Life:
                     auditing.cancel()
             finally:
                 self.intake.detach()
+                self._last_pong = self._link.last_pong
                 self._link = None
         code = "cut" if closed.code is None else str(closed.code)
         self._owner.reconnects += 1
@@ -389,13 +409,20 @@ class _Life:
         self._questions.ask(question)
 
     def _deaf(self, found: int) -> None:
-        self._hears_nothing = found > 0
         if found:
+            self._hears_nothing, self._clean_audits = True, 0
+            self._pushed_then = self.intake.pushed_until
             self._owner.enter("deaf", f"{found} events were found that this connection had not pushed")
             if self._link is not None:
                 self._link.close(1000, "deaf")
-        elif self._owner.state == "deaf":
-            self._owner.enter("live", "hears again")
+            return
+        self._clean_audits += 1
+        if self._hears_nothing and (
+            self.intake.pushed_until > self._pushed_then or self._clean_audits >= _CLEAN_AUDITS
+        ):
+            self._hears_nothing = False
+            if self._owner.state == "deaf":
+                self._owner.enter("live", "hears again")
 
     def _credentials_refused(self, refused: CredentialsRefused) -> None:
         self._refused = refused
@@ -457,7 +484,9 @@ class _Life:
             "outbox_full": self.sender.room <= 0,
             "targets_stopped": self.sender.stopped,
             "targets_paced": len(self.sender.pacing),
-            "last_pong_age_s": age(self._link.last_pong if self._link is not None else None),
+            "pacing_per_s": self.sender.pacing.identity_rate,
+            "deaf": self._hears_nothing,
+            "last_pong_age_s": age(self._link.last_pong if self._link is not None else self._last_pong),
             "last_inbound_age_s": age(intake.last_inbound),
             "last_audit_age_s": age(self._audit.last_audit),
         }

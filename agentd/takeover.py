@@ -90,7 +90,7 @@ class Takeover:
             return
         fields = {"identity": message.identity, "conversation": message.conversation}
         log.info("%s: handlers stay out of it for %.0f s", REASON, until - now, extra=fields)
-        self._pause(Paused(number=number, at=now, until=until, reason=REASON, **fields))
+        self._pause(Paused(number=number, at=now, until=until, reason=REASON, watchers=False, **fields))
 
 
 def _unix(created_at: str, otherwise: float) -> float:

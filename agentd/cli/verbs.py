@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from agentd.cli.pausing import echo_pauses, echo_plugins
 from agentd.cli.printing import count_column, echo_json, echo_table, paragraph
 from agentd.cli.reached import reached
 from agentd.cli.tables import STATE_COLOURS, Column, age, clock, since
@@ -86,6 +87,8 @@ def status(daemon: Client, name: str | None, *, as_json: bool) -> None:
         click.echo(f"embedded hub at {answer['hub_url']}")
     click.echo()
     _echo_identities(answer["identities"])
+    echo_plugins(answer)
+    echo_pauses(answer)
     for plugin in answer["plugins"]:
         _echo_trouble(plugin)
     for line in reached(answer):

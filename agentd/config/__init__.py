@@ -3,6 +3,7 @@
     search.py     which file, which state folder
     lines.py      where in the text a key stands
     loader.py     text into settings, or every problem found
+    listening.py  what [agentd.http] listen says
     keys.py       the keys of identities, kept out of everything that is printed
     settings.py   the tree itself, with units in the names and a reason beside each default
 
@@ -11,6 +12,7 @@ Not here: what only a server can tell, such as two keys of one account, or a key
 """
 
 from agentd.config.keys import Secret, resolve_key
+from agentd.config.listening import is_address, is_loopback, listening_address
 from agentd.config.loader import load
 from agentd.config.search import find_configuration, find_state
 from agentd.config.settings import (
@@ -19,6 +21,8 @@ from agentd.config.settings import (
     Conduct,
     Control,
     Dispatch,
+    Health,
+    Http,
     Identity,
     Intake,
     JournalSettings,
@@ -38,6 +42,8 @@ __all__ = [
     "Conduct",
     "Control",
     "Dispatch",
+    "Health",
+    "Http",
     "Identity",
     "Intake",
     "JournalSettings",
@@ -52,6 +58,9 @@ __all__ = [
     "Settings",
     "find_configuration",
     "find_state",
+    "is_address",
+    "is_loopback",
+    "listening_address",
     "load",
     "resolve_key",
 ]

@@ -27,7 +27,7 @@ from agentd.core.retry import Backoff
 from agentd.dispatcher.backlog import Backlog, Delivery, Lane, Line, ReadOn, Rewind, Served
 from agentd.dispatcher.clock import Clock, LoopClock
 from agentd.dispatcher.commits import Log
-from agentd.dispatcher.deliveries import Deliveries
+from agentd.dispatcher.deliveries import TRIED_AGAIN, Deliveries
 from agentd.dispatcher.engine import Engine, Waits, Work, calls_max
 from agentd.dispatcher.loading import Loading, Marks
 from agentd.dispatcher.rehearsal import Rehearsed, rehearse
@@ -43,6 +43,7 @@ from agentd.journal.storage import (
     Conversation,
     DeadDropped,
     DeadRow,
+    Outcome,
     Paused,
     Resumed,
     StatePut,
@@ -51,6 +52,7 @@ from agentd.journal.storage import (
 
 log = logging.getLogger("agentd.dispatcher")
 
+_DEEPEST_SHOWN = 10  # lanes that `standing` names; the rest is counted
 _LAST_COMMIT_S = 1.0  # a stop waits at least this long for cursors to reach the disk
 _MEBIBYTE = 1_048_576
 
@@ -196,6 +198,10 @@ class Dispatcher:
             "breaker": breaker.standing.value,
             "trial_in_s": trial_in_s,
             "lanes": len(served.lanes),
+            "deepest": [
+                {"identity": lane.line.identity, "conversation": lane.line.conversation, "depth": lane.depth}
+                for lane in self._backlog.deepest(served, _DEEPEST_SHOWN)
+            ],
             "running": served.lanes.running,
             "timers": engine.timers.count(plugin),
             "timers_given_up": [
@@ -210,6 +216,15 @@ class Dispatcher:
             ],
         }
 
+    def runs(self, plugin: str, number: int, position: int) -> bool:
+        """Whether a turn about the event at this position is under way in the conversation with this number."""
+        lane = self._backlog.lane(number, self._served[plugin])
+        if lane is None or not lane.began_at:
+            return False
+        head = lane.served.lanes.first(number, 1)[0]
+        first = head.record.position if isinstance(head, Delivery) else 0
+        return first <= position <= max(first, lane.until)
+
     def since(self, identity: str, plugin: str) -> int:
         """The position behind which a plugin serves an identity; what was journaled up to there is never offered."""
         return self._since[identity, plugin]
@@ -221,6 +236,10 @@ class Dispatcher:
     def paused(self, number: int) -> Paused | None:
         """The pause of the conversation with this number."""
         return self._engine.pauses.get(number)
+
+    def pause_for(self, plugin: str, number: int) -> Paused | None:
+        """The pause of the conversation with this number, if the plugin stands still in it."""
+        return self._engine.pauses.pause_for(number, self._served[plugin])
 
     # --- what it is told
 
@@ -245,18 +264,18 @@ class Dispatcher:
         self._engine.resumed(number)
         return self._engine.commits.commit(Resumed(number))
 
-    async def rewind(self, plugin: str, identity: str, number: int, position: int) -> int:
+    def rewind(self, plugin: str, identity: str, number: int, position: int) -> asyncio.Future[int]:
         """Let a lane handle what is recorded behind a position again, its sends under new keys.
 
         What waits in the lane waits for that; the turn that runs, or is tried again, comes first. Returns how many
-        events lie there, once it is on disk.
+        events lie there, done once it is on disk. Whoever does not wait for that, does not take it back either.
         """
         served = self._served[plugin]
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         served.lanes.interpose(number, Rewind(identity, number, position, done))
         self._engine.enlist(served)
         self._engine.wake()
-        return await done
+        return done
 
     async def try_again(self, letter: DeadRow) -> None:
         """Deliver a dead letter again: in its place where its lane waits behind it, else by itself, marked late.
@@ -276,7 +295,8 @@ class Dispatcher:
             now,
             again=f"dead letter {letter.number} of {letter.died_at:.3f}",
         )
-        commit = self._engine.commits.commit(in_place or row, DeadDropped(letter.number, now))
+        noted = Outcome(letter.plugin, letter.conversation, letter.position, letter.position, TRIED_AGAIN, None, now)
+        commit = self._engine.commits.commit(in_place or row, DeadDropped(letter.number, now), noted)
         if in_place is None:
             self._wakeups.put([row])
         self.dead[letter.identity] -= letter.dropped_at is None
@@ -390,6 +410,7 @@ class Dispatcher:
         failed: Mapping[tuple[str, int], Attempt],
     ) -> None:
         line = Line(conversation.number, conversation.identity, conversation.position)
+        line.conversation = conversation.conversation
         for served in self._serves[line.identity]:
             name = served.plugin.name
             cursor = cursors[name].get(line.number, self._since[line.identity, name])

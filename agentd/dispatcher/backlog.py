@@ -12,6 +12,7 @@ Not here: running anything, the disk.
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -122,15 +123,16 @@ class Served:
         self.plugin = plugin
         self.lanes.limit = plugin.settings.concurrency
         self.intervals = {each.name: each.every_s for each in plugin.handlers.all if each.every_s is not None}
-        own = plugin.settings.catch_up
-        self.catch_up = {identity: _policy(own or each.catch_up, plugin) for identity, each in conduct.items()}
+        self.catch_up = {identity: _policy(each.catch_up, plugin) for identity, each in conduct.items()}
 
 
-def _policy(policy: config.CatchUp, plugin: Hosted) -> config.CatchUp | None:
-    # Who does not take digests gets every message: an audit must see all.
-    if policy.policy == "replay" or (policy.policy == "digest" and not plugin.takes_digests):
+def _policy(of_identity: config.CatchUp, plugin: Hosted) -> config.CatchUp | None:
+    """What a plugin does about stale mail; None where it handles it like any other."""
+    policy = plugin.settings.catch_up or (None if plugin.watches else of_identity)
+    if policy is None or policy.policy == "replay":
         return None
-    return policy
+    # Who does not take digests gets every message.
+    return None if policy.policy == "digest" and not plugin.takes_digests else policy
 
 
 class Lane:
@@ -181,6 +183,11 @@ class Lane:
         self.failures = self.deaths = self.until = 0
         self.progress: bytes | None = None
 
+    @property
+    def depth(self) -> int:
+        """Records that are not handled yet, those in the journal included."""
+        return self.line.offered - self.done_count
+
     def fresh(self) -> None:
         """Nothing is known of the turn at the head."""
         self.failures = self.deaths = self.until = 0
@@ -191,10 +198,10 @@ class Line:
     """A conversation in which some lane has something to do.
 
     last: position of its newest record. offered: its records so far, counted from when it was met. passed: how many of
-    them every lane has handled.
+    them every lane has handled. conversation: its id, or "" while nobody has told.
     """
 
-    __slots__ = ("identity", "lanes", "last", "number", "offered", "passed")
+    __slots__ = ("conversation", "identity", "lanes", "last", "number", "offered", "passed")
 
     def __init__(self, number: int, identity: str, last: int) -> None:
         self.number = number
@@ -202,6 +209,7 @@ class Line:
         self.last = last
         self.offered = 0
         self.passed = 0
+        self.conversation = ""
         self.lanes: list[Lane] = []
 
 
@@ -267,11 +275,17 @@ class Backlog:
     def met(self, record: Record, plugins: Iterable[Served]) -> Line:
         """The line of a record that is new. Count it with `offered`."""
         line = self.line(record.conversation, record.event.identity, plugins)
+        line.conversation = record.event.conversation
         assert record.position > line.last, (record.position, line.last)
         line.last = self._last[line.number] = record.position
         line.offered += 1
         self.pending[line.identity] += 1
         return line
+
+    def deepest(self, served: Served, most: int) -> list[Lane]:
+        """The lanes of a plugin with the most to do."""
+        lanes = (lane for lane in self.lanes() if lane.served is served and lane.depth)
+        return heapq.nlargest(most, lanes, key=lambda lane: lane.depth)
 
     def handled_to(self, lane: Lane, count: int) -> None:
         """This lane is through with so many records of its line."""

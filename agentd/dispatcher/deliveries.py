@@ -45,6 +45,12 @@ log = logging.getLogger("agentd.dispatcher")
 PASSED = "passed"
 """The outcome of events that were not handled since newer ones say more."""
 
+TRIED_AGAIN = "tried again"
+"""Noted of an event whose dead letter somebody wants to be delivered again."""
+
+SET_BACK = "set back"
+"""Noted of the events that a lane is to handle again, since somebody wants a replay."""
+
 _STALE = "held: stale mail"
 """Why a conversation is paused by the catch-up policy "hold"."""
 
@@ -229,7 +235,7 @@ class Deliveries:
             case Hold():
                 number, event = lane.number, there[0].record.event
                 lane.served.lanes.hold(number)
-                lane.still = True
+                self._stand_still(lane, there[0])
                 self._pause(
                     Paused(
                         number=number,
@@ -238,6 +244,7 @@ class Deliveries:
                         at=now,
                         until=None,
                         reason=_STALE,
+                        watchers=False,
                     )
                 )
                 engine.pauses.met(number, lane.served)
@@ -319,10 +326,22 @@ class Deliveries:
         reason = self.guards[event.identity].answered(event.conversation, ctx.peer, now, hops_of(event.metadata))
         if reason is None or self._engine.pauses.get(lane.number) is not None:
             return
-        fields = {"identity": event.identity, "conversation": event.conversation}
-        log.warning("paused, since it looks like a loop: %s; see: agentd resume", reason, extra=fields)
+        log.warning(
+            "paused, since it looks like a loop: %s; see: agentd resume",
+            reason,
+            extra={"identity": event.identity, "conversation": event.conversation},
+        )
         metrics.LOOPS_STOPPED.inc(event.identity)
-        self._pause(Paused(number=lane.number, at=now, until=None, reason=f"loop guard: {reason}", **fields))
+        self._pause(
+            Paused(
+                number=lane.number,
+                identity=event.identity,
+                conversation=event.conversation,
+                at=now,
+                until=None,
+                reason=f"loop guard: {reason}",
+            )
+        )
 
     def _finish(self, lane: Lane, deliveries: Sequence[Delivery]) -> None:
         """The deliveries at the head of this lane have their fate."""
@@ -470,7 +489,9 @@ class Deliveries:
         self._loading.unload_all(lane)
         replay, until = served.replays.get(number, (0, 0))
         served.replays[number] = replay + 1, max(lane.told, until)
-        commit = engine.commits.rewound(lane, Rewound(served.plugin.name, number, position, *served.replays[number]))
+        noted = _set_back(served.plugin.name, number, position, lane.told, engine.clock.unix())
+        rewound = Rewound(served.plugin.name, number, position, *served.replays[number])
+        commit = engine.commits.rewound(lane, rewound, noted)
         lane.loaded = position
         lane.before = None
         lane.fresh()
@@ -501,6 +522,10 @@ def _again(served: Served, number: int, position: int) -> str:
         return ""
     replay, until = replayed
     return f"replay {replay}" if position <= until else ""
+
+
+def _set_back(plugin: str, number: int, position: int, told: int, now: float) -> Outcome:
+    return Outcome(plugin, number, position + 1, told, SET_BACK, None, now)
 
 
 def _budget(settings: config.LoopGuard) -> Budget:

@@ -34,9 +34,14 @@ class Pauses:
         """Hand nothing out in this conversation, or not until another time than was said before."""
         self._pauses[pause.number] = pause
 
+    def pause_for(self, number: int, served: Served) -> Paused | None:
+        """The pause of a conversation, if this plugin stands still in it."""
+        pause = self._pauses.get(number)
+        return None if pause is None or (served.plugin.watches and not pause.watchers) else pause
+
     def met(self, number: int, served: Served) -> bool:
         """Whether this lane must not run; it is named again when the pause ends."""
-        if number not in self._pauses:
+        if self.pause_for(number, served) is None:
             return False
         self._stopped.setdefault(number, []).append(served)
         return True

@@ -163,9 +163,12 @@ class TurnContext(Generic[C]):
 
     @property
     def peer(self) -> str:
-        """The agent whose message this turn answers, or "": what the guard against loops counts by."""
+        """The agent whose message this turn answers, or "": what the guard against loops counts by.
+
+        Not of a repeat that somebody asked for, which is no loop however many there are.
+        """
         event = self.event
-        if isinstance(event, Message) and not event.own and event.context.sender_kind == "agent":
+        if isinstance(event, Message) and not event.own and not self._again and event.context.sender_kind == "agent":
             return event.sender
         return ""
 

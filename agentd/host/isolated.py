@@ -73,7 +73,7 @@ class Isolated:
         self.state = PluginState(name, read, settings.state_value_max_bytes, settings.state_max_mb << 20)
         self.timers = 0
         self.timers_max = settings.timers_max
-        self.minds_timers = self.takes_digests = False
+        self.minds_timers = self.takes_digests = self.watches = False
         self.backlog_of: Callable[[str, str], int | None] = lambda identity, target: None
         self.loop = asyncio.get_running_loop()
         self.turns = _Turns(self)
@@ -127,6 +127,7 @@ class Isolated:
         self.handlers = Handlers(self.name, declared_again(loaded.handlers))
         self.minds_timers = any(each.event is Timer and each.every_s is None for each in self.handlers.all)
         self.takes_digests = any(each.event is Digest for each in self.handlers.all)
+        self.watches = loaded.watches
         self._declared = loaded.handlers
         self._place_handlers(loaded)
 

@@ -77,6 +77,7 @@ class Loaded:
         self.state = PluginState(name, read, settings.state_value_max_bytes, settings.state_max_mb << 20)
         self.timers = 0
         self.timers_max = settings.timers_max
+        self.watches = plugin.watches
         self.takes_digests = any(each.event is Digest for each in self.handlers.all)
         self.minds_timers = any(each.event is Timer and each.every_s is None for each in self.handlers.all)
         self.backlog_of: Callable[[str, str], int | None] = _no_backlog

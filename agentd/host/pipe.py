@@ -93,6 +93,7 @@ class Declares(_Message, frozen=True):
     """It is loaded. steps: how many middlewares, setups and teardowns it has, each of which may take a timeout."""
 
     version: str
+    watches: bool
     handlers: list[Declaration]
     middlewares: int
     setups: int

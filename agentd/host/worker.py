@@ -174,7 +174,14 @@ class Worker:
         self._plugin = plugin
         hooks = plugin.plugin
         self._pipe.tell(
-            pipe.Declares(plugin.version, handlers, len(hooks.middlewares), len(hooks.setups), len(hooks.teardowns))
+            pipe.Declares(
+                plugin.version,
+                hooks.watches,
+                handlers,
+                len(hooks.middlewares),
+                len(hooks.setups),
+                len(hooks.teardowns),
+            )
         )
 
     async def _set_up(self) -> None:

@@ -18,6 +18,7 @@ from agentd.errors import WireViolation
 from agentd.host.isolated import Hosted
 from agentd.host.stalls import StallWatch
 from agentd.journal.storage import Journal, StoredRecord
+from agentd.operations.vitals import Vitals
 from agentd.supervisor import Supervisor
 
 
@@ -35,6 +36,7 @@ class Parts(NamedTuple):
     plugins: Mapping[str, Hosted]
     dispatcher: Dispatcher
     stalls: StallWatch
+    vitals: Vitals
     revive: Callable[[StoredRecord], Event]
     hub_url: str | None
     began: float

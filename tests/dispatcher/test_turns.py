@@ -560,6 +560,29 @@ async def test_a_pause_ends_at_its_time() -> None:
         assert h.journal.paused == {}
 
 
+async def test_who_only_watches_goes_on_while_a_person_speaks_but_not_when_it_was_told_to_stop() -> None:
+    seen: Seen = []
+    plugin = Plugin("watching", watches=True)
+
+    @plugin.on(Message)
+    async def look(message: Message, ctx: Context) -> None:
+        seen.append(message.text)
+
+    async with Harness(plugin, catch_up=CatchUp(policy="latest", after_s=60)) as h:
+        await say(h, "1", "2", created_at=past(h, 600))
+        person = Paused(
+            number=1, identity="me", conversation="conv_peer", at=0.0, until=None, reason="a person", watchers=False
+        )
+        await dispatcher(h).pause(person)
+        assert dispatcher(h).pause_for("watching", 1) is None
+        await say(h, "3")
+        assert seen == ["1", "2", "3"]
+        await dispatcher(h).pause(paused(h))
+        assert dispatcher(h).pause_for("watching", 1) == paused(h)
+        await say(h, "4")
+        assert seen == ["1", "2", "3"]
+
+
 async def test_a_timer_of_a_paused_conversation_waits_with_it() -> None:
     seen: Seen = []
     plugin = counting(seen)
@@ -610,6 +633,18 @@ async def test_two_agents_that_only_answer_each_other_are_stopped_and_their_mail
         await dispatcher(h).resume(1)
         await h.settle()
         assert seen == ["0", "1", "2", "3", "4", "x", "5", "6", "7"]
+
+
+async def test_a_replay_is_no_loop_however_long() -> None:
+    seen: Seen = []
+    async with Harness(counting(seen), loop_guard=LoopGuard(answers_max=5, window_s=60)) as h:
+        for n in range(12):
+            await say(h, str(n), agent=True)
+            await h.advance(30)
+        await dispatcher(h).rewind("counting", "me", 1, 0)
+        await h.settle()
+        assert len(seen) == 24
+        assert dispatcher(h).pauses() == []
 
 
 async def test_the_budget_outlives_the_process() -> None:

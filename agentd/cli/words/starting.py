@@ -6,11 +6,12 @@ Always true: a verb imports what it needs when it runs.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from agentd.cli.options import config_option, environ_with, json_option, state_option
+from agentd.cli.options import F, config_option, environ_with, json_option, state_option
 
 _HUB_PORT = 8787
 _DEMO_MESSAGES, _DEMO_IDENTITIES, _DEMO_CONVERSATIONS, _DEMO_KILLS = 5_000, 3, 40, 5
@@ -39,12 +40,17 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65_535), default=_HUB_PORT, show_default=True, help="0 takes a free one."
+    "--port",
+    type=click.IntRange(0, 65_535),
+    metavar="N",
+    default=_HUB_PORT,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
 )
 @click.option("--store", metavar="FILE", default=":memory:", show_default=True, help="SQLite file that keeps its mail.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the faults.")
+@click.option("--seed", type=int, metavar="N", default=0, show_default=True, help="Seed of the faults.")
 @click.option(
     "--fault",
     "faults",
@@ -63,12 +69,17 @@ def hub(host: str, port: int, store: str, seed: int, faults: dict[str, str], dev
     serving.serve(HubSettings(host=host, port=port, database=store, development=dev), plan)
 
 
+def _count_option(name: str, default: int, told: str, least: int = 1) -> Callable[[F], F]:
+    kind = click.IntRange(min=least)
+    return click.option(name, type=kind, metavar="N", default=default, show_default=True, help=told)
+
+
 @click.command()
-@click.option("--messages", type=click.IntRange(min=1), default=_DEMO_MESSAGES, show_default=True)
-@click.option("--identities", type=click.IntRange(min=1), default=_DEMO_IDENTITIES, show_default=True)
-@click.option("--conversations", type=click.IntRange(min=1), default=_DEMO_CONVERSATIONS, show_default=True)
-@click.option("--kills", type=click.IntRange(min=0), default=_DEMO_KILLS, show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True)
+@_count_option("--messages", _DEMO_MESSAGES, "Messages that peers send.")
+@_count_option("--identities", _DEMO_IDENTITIES, "Identities of the daemon.")
+@_count_option("--conversations", _DEMO_CONVERSATIONS, "Conversations that they are in.")
+@_count_option("--kills", _DEMO_KILLS, "How often the daemon is killed.", least=0)
+@click.option("--seed", type=int, metavar="N", default=1, show_default=True, help="Seed of the faults.")
 @json_option
 @click.pass_context
 def demo(
@@ -116,7 +127,10 @@ def _plugin_name(ctx: click.Context, parameter: click.Parameter, given: str) -> 
     help="Where its folder goes; here, if not given.",
 )
 def plugin(name: str, inside: Path) -> None:
-    """Write a plugin called NAME and a test of it that passes, into a folder of that name."""
+    """Write a plugin and a test of it that passes.
+
+    Both go into a folder called NAME, which is the plugin's name too.
+    """
     from agentd.cli.new import new_plugin, next_steps
 
     for file in new_plugin(name, inside):
