@@ -203,7 +203,7 @@ class Neighbourhood(Proof):
         return Counter(message for by, _, message in marked if by == name and message)
 
     async def until_answered_by(self, name: str, count: int) -> None:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(240):  # a worker that died often is started again after a growing pause
             while len(self.answered_by(name)) < count:
                 await asyncio.sleep(0.05)
 
