@@ -6,7 +6,9 @@
                                                                        └── it fails: twice as long ─┘
 
 Always true: one lane that fails for ever opens nothing. While not closed at most one call is begun, the trial. The time
-that it stays open doubles up to a limit, and never ends sooner than the plugin asked for.
+that it stays open doubles up to a limit, and never ends sooner than the plugin asked for. A trial that fails costs no
+attempt until that limit is reached; from then on it does, unless the plugin says that no lane would fare better: or an
+event that nothing can mend, alone at the head of all that waits, would keep the breaker open for ever.
 Not here: the clock (callers pass `now`), what an attempt costs (retry.py), who waits (the dispatcher).
 """
 
@@ -87,20 +89,26 @@ class Breaker:
             if whole_plugin or len(self._failing) >= self._limits.lanes:
                 self._open(now, asked_s)
         elif lane == self._trial:
+            longest = self._pause_s() >= self._limits.max_s
             self._open(now, asked_s)
+            return longest and not whole_plugin
         elif whole_plugin and asked_s is not None and math.isfinite(asked_s) and self.standing is Standing.OPEN:
             self.until = max(self.until, now + asked_s)
         return self.closed
 
     def _open(self, now: float, asked_s: float | None) -> None:
         self._opened += 1
-        pause_s = min(self._limits.max_s, self._limits.first_s * 2.0 ** min(self._opened - 1, 60))
+        pause_s = self._pause_s()
         if asked_s is not None and math.isfinite(asked_s):
             pause_s = max(pause_s, asked_s)
         self.standing = Standing.OPEN
         self.until = now + pause_s
         self._trial = None
         self._failing.clear()
+
+    def _pause_s(self) -> float:
+        """Of the opening that was the last."""
+        return min(self._limits.max_s, self._limits.first_s * 2.0 ** min(max(0, self._opened - 1), 60))
 
     def _close(self) -> None:
         self.standing = Standing.CLOSED

@@ -13,6 +13,7 @@ Not here: the effects (the daemon's), what the messages are (pipe.py), restarts 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -43,6 +44,7 @@ from agentd.host.turns import DeadlinePassed, Failure
 log = logging.getLogger("agentd.host.worker")
 
 _READ_BYTES = 262_144
+_NICE = 10  # whatever a plugin burns, the daemon answers pings and commits first
 _CANCEL_S = 3.0  # how long cancelled calls may take to end, as in the daemon
 _EXIT_DYING = 70
 
@@ -340,6 +342,8 @@ def main(fd: int, parent: int) -> None:
     """Serve the daemon at the other end of this socket."""
     die_with(parent)
     leave_no_core()
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
+        os.nice(_NICE)
     _show_stack_of_whoever_burns_too_much()
     out = Pipe(fd)
     try:

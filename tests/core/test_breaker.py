@@ -42,6 +42,19 @@ def test_a_plugin_that_says_so_opens_it_at_once_for_as_long_as_it_asked() -> Non
     assert breaker.until == 40.0
 
 
+def test_a_failed_trial_costs_an_attempt_once_the_pauses_have_grown_to_the_longest() -> None:
+    breaker, now, costs = opened(), 0.0, []
+    for _ in range(6):
+        now = breaker.until
+        assert breaker.may_begin(now)
+        breaker.began("x")
+        costs.append(breaker.failed("x", now))
+    assert costs == [False, False, False, True, True, True]  # pauses of 1, 2, 4, then 8 seconds
+    assert breaker.may_begin(breaker.until)
+    breaker.began("x")
+    assert not breaker.failed("x", breaker.until, whole_plugin=True)
+
+
 def test_one_trial_is_let_through_and_its_success_closes_it() -> None:
     breaker = opened()
     assert breaker.may_begin(1.0)
@@ -62,7 +75,7 @@ def test_each_failed_trial_doubles_the_wait_up_to_the_limit() -> None:
         now = breaker.until
         assert breaker.may_begin(now)
         breaker.began("x")
-        assert not breaker.failed("x", now)
+        breaker.failed("x", now)
     assert waits == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
 
 

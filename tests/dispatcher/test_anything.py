@@ -385,9 +385,6 @@ class Anything(RuleBasedStateMachine):
             for talk in TALKS:
                 await self._release(talk)
             await self._advance(LONG_S)
-            if self.dispatcher.standing("any")["breaker"] != "closed":
-                # Whether the plugin works again shows by an event that it can handle.
-                await self.h.message("plain:", sender="@dee")
             waiting = [timer for timer in self.h.timers if timer.due_at < math.inf]
             if not (self.h.pending or waiting or self.h.journal.paused):
                 return

@@ -430,7 +430,8 @@ INSERT INTO timer (id, plugin, identity, conversation, conversation_id, name, du
     again, progress)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET
-    due_at = excluded.due_at, failures = excluded.failures, error = excluded.error, progress = excluded.progress;
+    due_at = excluded.due_at, data = excluded.data, failures = excluded.failures, error = excluded.error,
+    position = excluded.position, again = excluded.again, progress = excluded.progress;
 
 -- name: timer_delete
 -- It has fired.
