@@ -96,15 +96,18 @@ class Lanes(Generic[K, T]):
         self._lanes[key] = _Lane(item)
         self._ready.append(key)
 
-    def interpose(self, key: K, item: T) -> None:
-        """Put an item ahead of all that waits in a lane, behind its head if that was ever taken."""
+    def interpose(self, key: K, item: T, behind: int = 1) -> None:
+        """Put an item ahead of all that waits in a lane, behind its head if that was ever taken.
+
+        behind: how many items belong to the head.
+        """
         lane = self._lanes.get(key)
         if lane is None:
             self.push(key, item)
         elif lane.standing is Standing.READY and not lane.taken:
             lane.items.appendleft(item)
         else:
-            lane.items.insert(1, item)
+            lane.items.insert(behind, item)
 
     def withdraw(self, key: K, unwanted: Callable[[T], bool]) -> list[T]:
         """Take these out of a lane, its head excepted. Returns them in order."""

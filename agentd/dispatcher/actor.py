@@ -268,7 +268,9 @@ class Dispatcher:
         """
         served = self._served[plugin]
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        served.lanes.interpose(number, Rewind(identity, number, position, done))
+        lane = self._backlog.lane(number, served)
+        behind = 1 if lane is None else self._loading.of_the_turn(lane)
+        served.lanes.interpose(number, Rewind(identity, number, position, done), behind)
         self._engine.enlist(served)
         self._engine.wake()
         return done

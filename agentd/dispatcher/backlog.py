@@ -160,6 +160,7 @@ class Lane:
     until: position of that turn's last event if it has several, else 0. progress: what it noted. before: how it failed
     before the restart, or None. apart: position up to which events are handled one by one. began_at: monotonic seconds.
     settling: it waits for more to come. let_through: position up to which stale mail is handled like any other.
+    runs_until: position of the last event of the turn that began last.
     gone: its plugin does not serve the identity any more; a turn that is under way ends as it ends.
     """
 
@@ -179,6 +180,7 @@ class Lane:
         "memory",
         "number",
         "progress",
+        "runs_until",
         "served",
         "settling",
         "still",
@@ -195,7 +197,7 @@ class Lane:
         self.memory = 0
         self.behind = self.still = self.settling = self.gone = False
         self.began_at = 0.0
-        self.apart = self.let_through = 0
+        self.apart = self.let_through = self.runs_until = 0
         self.before: Attempt | None = None
         self.failures = self.deaths = self.until = 0
         self.progress: bytes | None = None

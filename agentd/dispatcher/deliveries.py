@@ -123,6 +123,7 @@ class Deliveries:
             about=(lane, stretch),
         )
         shown = first.event if stretch.form == "event" else self._shown(lane, stretch)
+        lane.runs_until = last.position
         started = lane.began_at = engine.taken_at
         # What runs in a worker cannot end this process.
         mark = self._running.began(served.tag, first.position, last.position) if plugin.in_process else None

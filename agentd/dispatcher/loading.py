@@ -155,6 +155,12 @@ class Loading:
         else:
             self._load(lane, stored.record(event))
 
+    def of_the_turn(self, lane: Lane) -> int:
+        """How many items at the head of this lane belong to the turn that runs, or is repeated, there; at least 1."""
+        ends = max(lane.runs_until, lane.until)
+        items = lane.served.lanes.first(lane.number, lane.memory) if lane.number in lane.served.lanes else []
+        return max(1, sum(isinstance(each, Delivery) and each.record.position <= ends for each in items))
+
     # --- out
 
     def finished(self, lane: Lane, deliveries: Sequence[Delivery]) -> None:

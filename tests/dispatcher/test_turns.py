@@ -395,6 +395,34 @@ async def test_a_replay_handles_recorded_events_again_in_order_before_what_is_ne
         assert h.pending == 0
 
 
+async def test_a_replay_never_gets_between_the_events_of_a_batch_that_runs() -> None:
+    seen: Seen = []
+    go = asyncio.Event()
+    plugin = Plugin("batcher")
+
+    @plugin.on(Message, batch=3, settle_s=0.0)
+    async def together(messages: tuple[Message, ...], ctx: Context) -> None:
+        seen.append([message.text for message in messages])
+        await go.wait()
+        if len(seen) == 1:
+            raise RetryLater(1)
+
+    async with Harness(plugin) as h:
+        for text in "123":
+            await h.message(text, settle=False)
+        while not seen:
+            await asyncio.sleep(0)
+        replayed = dispatcher(h).rewind("batcher", "me", 1, 1)
+        go.set()
+        await h.settle()
+        assert not replayed.done()
+        await h.advance(2)
+        assert await replayed == 2
+        assert seen == [["1", "2", "3"], ["1", "2", "3"], ["2", "3"]]
+        assert h.pending == 0
+        assert dispatcher(h).undispatched == 0
+
+
 async def test_a_replay_survives_a_crash_and_repeats_no_send() -> None:
     seen: Seen = []
     async with Harness(counting(seen)) as h:
