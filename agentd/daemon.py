@@ -22,24 +22,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from agentd import __version__, config, logs
 from agentd.control.address import listening_paths
 from agentd.control.api import ControlServer
+from agentd.control.refusal import ControlError
 from agentd.control.systemd import ServiceManager
 from agentd.core.events import Event, Record, Send, Signal, Source
 from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, first_of
+from agentd.handover import PROTOCOL, Arrival, Departure, Whereabouts
 from agentd.host.isolated import Hosted, Isolated, load_hosted
 from agentd.host.stalls import StallWatch
 from agentd.journal.retention import Retention, below
 from agentd.journal.running import open_running
-from agentd.journal.sqlite import SqliteJournal, open_journal
+from agentd.journal.sqlite import SCHEMA, SqliteJournal
 from agentd.journal.storage import Carried, StoredRecord
 from agentd.operations import Followers, Operations, Parts, Sending
 from agentd.supervisor import Bells, Key, Shared, Supervisor
@@ -57,13 +59,17 @@ EXIT_FAILED = 1
 EXIT_CONFIG = 78
 
 _JOURNAL_LOOK_S = 0.25
+_REST_S = 0.3  # for answers to sends; what is not answered then is asked for again, under the same key
 _EMBEDDED_USER = "me"
 _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
 """Identity to its handle on the embedded hub and its plugins."""
 
 
-def run(settings: config.Settings, *, config_path: Path | None) -> int:
-    """Run the daemon in the foreground until it is told to stop. Returns the exit code."""
+def run(settings: config.Settings, *, config_path: Path | None, take_over: bool = False) -> int:
+    """Run the daemon in the foreground until it is told to stop. Returns the exit code.
+
+    take_over: from the process that runs over the same state, if there is one, while its turns go on.
+    """
     logs.configure(settings.agentd.log_level)
     faulthandler.enable()
     # A core file, as a watchdog's SIGABRT leaves one, would hold every key; the stacks are in the log.
@@ -73,7 +79,7 @@ def run(settings: config.Settings, *, config_path: Path | None) -> int:
     sys.setswitchinterval(0.0005)
     Path(settings.agentd.state).mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        uvloop.run(_main(settings, config_path))
+        uvloop.run(_main(settings, config_path, take_over))
     except ConfigError as error:
         return _told(error, EXIT_CONFIG)
     except PluginLoadError as error:
@@ -89,11 +95,17 @@ def _told(error: AgentdError, code: int) -> int:
     return code
 
 
-async def _main(settings: config.Settings, config_path: Path | None) -> None:
+async def _main(settings: config.Settings, config_path: Path | None, take_over: bool) -> None:
     async with contextlib.AsyncExitStack() as stack:
         state = Path(settings.agentd.state)
-        journal = await open_journal(state / "journal.db", settings.agentd.journal)
+        journal = SqliteJournal(state / "journal.db", settings.agentd.journal)
         stack.push_async_callback(journal.close)
+        if settings.embedded and take_over:
+            raise ConfigError(
+                ["--take-over: the daemon's own hub cannot be taken over; stop that daemon, and start anew"]
+            )
+        if not take_over:
+            await journal.open()
         hub: Hub | None = None
         keys: dict[str, Callable[[], str]] = {name: _key_of(identity) for name, identity in settings.identity.items()}
         if settings.embedded:
@@ -104,7 +116,7 @@ async def _main(settings: config.Settings, config_path: Path | None) -> None:
             hub = await stack.enter_async_context(Hub(HubSettings(database=str(state / "hub.db"))))
             settings, keys = _embedded(settings, hub)
         base = config_path.parent if config_path is not None else Path.cwd()
-        daemon = Daemon(settings, base, journal, keys, hub)
+        daemon = Daemon(settings, base, journal, keys, hub, take_over=take_over)
         await daemon.run()
 
 
@@ -134,7 +146,10 @@ def _embedded(settings: config.Settings, hub: Hub) -> tuple[config.Settings, dic
 
 
 class Daemon:
-    """Every part of one process. started: everything runs. operations: what can be asked of it, from then on."""
+    """Every part of one process. started: everything runs. operations: what can be asked of it, from then on.
+
+    journal: open, unless take_over: then it is opened here, once whoever has it has handed it over.
+    """
 
     def __init__(
         self,
@@ -143,8 +158,11 @@ class Daemon:
         journal: SqliteJournal,
         keys: Mapping[str, Callable[[], str]],
         hub: Hub | None,
+        *,
+        take_over: bool = False,
     ) -> None:
         self._settings = settings
+        self._take_over = take_over
         self._base = base
         self._journal = journal
         self._keys = keys
@@ -164,6 +182,9 @@ class Daemon:
             room=self._outbox_room,
             speaker=_EMBEDDED_USER if hub is not None else None,
         )
+        self._turns_find = Whereabouts(journal.state_get, self._sending.send_now)
+        self._arrival: Arrival | None = None
+        self._departing: asyncio.Future[Departure] = self._loop.create_future()
         self._pressure: set[str] = set()
         self._manager = ServiceManager()
         self._fed_at = self._loop.time()
@@ -177,6 +198,8 @@ class Daemon:
             plugins = await self._load_plugins(stack)
             codes = dict(code for plugin in plugins.values() for code in plugin.codes())
             self._watch = stack.enter_context(StallWatch(self._settings.agentd.dispatch.stall_s, codes))
+            if self._take_over:
+                await self._arrive(stack)
             await self._make_supervisors(pool)
             self._dispatcher = self._make_dispatcher(plugins)
             self._takeover = Takeover(
@@ -186,41 +209,148 @@ class Daemon:
                 self._dispatcher.paused,
                 time.time,
             )
-            self.operations = Operations(self._parts(plugins), self._sending, self._followers)
+            self.operations = Operations(self._parts(plugins), self._sending, self._followers, self._hand_over_wanted)
             control = ControlServer(self.operations, listening_paths(Path(self._settings.agentd.state), os.environ))
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    await self._dispatcher.start(tasks)
-                    takeover = tasks.create_task(self._takeover.run(), name="takeover")
-                    identities = [
-                        tasks.create_task(supervisor.run(), name=f"identity {name}")
-                        for name, supervisor in self._supervisors.items()
-                    ]
-                    pressure = tasks.create_task(self._watch_journal(), name="journal pressure")
-                    full_mb = self._settings.agentd.journal.max_mb
-                    retention = Retention(self._journal, below(self._settings.agentd.retention, full_mb))
-                    trimming = tasks.create_task(retention.run(), name="retention")
-                    await control.start()
+                    await self._dispatcher.start(tasks, self._arrival.turns if self._arrival is not None else ())
+                    if self._arrival is not None:
+                        self._arrival.answers(partial(_state_of, plugins), self._sending.send_now)
+                    self._begin(tasks)
+                    await control.start(in_place=self._arrival is not None)
                     self._greet()
                     self.started.set()
                     self._manager.ready()
+                    if self._arrival is not None:
+                        self._arrival.serves()
                     with self._signals():
-                        await self._stopping.wait()
-                    log.info("stopping")
-                    self._manager.stopping()
-                    self._manager.status("stopping: running handlers may finish")
-                    pressure.cancel()
-                    trimming.cancel()
-                    takeover.cancel()
-                    # First the handlers: one that waits for the answer to a send of its own needs the sender.
-                    await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
-                    for identity in identities:
-                        identity.cancel()
-                    await asyncio.wait(identities) if identities else None
+                        departure = await self._serve(tasks, control)
+                        if departure is not None:
+                            await self._depart(departure, control)
+                    if departure is None:
+                        await self._stop()
             except ExceptionGroup as failed:
                 raise first_of(failed) from failed
             finally:
                 await control.close()
+
+    # -- one part after the other ----------------------------------------------------------------------------------
+
+    def _begin(self, tasks: asyncio.TaskGroup) -> None:
+        """Start what needs the journal to be ours, the dispatcher excepted."""
+        full_mb = self._settings.agentd.journal.max_mb
+        retention = Retention(self._journal, below(self._settings.agentd.retention, full_mb))
+        self._around = [
+            tasks.create_task(self._takeover.run(), name="takeover"),
+            tasks.create_task(self._watch_journal(), name="journal pressure"),
+            tasks.create_task(retention.run(), name="retention"),
+        ]
+        self._identities = [
+            tasks.create_task(supervisor.run(), name=f"identity {name}")
+            for name, supervisor in self._supervisors.items()
+        ]
+
+    async def _serve(self, tasks: asyncio.TaskGroup, control: ControlServer) -> Departure | None:
+        """Return when told to stop, or, with the departure, when another process has taken over."""
+        stopping = tasks.create_task(self._stopping.wait(), name="told to stop")
+        while True:
+            either: list[asyncio.Future[Any]] = [stopping, self._departing]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done():
+                if self._departing.done():
+                    self._departing.result().call_off("it is stopping")
+                return None
+            departure = self._departing.result()
+            control.handing_over = True
+            if await self._hand_over(departure):
+                stopping.cancel()
+                return departure
+            control.handing_over = False
+            self._turns_find.back()
+            self._departing = self._loop.create_future()
+            self._begin(tasks)
+
+    async def _stop(self) -> None:
+        log.info("stopping")
+        self._manager.stopping()
+        self._manager.status("stopping: running handlers may finish")
+        await _cancelled(self._around)
+        # First the handlers: one that waits for the answer to a send of its own needs the sender.
+        await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
+        await _cancelled(self._identities)
+
+    # -- from one process to the next ------------------------------------------------------------------------------
+
+    async def _arrive(self, stack: contextlib.AsyncExitStack) -> None:
+        """Have the journal, from the process that runs if there is one. Raises NotHandedOver, JournalError."""
+        state = Path(self._settings.agentd.state)
+        paths = listening_paths(state, os.environ)
+        self._arrival = await Arrival.ask(paths[0], state, SCHEMA.version)
+        if self._arrival is None:
+            log.info("no daemon runs over %s: there is nothing to take over", state)
+        else:
+            stack.callback(self._arrival.close)
+        await self._journal.open(checked=self._arrival is not None)
+        if self._arrival is not None:
+            await self._arrival.taken()
+
+    async def _hand_over_wanted(self, protocol: int, tables: int, version: str, socket: str) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        if (why := self._keeps_everything(protocol, tables, version)) is not None:
+            raise ControlError(409, "NOT_HANDED_OVER", *why)
+        departure = Departure()
+        try:
+            await departure.connect(socket)
+        except OSError as error:
+            raise ControlError(
+                409, "NOT_HANDED_OVER", f"nobody listens at {socket} ({error.strerror})", "start again"
+            ) from None
+        if self._departing.done() or self._stopping.is_set():
+            departure.call_off("it has begun something else meanwhile")
+        else:
+            log.info("agentd %s takes over", version)
+            self._departing.set_result(departure)
+        return {"version": __version__, "pid": os.getpid()}
+
+    def _keeps_everything(self, protocol: int, tables: int, version: str) -> tuple[str, str] | None:
+        """Why there can be no hand-over, and what to do instead."""
+        restart = "stop this one, then start that one"
+        if self._hub is not None:
+            return "this daemon runs its own hub, which ends with it", restart
+        if self._stopping.is_set():
+            return "it is stopping", "wait for its end, then start"
+        if self._departing.done():
+            return "another process is taking over already", "look at that one: agentd status"
+        if protocol != PROTOCOL:
+            return f"it hands over by protocol {PROTOCOL}, and agentd {version} takes over by {protocol}", restart
+        if tables != SCHEMA.version:
+            told = f"its journal is of version {SCHEMA.version}, and agentd {version} works with {tables}"
+            return told, f"{restart}, which upgrades it (agentd upgrade-check)"
+        if self._arrival is not None and self._arrival.open:
+            return f"{self._arrival.open} turns still run in the process before it", "wait for their end"
+        if trouble := self._journal_trouble():
+            return trouble, "see: agentd doctor"
+        return None
+
+    async def _hand_over(self, departure: Departure) -> bool:
+        """End what needs the journal, and let it go. False if it is here again."""
+        await _cancelled(self._around)
+        if self._supervisors:
+            resting = [asyncio.ensure_future(each.rest(_REST_S)) for each in self._supervisors.values()]
+            await asyncio.wait(resting)
+        await _cancelled(self._identities)
+        for supervisor in self._supervisors.values():
+            supervisor.enter("off", "another process takes over")
+        return await departure.hand_over(self._dispatcher, self._journal, partial(self._turns_find.moved, departure))
+
+    async def _depart(self, departure: Departure, control: ControlServer) -> None:
+        """Another process has everything but the turns that run: wait for their end."""
+        self._manager.stopping()
+        self._manager.status("another process has taken over; running handlers may finish")
+        leaving = asyncio.ensure_future(_left(departure, control))
+        timeout_s = self._settings.agentd.dispatch.hand_over_timeout_s
+        await departure.drain(self._dispatcher, timeout_s, self._stopping.wait())
+        leaving.cancel()
 
     async def _load_plugins(self, stack: contextlib.AsyncExitStack) -> dict[str, Hosted]:
         """Load and set up every plugin that an identity uses; every problem is told at once."""
@@ -229,7 +359,7 @@ class Daemon:
         problems: list[str] = []
         for name in sorted(used):
             try:
-                settings, read = self._settings.plugin[name], self._journal.state_get
+                settings, read = self._settings.plugin[name], self._turns_find.state_get
                 plugins[name] = plugin = await load_hosted(
                     name, settings, self._base, read, hidden=self._hidden_from(name)
                 )
@@ -293,9 +423,10 @@ class Daemon:
             ),
             conduct=self._settings.identity,
             backoff=Backoff(first_s=dispatch.retry_first_s, max_s=dispatch.retry_max_s),
-            send_now=self._sending.send_now,
+            send_now=self._turns_find.send_now,
             running=running,
-            unfinished=unfinished,
+            # What runs in the process before us is no reason to think that it died of that.
+            unfinished=() if self._arrival is not None else unfinished,
         )
 
     def _parts(self, plugins: Mapping[str, Hosted]) -> Parts:
@@ -437,6 +568,26 @@ In a second terminal, in this folder:
 
 Ctrl-C stops it. Next: write a plugin (README, "A first plugin").
 """
+
+
+async def _state_of(plugins: Mapping[str, Hosted], plugin: str, conversation: int, key: str) -> bytes | None:
+    """What a turn of the process before us reads."""
+    if plugin not in plugins:
+        raise RuntimeError(f"{plugin} is not served any more")
+    return await plugins[plugin].state.read((conversation, key))
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+async def _left(departure: Departure, control: ControlServer) -> None:
+    """Leave the control socket to the successor once it is there."""
+    await asyncio.shield(departure.serves)
+    await control.close()
 
 
 def _own_command() -> str:

@@ -141,6 +141,11 @@ class Supervisor:
         if self._life is not None:
             self._life.sender.queued(sends)
 
+    async def rest(self, timeout_s: float) -> None:
+        """Let no more sends leave, and wait so long for the answers to those that have."""
+        if self._life is not None:
+            await self._life.sender.rest(timeout_s)
+
     @property
     def sender(self) -> Sender | None:
         """The way out; another one after a restart, None before the start."""

@@ -98,6 +98,10 @@ class Client:
         released: int = self._ask("POST", "/v1/release", body)["released"]
         return released
 
+    def hand_over(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask the daemon to hand over to this process. wanted: body of POST /v1/hand-over."""
+        return self._ask("POST", "/v1/hand-over", wanted)
+
     def stop(self) -> None:
         """Ask the daemon to stop; it goes on for as long as its running handlers need."""
         self._ask("POST", "/v1/stop", {})

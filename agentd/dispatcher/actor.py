@@ -24,18 +24,22 @@ from agentd.core.breaker import Limits, Standing
 from agentd.core.events import Event, Record, Send, Sent, Signal
 from agentd.core.quarantine import is_tried
 from agentd.core.retry import Backoff
-from agentd.dispatcher.backlog import Backlog, Delivery, Lane, Line, ReadOn, Rewind, Served
+from agentd.dispatcher.backlog import Backlog, Delivery, Inherited, Lane, Line, ReadOn, Rewind, Served, Stretch
 from agentd.dispatcher.clock import Clock, LoopClock
 from agentd.dispatcher.commits import Log
 from agentd.dispatcher.deliveries import Deliveries
 from agentd.dispatcher.engine import Engine, Waits, Work, calls_max
+from agentd.dispatcher.handing import Elsewhere, Successor, Turn
 from agentd.dispatcher.loading import Loading, Marks
+from agentd.dispatcher.predecessor import Predecessor
 from agentd.dispatcher.rehearsal import Rehearsed, rehearse
 from agentd.dispatcher.signals import Signals
 from agentd.dispatcher.timers import Due
 from agentd.dispatcher.trials import Trial
 from agentd.dispatcher.wakeups import Wakeups, redelivery
+from agentd.host.context import TurnContext
 from agentd.host.isolated import Hosted
+from agentd.host.shipped import packed
 from agentd.journal.running import Running, Unfinished
 from agentd.journal.storage import (
     SUBSCRIPTIONS,
@@ -47,6 +51,7 @@ from agentd.journal.storage import (
     Resumed,
     StatePut,
     StoredRecord,
+    TimerSet,
 )
 
 log = logging.getLogger("agentd.dispatcher")
@@ -137,6 +142,7 @@ class Dispatcher:
             on_dead=self._count_dead,
         )
         self._signals = Signals(engine, settings.signals_max)
+        self._predecessor = Predecessor(engine, self._backlog, self._deliveries, self._wakeups, self._signals, revive)
         engine.carry_out = self._carry_out
         engine.on_deadline = self._deadline
         engine.on_paused = self._paused
@@ -320,9 +326,13 @@ class Dispatcher:
 
     # --- start and stop
 
-    async def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Find what was left unhandled and go on with it. Workers are born in `tasks`; a failed journal fails them."""
+    async def start(self, tasks: asyncio.TaskGroup, inherited: Sequence[Elsewhere] = ()) -> None:
+        """Find what was left unhandled and go on with it. Workers are born in `tasks`; a failed journal fails them.
+
+        inherited: what the process before this one still runs.
+        """
         engine = self._engine
+        self._predecessor.expect(inherited, lambda identity: self._serves.get(identity, ()))
         for identity, plugins in self._serves.items():
             for served in plugins:
                 self._since[identity, served.plugin.name] = await self._subscribe(identity, served.plugin.name)
@@ -346,6 +356,7 @@ class Dispatcher:
             self._backlog.handled[identity] = totals.journaled - self.pending[identity]
         for served in self._served.values():
             await self._wakeups.restore(served, self._identities_of(served))
+        self._predecessor.push_rest()
         self._deadline()
         engine.start(tasks)
         engine.arm()
@@ -355,6 +366,32 @@ class Dispatcher:
         """Claim nothing new, let turns finish for so long, give the rest back uncounted, put every cursor on disk."""
         await self._engine.stop(timeout_s, _LAST_COMMIT_S)
         self._running.close()
+
+    # --- handing over
+
+    async def hold(self, timeout_s: float) -> None:
+        """Hand nothing out; return when nothing is under way but turns, and whatever has ended is on disk.
+
+        Raises TimeoutError, and goes on as before.
+        """
+        await self._engine.hold(timeout_s)
+
+    def hand_over(self, successor: Successor) -> dict[TurnContext[Any] | asyncio.Future[Any], Turn]:
+        """From now on another process decides what becomes of the turns that run. Call it as soon as `hold` returns.
+
+        Returns every turn that runs, and every thread that runs on past its deadline.
+        """
+        engine = self._engine
+        engine.successor = successor
+        turns: dict[TurnContext[Any] | asyncio.Future[Any], Turn] = {ctx: _turn(ctx) for ctx in engine.under_way}
+        for overrun, (served, key) in engine.overruns.items():
+            number, timer_id = (key, "") if isinstance(key, int) else (0, str(key[1]))
+            turns[overrun] = Turn("overrun", served.plugin.name, conversation=number, timer_id=timer_id)
+        return turns
+
+    def take_back(self) -> None:
+        """There is no successor after all."""
+        self._engine.go_on()
 
     async def quiet(self) -> None:
         """Return when nothing runs, nothing could run now, and every commit is on disk; delayed lanes may remain."""
@@ -397,6 +434,8 @@ class Dispatcher:
             lane = Lane(line, served, cursor, -behind)
             lane.before = failed.get((name, line.number))
             line.lanes.append(lane)
+        for lane in line.lanes:
+            self._predecessor.holds(lane)
         if self._backlog.restore(line):
             for lane in line.lanes:
                 if lane.done_count < 0:
@@ -427,6 +466,8 @@ class Dispatcher:
             return self._loading.read_back(item.lane)
         if isinstance(item, Due):
             return self._wakeups.run(served, key, item, waits)
+        if isinstance(item, Inherited):
+            return self._predecessor.run(served, key, item, waits)
         if isinstance(item, Rewind):
             waits()
             return self._deliveries.rewind(served, item, self._serves[item.identity])
@@ -447,6 +488,20 @@ class Dispatcher:
         if lane is not None and isinstance(head, Delivery):
             lane.still = True
             self._loading.unload(lane, head)
+
+
+def _turn(ctx: TurnContext[Any]) -> Turn:
+    """A turn that runs, as its successor is told of it."""
+    about: Any = ctx.about
+    if isinstance(about, TimerSet):
+        return Turn("timer", ctx.name, about.identity, about.conversation, attempt=ctx.attempt, timer=about)
+    if about is None:
+        assert isinstance(ctx.event, Signal)
+        return Turn("signal", ctx.name, ctx.identity, signal=packed(ctx.event))
+    if isinstance(about[1], Stretch):
+        first, last = about[1].first.record.position, about[1].last.record.position
+        return Turn("events", ctx.name, ctx.identity, ctx.conversation or 0, first, last, ctx.attempt)
+    raise AssertionError(about)
 
 
 async def _nobody_sends(send: Send) -> Sent:

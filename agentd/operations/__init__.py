@@ -16,6 +16,9 @@ Not here: who may ask, and how (control); building the parts (daemon).
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 from agentd.operations.explaining import Explaining
 from agentd.operations.following import Followers
 from agentd.operations.letters import Letters
@@ -31,7 +34,13 @@ __all__ = ["Followers", "Operations", "Parts", "Sending"]
 class Operations:
     """Every operation under the name that `agentd.control.api.Daemon` gives it, where it is described."""
 
-    def __init__(self, parts: Parts, sending: Sending, followers: Followers) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        sending: Sending,
+        followers: Followers,
+        hand_over: Callable[[int, int, str, str], Awaitable[dict[str, Any]]],
+    ) -> None:
         status, outbox, letters, reading = Status(parts), Outbox(parts), Letters(parts), Reading(parts, followers)
         self.status = status.status
         self.release = status.release
@@ -47,7 +56,12 @@ class Operations:
         self.tail = reading.tail
         self.export = reading.export
         self.explain = Explaining(parts).explain
+        self._hand_over = hand_over
         self._stop = parts.stop
+
+    async def hand_over(self, protocol: int, tables: int, version: str, socket: str) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        return await self._hand_over(protocol, tables, version, socket)
 
     async def stop(self) -> None:
         """See control.api.Daemon."""

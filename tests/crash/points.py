@@ -133,7 +133,7 @@ POINTS: Mapping[str, Point] = {
     "send_now about to be committed": Point(_COMMIT, False, said_now),
     "send_now written, not committed": Point(_APPLY, True, said_now),
     "send_now on disk, nobody told": Point(_WRITE, True, said_now),
-    "send_now answered, handler not told": Point("agentd.daemon:Daemon._send_now", True),
+    "send_now answered, handler not told": Point("agentd.operations.sending:Sending.send_now", True),
     # timers
     "timer about to run": Point(_COMMIT, False, holding(tried)),
     "timer noted as running": Point(_WRITE, True, holding(tried)),

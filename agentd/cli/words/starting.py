@@ -19,8 +19,9 @@ _DEMO_MESSAGES, _DEMO_IDENTITIES, _DEMO_CONVERSATIONS, _DEMO_KILLS = 5_000, 3, 4
 @click.command()
 @config_option
 @state_option
+@click.option("--take-over", is_flag=True, help="Take over from the daemon that runs, if one does, while mail flows.")
 @click.pass_context
-def run(ctx: click.Context, config: Path | None, state: Path | None) -> None:
+def run(ctx: click.Context, config: Path | None, state: Path | None, take_over: bool) -> None:
     """Run the daemon in the foreground.
 
     Without a configuration it brings its own hub and an agent that echoes.
@@ -29,7 +30,8 @@ def run(ctx: click.Context, config: Path | None, state: Path | None) -> None:
     from agentd.config import find_configuration, load
 
     environ = environ_with(state)
-    ctx.exit(daemon.run(load(config, environ), config_path=config or find_configuration(environ)))
+    settings, path = load(config, environ), config or find_configuration(environ)
+    ctx.exit(daemon.run(settings, config_path=path, take_over=take_over))
 
 
 def _pairs(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:

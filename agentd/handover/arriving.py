@@ -1,0 +1,225 @@
+"""The process that takes over: asks the one that runs, and hears of the turns that go on there.
+
+Always true: nothing is written to the journal before `taken` has been told. Of a turn that was not on the list nothing
+is kept, and of one that was, its end is heard once. A line that ends gives every open turn back.
+Not here: opening the journal and starting everything (the daemon), the fates of those turns (dispatcher/predecessor).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agentd import __version__
+from agentd.control.api import bind
+from agentd.control.client import Client
+from agentd.control.refusal import ControlError, UnreachableError
+from agentd.core.events import Send, Sent
+from agentd.dispatcher import Elsewhere, Over
+from agentd.errors import AgentdError
+from agentd.handover import messages
+from agentd.handover.line import Line
+from agentd.host.faults import taken_apart
+
+log = logging.getLogger("agentd.handover")
+
+SOCKET_NAME = "hand-over.sock"
+
+_RELEASE_S = 30.0  # for connections to close, and for the journal; far more than either takes
+_UCRED = struct.Struct("3i")  # pid, uid, gid, as SO_PEERCRED gives them
+
+StateGet = Callable[[str, int, str], Awaitable["bytes | None"]]
+
+_decode = msgspec.msgpack.Decoder(messages.ToSuccessor).decode
+
+
+class NotHandedOver(AgentdError):
+    """The process that runs keeps everything, or nobody can tell; the text says why, and what to do."""
+
+
+class Arrival:
+    """One take-over. `ask` makes it; then the journal may be opened; `taken`; `serves`; `close` in the end.
+
+    turns: what runs on in the process before.
+    """
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.turns: list[Elsewhere] = []
+        self._line = Line(_decode, self._take)
+        self._released: asyncio.Future[None] = loop.create_future()
+        self._by_id: dict[int, Elsewhere] = {}
+        self._overruns: dict[int, asyncio.Future[Any]] = {}
+        self._answering: set[asyncio.Task[None]] = set()
+        self._answers: asyncio.Future[tuple[StateGet, Callable[[Send], Awaitable[Sent]]]] = loop.create_future()
+        self._line.ended.add_done_callback(self._lost)
+
+    @classmethod
+    async def ask(cls, control: Path, state: Path, tables: int) -> Arrival | None:
+        """Have the process whose control socket this is hand over. tables: which version of the journal we know.
+
+        Returns once its journal is free; None if no process answers there.
+        Raises NotHandedOver: that process goes on as if it had not been asked.
+        """
+        arrival = cls()
+        path = state / SOCKET_NAME
+        try:
+            bound = bind(path)
+        except OSError as error:
+            raise NotHandedOver(f"{path} cannot be used: {error.strerror}") from error
+        server = await asyncio.get_running_loop().create_unix_server(lambda: arrival._line, sock=bound)
+        try:
+            return arrival if await arrival._asked(control, path, tables) else None
+        except BaseException:
+            arrival.close()
+            raise
+        finally:
+            server.close()
+            path.unlink(missing_ok=True)
+
+    async def _asked(self, control: Path, path: Path, tables: int) -> bool:
+        wanted = {"protocol": messages.PROTOCOL, "tables": tables, "version": __version__, "socket": str(path)}
+        try:
+            accepted = await asyncio.to_thread(Client(control).hand_over, wanted)
+        except UnreachableError:
+            return False
+        except ControlError as refused:
+            raise NotHandedOver(f"the process that runs does not hand over: {refused}") from None
+        log.info("taking over from agentd %s, pid %d", accepted["version"], accepted["pid"])
+        either: list[asyncio.Future[None]] = [self._released, self._line.ended]
+        await asyncio.wait(either, timeout=_RELEASE_S, return_when=asyncio.FIRST_COMPLETED)
+        if not self._released.done():
+            gone = "has gone while it did" if self._line.ended.done() else f"did not within {_RELEASE_S:g} s"
+            raise NotHandedOver(f"the process that runs was to hand over, and {gone}; see its log, and: agentd status")
+        self._released.result()
+        return True
+
+    # --- what the predecessor is told
+
+    async def taken(self) -> None:
+        """The journal is open here. Returns once that has left: before, nothing may be written to it.
+
+        Raises NotHandedOver if nobody is there to be told.
+        """
+        self._line.tell(messages.Taken())
+        while self._line.unsent:
+            await asyncio.sleep(0)
+        if self._line.ended.done():
+            raise NotHandedOver("the process that handed over has gone; start again")
+
+    def answers(self, state_get: StateGet, send_now: Callable[[Send], Awaitable[Sent]]) -> None:
+        """Answer from now on what those turns ask."""
+        self._answers.set_result((state_get, send_now))
+
+    def serves(self) -> None:
+        """Everything runs here."""
+        self._line.tell(messages.Serves())
+
+    @property
+    def open(self) -> int:
+        """Turns that run on in the process before."""
+        return sum(not each.over.done() for each in self.turns) + len(self._overruns)
+
+    def close(self) -> None:
+        """Hear nothing more."""
+        for answer in self._answering:
+            answer.cancel()
+        self._line.close()
+
+    # --- what it tells
+
+    def _take(self, message: messages.ToSuccessor) -> None:
+        match message:
+            case messages.Released():
+                self._take_list(message)
+            case messages.CalledOff():
+                self._released.set_exception(NotHandedOver(f"the process that runs keeps everything: {message.why}"))
+            case messages.Ended():
+                self._ended(message)
+            case messages.GaveBack():
+                self._over(message.id, None)
+            case messages.OverrunEnded():
+                self._overrun_ended(message.id)
+            case messages.Progressed():
+                if (turn := self._by_id.get(message.id)) is not None:
+                    turn.got_on(message.noted)
+            case messages.SaysNow() | messages.AskSend() | messages.AskState():
+                answer = asyncio.create_task(self._answer(message), name=f"answer {message.ask} to the predecessor")
+                self._answering.add(answer)
+                answer.add_done_callback(self._answering.discard)
+
+    def _take_list(self, released: messages.Released) -> None:
+        transport = self._line.opened.result()
+        peer: socket.socket = transport.get_extra_info("socket")
+        uid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+        if uid not in (0, os.geteuid()):
+            self._line.close()
+            return
+        for id_, turn in released.turns:
+            self._by_id[id_] = Elsewhere(turn, partial(self._decline, id_))
+        self.turns = list(self._by_id.values())
+        self._released.set_result(None)
+
+    def _decline(self, id_: int) -> None:
+        self._by_id[id_].ended(None)
+        self._line.tell(messages.Declined(id_))
+
+    def _ended(self, ended: messages.Ended) -> None:
+        if (turn := self._by_id.get(ended.id)) is None or turn.over.done():
+            return
+        overrun = None
+        if ended.out.overruns:
+            overrun = self._overruns[ended.id] = asyncio.get_running_loop().create_future()
+        self._over(ended.id, Over(ended.out, ended.handler, overrun))
+
+    def _over(self, id_: int, over: Over | None) -> None:
+        if over is None:
+            self._overrun_ended(id_)
+        if (turn := self._by_id.get(id_)) is not None:
+            turn.ended(over)
+            self._line.tell(messages.Heard(id_))
+
+    def _overrun_ended(self, id_: int) -> None:
+        overrun = self._overruns.pop(id_, None)
+        if overrun is not None and not overrun.done():
+            overrun.set_result(None)
+        elif (turn := self._by_id.get(id_)) is not None and turn.turn.kind == "overrun":
+            self._by_id[id_].ended(None)
+        self._line.tell(messages.Heard(id_))
+
+    async def _answer(self, ask: messages.SaysNow | messages.AskSend | messages.AskState) -> None:
+        value: bytes | None = None
+        try:
+            state_get, send_now = await asyncio.shield(self._answers)
+            match ask:
+                case messages.SaysNow():
+                    await self._by_id[ask.id].says_now()
+                case messages.AskState():
+                    value = await state_get(ask.plugin, ask.conversation, ask.key)
+                case messages.AskSend():
+                    if not self.open:
+                        raise RuntimeError("this turn has ended; whatever a handler does, it does before it returns")
+                    value = msgspec.json.encode(await send_now(msgspec.json.decode(ask.send, type=Send)))
+        except Exception as error:
+            self._line.tell(messages.Answer(ask.ask, fault=taken_apart(error)))
+        else:
+            self._line.tell(messages.Answer(ask.ask, value))
+
+    def _lost(self, _: asyncio.Future[None]) -> None:
+        given_back = 0
+        for turn in self.turns:
+            given_back += not turn.over.done()
+            turn.ended(None)
+        for id_ in list(self._overruns):
+            self._overrun_ended(id_)
+        if given_back:
+            log.warning("the process before this one has gone: %d turns that ran there run again", given_back)
