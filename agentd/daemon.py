@@ -60,6 +60,8 @@ EXIT_CONFIG = 78
 
 _JOURNAL_LOOK_S = 0.25
 _REST_S = 0.3  # for answers to sends; what is not answered then is asked for again, under the same key
+_GONE_S = 2.0  # for the lock of a process that was killed while it handed over
+_BEYOND_S = 30.0  # past the time that turns may take in the process before us, which gives them back itself
 _EMBEDDED_USER = "me"
 _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
 """Identity to its handle on the embedded hub and its plugins."""
@@ -288,11 +290,12 @@ class Daemon:
         self._arrival = await Arrival.ask(paths[0], state, SCHEMA.version)
         if self._arrival is None:
             log.info("no daemon runs over %s: there is nothing to take over", state)
+            await self._journal.open(wait_s=_GONE_S)
         else:
             stack.callback(self._arrival.close)
-        await self._journal.open(checked=self._arrival is not None)
-        if self._arrival is not None:
+            await self._journal.open(checked=True)
             await self._arrival.taken()
+            self._arrival.bound(self._settings.agentd.dispatch.hand_over_timeout_s + _BEYOND_S)
 
     async def _hand_over_wanted(self, protocol: int, tables: int, version: str, socket: str) -> dict[str, Any]:
         """See control.api.Daemon."""

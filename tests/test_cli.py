@@ -591,7 +591,9 @@ def test_run_gives_the_checked_settings_and_their_file(called: Called, tmp_path:
     result = agentd_command("run", "--config", str(file), "--state", str(tmp_path / "mail"))
     assert result.exit_code == 3
     assert called.settings[0].agentd.state == str(tmp_path / "mail")
-    assert called.with_ == {"config_path": file}
+    assert called.with_ == {"config_path": file, "take_over": False}
+    assert agentd_command("run", "--config", str(file), "--take-over").exit_code == 3
+    assert called.with_ == {"config_path": file, "take_over": True}
 
 
 def test_run_does_not_start_with_a_broken_configuration(called: Called, tmp_path: Path) -> None:

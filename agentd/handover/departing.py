@@ -37,6 +37,7 @@ from agentd.journal.sqlite import SqliteJournal
 log = logging.getLogger("agentd.handover")
 
 _HOLD_S = 2.0  # for commits under way and records being read; turns are not waited for
+_GONE_S = 2.0  # for the lock of a process that was killed
 _TAKE_S = 60.0  # for the successor to open a journal of any size
 _HEARD_S = 5.0  # for it to tell that it knows how the last turn ended
 
@@ -88,6 +89,8 @@ class Departure:
         if self._line.ended.done():
             log.warning("the process that wanted to take over is gone")
             return False
+        # What connections and senders have left behind is told to the dispatcher when it is on disk.
+        await asyncio.wait((journal.commit(),), timeout=_HOLD_S)
         try:
             await dispatcher.hold(_HOLD_S)
         except TimeoutError:
@@ -108,7 +111,7 @@ class Departure:
         if not self._line.ended.done():
             raise SuccessorLost(f"the process that takes over has not opened the journal within {_TAKE_S:g} s")
         log.warning("the process that wanted to take over has ended before it could; this one goes on")
-        await journal.open(checked=True)
+        await journal.open(checked=True, wait_s=_GONE_S)
         for ctx, owner in self._owners.items():
             ctx.owner = owner
         self._decide(False)

@@ -20,12 +20,14 @@ from agentd.demo.ledger import entries
 from tests.crash.rig import ROOT, SETTLE_S, Books
 
 _MAIN = ("-m", "agentd")
+LAUNCHER = ("-m", "tests.crash.launcher")
 
 
 class Succession(Books):
     """See Books. `take_over` starts the next process; `former` are those that were taken over, the newest last."""
 
     plugin = "tests.crash.lingerer:plugin"
+    lawful = ("the process that took over has ended",)
 
     def __init__(self, folder: Path, *, peers: int = 3) -> None:
         super().__init__(folder, peers=peers)
@@ -51,10 +53,16 @@ class Succession(Books):
                 cwd=self.folder,
             )
 
-    def succeeded(self, process: subprocess.Popen[bytes]) -> None:
-        """This one is the daemon from now on."""
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The daemon."""
         assert self._daemon is not None
-        self.former.append(self._daemon)
+        return self._daemon
+
+    def succeeded(self, process: subprocess.Popen[bytes], *, killed: bool = False) -> None:
+        """This one is the daemon from now on. killed: the one before it was."""
+        if not killed:
+            self.former.append(self.process)
         self._daemon = process
 
     async def until_serving(self, process: subprocess.Popen[bytes]) -> None:
@@ -79,10 +87,16 @@ class Succession(Books):
             code = await asyncio.to_thread(process.wait, SETTLE_S)
             assert code == 0, f"a process that was taken over ended with {code}"
 
-    def kill_former(self) -> None:
-        self.former[-1].send_signal(signal.SIGKILL)
-        self.former.pop().wait()
+    async def until_killed(self, process: subprocess.Popen[bytes], point: str) -> None:
+        """Wait for the SIGKILL that the launcher of this process waits for."""
+        code = await asyncio.to_thread(process.wait, SETTLE_S)
+        assert code == -signal.SIGKILL, f"it ended with {code} instead of being killed"
+        assert (self.folder / "reached").read_text().splitlines() == [point]
         self.kills += 1
+
+    def to_die_at(self, point: str) -> dict[str, str]:
+        """Variables for the launcher."""
+        return {"CRASH_AT": f"1 {point}", "CRASH_REACHED": str(self.folder / "reached")}
 
     def handled_again(self) -> int:
         times = Counter(entry.id for entry in entries(self._ledger))

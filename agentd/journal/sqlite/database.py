@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -53,6 +54,8 @@ from agentd.journal.storage import (
 
 T = TypeVar("T")
 
+_LOCK_LOOK_S = 0.02
+
 
 class Connection(aiosqlite.Connection):
     """An aiosqlite connection that runs a whole function in its thread.
@@ -92,6 +95,17 @@ async def open_journal(path: Path, settings: JournalSettings, *, schema: Schema 
     return journal
 
 
+async def _lock_taken(path: Path, wait_s: float) -> OwnerLock:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return _take_lock(path)
+        except JournalUnusable:
+            if time.monotonic() >= deadline:
+                raise
+        await asyncio.sleep(_LOCK_LOOK_S)
+
+
 def _take_lock(path: Path) -> OwnerLock:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -127,17 +141,18 @@ class SqliteJournal:
         self._schema = schema
         self._opened: contextlib.AsyncExitStack | None = None
 
-    async def open(self, *, checked: bool = False) -> None:
+    async def open(self, *, checked: bool = False, wait_s: float = 0.0) -> None:
         """Take the file, and make it if there is none; again after `close`. Close it in the loop that opened it.
 
         checked: whoever had it has closed it in order just now, so that its pages need not be read to be believed.
+        wait_s: for whoever has it to be gone, which is so a moment after a process was killed.
         Raises JournalUnusable if it is in use, damaged, foreign or newer than this program, or JournalFull; both carry
         the remedy.
         """
         path, settings, schema = self._path, self._settings, self._schema
         opened = contextlib.AsyncExitStack()
         try:
-            opened.callback(_take_lock(path).release)
+            opened.callback((await _lock_taken(path, wait_s)).release)
             self._connection = await Connection(lambda: open_writer(path, settings, schema, checked=checked)).open()
             opened.push_async_callback(self._connection.close)
             self._writer, self._counters = await self._connection.run(
