@@ -8,10 +8,13 @@ Not here: opening the journal and starting everything (the daemon), the fates of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import select
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -32,8 +35,10 @@ from agentd.host.faults import taken_apart
 
 log = logging.getLogger("agentd.handover")
 
-SOCKET_NAME = "hand-over.sock"
+_SOCKET = "hand-over.{pid}.sock"
 
+_GONE_S = 2.0  # from the end of a line to that of the process
+_GONE_LOOK_S = 0.01
 _RELEASE_S = 30.0  # for connections to close, and for the journal; far more than either takes
 _UCRED = struct.Struct("3i")  # pid, uid, gid, as SO_PEERCRED gives them
 
@@ -58,6 +63,7 @@ class Arrival:
         self._line = Line(_decode, self._take)
         self._released: asyncio.Future[None] = loop.create_future()
         self._by_id: dict[int, Elsewhere] = {}
+        self._process: int | None = None
         self._overruns: dict[int, asyncio.Future[Any]] = {}
         self._answering: set[asyncio.Task[None]] = set()
         self._answers: asyncio.Future[tuple[StateGet, Callable[[Send], Awaitable[Sent]]]] = loop.create_future()
@@ -71,12 +77,13 @@ class Arrival:
         Raises NotHandedOver: that process goes on as if it had not been asked.
         """
         arrival = cls()
-        path = state / SOCKET_NAME
+        path = state / _SOCKET.format(pid=os.getpid())
+        _remove_stale(state)
         try:
             bound = bind(path)
         except OSError as error:
             raise NotHandedOver(f"{path} cannot be used: {error.strerror}") from error
-        server = await asyncio.get_running_loop().create_unix_server(lambda: arrival._line, sock=bound)
+        server = await asyncio.get_running_loop().create_unix_server(arrival._end_of_line, sock=bound)
         try:
             return arrival if await arrival._asked(control, path, tables) else None
         except BaseException:
@@ -85,6 +92,10 @@ class Arrival:
         finally:
             server.close()
             path.unlink(missing_ok=True)
+
+    def _end_of_line(self) -> Line:
+        # One connection is expected; whatever comes besides has an end of its own, which nobody looks at.
+        return Line(_decode, lambda message: None) if self._line.opened.done() else self._line
 
     async def _asked(self, control: Path, path: Path, tables: int) -> bool:
         wanted = {"protocol": messages.PROTOCOL, "tables": tables, "version": __version__, "socket": str(path)}
@@ -95,12 +106,14 @@ class Arrival:
         except ControlError as refused:
             raise NotHandedOver(f"the process that runs does not hand over: {refused}") from None
         log.info("taking over from agentd %s, pid %d", accepted["version"], accepted["pid"])
+        with contextlib.suppress(OSError):  # it has gone already, or is in another namespace: then nobody can tell
+            self._process = os.pidfd_open(accepted["pid"])
         either: list[asyncio.Future[None]] = [self._released, self._line.ended]
         await asyncio.wait(either, timeout=_RELEASE_S, return_when=asyncio.FIRST_COMPLETED)
         if self._released.done():
             self._released.result()
             return True
-        if self._line.ended.done():
+        if await self._is_gone():
             log.warning("the process that was to hand over has gone")
             return False
         raise NotHandedOver(
@@ -112,11 +125,27 @@ class Arrival:
     async def taken(self) -> None:
         """The journal is open here. Returns once that has left: before, nothing may be written to it.
 
-        If nobody is there to be told, the journal is ours all the same: whoever let it go finds it locked.
+        If the process that handed over has gone, nobody needs to be told. Raises NotHandedOver if that is not sure: it
+        might take the journal back, and would not know what was written.
         """
         self._line.tell(messages.Taken())
         while self._line.unsent:
             await asyncio.sleep(0)
+        if self._line.ended.done() and not await self._is_gone():
+            raise NotHandedOver("the process that handed over does not listen any more; see its log, and start again")
+
+    async def _is_gone(self) -> bool:
+        """The process on the other end has ended, or does in a moment."""
+        if self._process is None or not self._line.ended.done():
+            return False
+        poll = select.poll()
+        poll.register(self._process, select.POLLIN)
+        deadline = time.monotonic() + _GONE_S
+        while not poll.poll(0):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(_GONE_LOOK_S)
+        return True
 
     def bound(self, timeout_s: float) -> None:
         """Do not let lanes wait for ever for a process that has stopped to move: let it go after so long."""
@@ -140,6 +169,9 @@ class Arrival:
         for answer in self._answering:
             answer.cancel()
         self._line.close()
+        if self._process is not None:
+            os.close(self._process)
+            self._process = None
 
     # --- what it tells
 
@@ -229,3 +261,11 @@ class Arrival:
             self._overrun_ended(id_)
         if given_back:
             log.warning("the process before this one has gone: %d turns that ran there run again", given_back)
+
+
+def _remove_stale(state: Path) -> None:
+    """Remove the sockets of processes that were killed while they took over."""
+    for path in state.glob(_SOCKET.format(pid="*")):
+        pid = path.name.split(".")[1]
+        if not Path(f"/proc/{pid}").exists():
+            path.unlink(missing_ok=True)
