@@ -28,7 +28,7 @@ import uvloop
 
 from agentd import __version__, config, logs
 from agentd.control.address import listening_paths
-from agentd.control.api import ControlServer
+from agentd.control.api import ControlServer, HandOverRequest
 from agentd.control.refusal import ControlError
 from agentd.control.systemd import ServiceManager
 from agentd.core.events import Event, Record, Send, Signal, Source
@@ -62,6 +62,7 @@ _JOURNAL_LOOK_S = 0.25
 _REST_S = 0.3  # for answers to sends; what is not answered then is asked for again, under the same key
 _GONE_S = 2.0  # for the lock of a process that was killed while it handed over
 _BEYOND_S = 30.0  # past the time that turns may take in the process before us, which gives them back itself
+_LAST_CALLS_S = 0.05  # for who had connected before our successor had the name of the socket
 _EMBEDDED_USER = "me"
 _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
 """Identity to its handle on the embedded hub and its plugins."""
@@ -188,7 +189,9 @@ class Daemon:
         self._arrival: Arrival | None = None
         self._departing: asyncio.Future[Departure] = self._loop.create_future()
         self._pressure: set[str] = set()
-        self._manager = ServiceManager()
+        # Whoever takes over takes over the watchdog, too, which was meant for the process before.
+        meant_for = "WATCHDOG_PID" if take_over else ""
+        self._manager = ServiceManager({name: value for name, value in os.environ.items() if name != meant_for})
         self._fed_at = self._loop.time()
 
     # -- life -------------------------------------------------------------------------------------------------------
@@ -287,7 +290,7 @@ class Daemon:
         """Have the journal, from the process that runs if there is one. Raises NotHandedOver, JournalError."""
         state = Path(self._settings.agentd.state)
         paths = listening_paths(state, os.environ)
-        self._arrival = await Arrival.ask(paths[0], state, SCHEMA.version)
+        self._arrival = await Arrival.ask(paths[0], state, SCHEMA.version, self._manager.address)
         if self._arrival is None:
             log.info("no daemon runs over %s: there is nothing to take over", state)
             await self._journal.open(wait_s=_GONE_S)
@@ -297,38 +300,39 @@ class Daemon:
             await self._arrival.taken()
             self._arrival.bound(self._settings.agentd.dispatch.hand_over_timeout_s + _BEYOND_S)
 
-    async def _hand_over_wanted(self, protocol: int, tables: int, version: str, socket: str) -> dict[str, Any]:
+    async def _hand_over_wanted(self, wanted: HandOverRequest) -> dict[str, Any]:
         """See control.api.Daemon."""
-        if (why := self._keeps_everything(protocol, tables, version)) is not None:
+        if (why := self._keeps_everything(wanted)) is not None:
             raise ControlError(409, "NOT_HANDED_OVER", *why)
-        departure = Departure()
+        departure = Departure(wanted.pid)
         try:
-            await departure.connect(socket)
+            await departure.connect(wanted.socket)
         except OSError as error:
-            raise ControlError(
-                409, "NOT_HANDED_OVER", f"nobody listens at {socket} ({error.strerror})", "start again"
-            ) from None
+            why = f"nobody listens at {wanted.socket} ({error.strerror})", "start that one again"
+            raise ControlError(409, "NOT_HANDED_OVER", *why) from None
         if self._departing.done() or self._stopping.is_set():
             departure.call_off("it has begun something else meanwhile")
         else:
-            log.info("agentd %s takes over", version)
+            log.info("agentd %s takes over, pid %d", wanted.version, wanted.pid)
             self._departing.set_result(departure)
         return {"version": __version__, "pid": os.getpid()}
 
-    def _keeps_everything(self, protocol: int, tables: int, version: str) -> tuple[str, str] | None:
+    def _keeps_everything(self, wanted: HandOverRequest) -> tuple[str, str] | None:
         """Why there can be no hand-over, and what to do instead."""
-        restart = "stop this one, then start that one"
+        restart, theirs = "stop this one, then start that one", f"agentd {wanted.version}"
         if self._hub is not None:
             return "this daemon runs its own hub, which ends with it", restart
         if self._stopping.is_set():
             return "it is stopping", "wait for its end, then start"
         if self._departing.done():
             return "another process is taking over already", "look at that one: agentd status"
-        if protocol != PROTOCOL:
-            return f"it hands over by protocol {PROTOCOL}, and agentd {version} takes over by {protocol}", restart
-        if tables != SCHEMA.version:
-            told = f"its journal is of version {SCHEMA.version}, and agentd {version} works with {tables}"
+        if wanted.protocol != PROTOCOL:
+            return f"it hands over by protocol {PROTOCOL}, and {theirs} takes over by {wanted.protocol}", restart
+        if wanted.tables != SCHEMA.version:
+            told = f"its journal is of version {SCHEMA.version}, and {theirs} works with {wanted.tables}"
             return told, f"{restart}, which upgrades it (agentd upgrade-check)"
+        if self._manager.listens and wanted.manager != self._manager.address:
+            return "its service manager would lose sight of its successor", "restart it there: systemctl restart agentd"
         if self._arrival is not None and self._arrival.open:
             return f"{self._arrival.open} turns still run in the process before it", "wait for their end"
         if trouble := self._journal_trouble():
@@ -348,12 +352,13 @@ class Daemon:
 
     async def _depart(self, departure: Departure, control: ControlServer) -> None:
         """Another process has everything but the turns that run: wait for their end."""
-        self._manager.stopping()
-        self._manager.status("another process has taken over; running handlers may finish")
+        self._manager.succeeded_by(departure.successor)
         leaving = asyncio.ensure_future(_left(departure, control))
         timeout_s = self._settings.agentd.dispatch.hand_over_timeout_s
         await departure.drain(self._dispatcher, timeout_s, self._stopping.wait())
-        leaving.cancel()
+        if not departure.serves.done():
+            leaving.cancel()
+        await asyncio.wait((leaving,))
 
     async def _load_plugins(self, stack: contextlib.AsyncExitStack) -> dict[str, Hosted]:
         """Load and set up every plugin that an identity uses; every problem is told at once."""
@@ -590,6 +595,7 @@ async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
 async def _left(departure: Departure, control: ControlServer) -> None:
     """Leave the control socket to the successor once it is there."""
     await asyncio.shield(departure.serves)
+    await asyncio.sleep(_LAST_CALLS_S)
     await control.close()
 
 

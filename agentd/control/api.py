@@ -19,8 +19,8 @@ Protocol, version 1. Within a version, fields and calls are only added.
     GET  /v1/export[?identity=NAME][&conversation=ID][&since=ISO]  JSON lines: {up_to: position}, events (see
                                                             core.exported), {exported: number, unreadable: number}
     GET  /v1/explain?event=EVENT[&identity=NAME][&plugin=NAME]  {events: [...]}; EVENT: a platform id or a position
-    POST /v1/hand-over                {protocol, tables, version, socket} to {version, pid}: let the process take over
-                                                            that listens at this socket (see agentd.handover)
+    POST /v1/hand-over                {protocol, tables, version, pid, socket, manager} to {version, pid}: let the
+                                                            process take over that listens there (see agentd.handover)
     POST /v1/stop                     {stopping: true}, at once
 
 What cannot be done has a status from 400 and {code, message, remedy}: 400 BAD_REQUEST or WHICH_IDENTITY, 403 NOT_OWNER,
@@ -185,11 +185,10 @@ class Daemon(Protocol):
         """
         ...
 
-    async def hand_over(self, protocol: int, tables: int, version: str, socket: str) -> dict[str, Any]:
-        """Begin to hand over to a process that listens at this socket; returns before that is done.
+    async def hand_over(self, wanted: HandOverRequest) -> dict[str, Any]:
+        """Begin to hand over to another process; returns {version, pid} of this one, before that is done.
 
-        protocol: of agentd.handover. tables: which version of the journal it knows. version: of it. Returns {version,
-        pid} of this one. Raises ControlError if it cannot be: then nothing has happened.
+        Raises ControlError if it cannot be: then nothing has happened.
         """
         ...
 
@@ -230,12 +229,18 @@ class ReleaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class HandOverRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Body of POST /v1/hand-over."""
+    """Body of POST /v1/hand-over. version, pid: of the process that wants to take over.
+
+    protocol: of agentd.handover. tables: which version of the journal it knows. socket: where it listens. manager: the
+    address of the service manager that looks after it, or "".
+    """
 
     protocol: int
     tables: int
     version: str
+    pid: int
     socket: str
+    manager: str = ""
 
 
 class ControlServer:
@@ -415,8 +420,7 @@ class ControlServer:
         return _json(await self._daemon.explain(event, identity, request.query.get("plugin")))
 
     async def _hand_over(self, request: web.Request) -> web.StreamResponse:
-        wanted = await _body(request, HandOverRequest)
-        return _json(await self._daemon.hand_over(wanted.protocol, wanted.tables, wanted.version, wanted.socket))
+        return _json(await self._daemon.hand_over(await _body(request, HandOverRequest)))
 
     async def _stop(self, request: web.Request) -> web.StreamResponse:
         await self._daemon.stop()
@@ -532,6 +536,7 @@ def bind(path: Path, *, in_place: bool = False) -> socket.socket:
     if in_place:
         fresh = path.with_name(path.name + ".new")
         bound = bind(fresh)
+        bound.listen()  # before it has the name, so that nobody is turned away
         fresh.replace(path)
         return bound
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)

@@ -70,8 +70,9 @@ class Arrival:
         self._line.ended.add_done_callback(self._lost)
 
     @classmethod
-    async def ask(cls, control: Path, state: Path, tables: int) -> Arrival | None:
+    async def ask(cls, control: Path, state: Path, tables: int, manager: str) -> Arrival | None:
         """Have the process whose control socket this is hand over. tables: which version of the journal we know.
+        manager: where the service manager listens that looks after us, or "".
 
         Returns once its journal is free; None if no process answers there, or that process goes while it is asked.
         Raises NotHandedOver: that process goes on as if it had not been asked.
@@ -85,7 +86,7 @@ class Arrival:
             raise NotHandedOver(f"{path} cannot be used: {error.strerror}") from error
         server = await asyncio.get_running_loop().create_unix_server(arrival._end_of_line, sock=bound)
         try:
-            return arrival if await arrival._asked(control, path, tables) else None
+            return arrival if await arrival._asked(control, path, tables, manager) else None
         except BaseException:
             arrival.close()
             raise
@@ -97,8 +98,15 @@ class Arrival:
         # One connection is expected; whatever comes besides has an end of its own, which nobody looks at.
         return Line(_decode, lambda message: None) if self._line.opened.done() else self._line
 
-    async def _asked(self, control: Path, path: Path, tables: int) -> bool:
-        wanted = {"protocol": messages.PROTOCOL, "tables": tables, "version": __version__, "socket": str(path)}
+    async def _asked(self, control: Path, path: Path, tables: int, manager: str) -> bool:
+        wanted = {
+            "protocol": messages.PROTOCOL,
+            "tables": tables,
+            "version": __version__,
+            "pid": os.getpid(),
+            "socket": str(path.absolute()),  # noqa: ASYNC240 -- no look at the disk
+            "manager": manager,
+        }
         try:
             accepted = await asyncio.to_thread(Client(control).hand_over, wanted)
         except UnreachableError:

@@ -39,6 +39,7 @@ log = logging.getLogger("agentd.handover")
 _HOLD_S = 2.0  # for commits under way and records being read; turns are not waited for
 _GONE_S = 2.0  # for the lock of a process that was killed
 _TAKE_S = 60.0  # for the successor to open a journal of any size
+_SERVE_S = 60.0  # for it to begin to serve: it reads where every lane stands before
 _HEARD_S = 5.0  # for it to tell that it knows how the last turn ended
 
 _decode = msgspec.msgpack.Decoder(messages.ToPredecessor).decode
@@ -49,13 +50,14 @@ class SuccessorLost(AgentdError):
 
 
 class Departure:
-    """One hand-over, from the request on. taken: the successor has the journal. serves: it runs.
+    """One hand-over, from the request on. successor: its pid. serves: done once it runs.
 
     `connect`, then `hand_over`; if that gives True, `drain`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, successor: int) -> None:
         loop = asyncio.get_running_loop()
+        self.successor = successor
         self.serves: asyncio.Future[None] = loop.create_future()
         self._line = Line(_decode, self._take)
         self._taken: asyncio.Future[None] = loop.create_future()
@@ -108,8 +110,10 @@ class Departure:
             self._decide(True)
             log.info("handed over; %d turns run on here", len(turns))
             return True
-        if not self._line.ended.done():
-            raise SuccessorLost(f"the process that takes over has not opened the journal within {_TAKE_S:g} s")
+        if self._line.broken or not self._line.ended.done():
+            raise SuccessorLost(
+                f"the process that takes over has not said within {_TAKE_S:g} s that it has the journal"
+            )
         log.warning("the process that wanted to take over has ended before it could; this one goes on")
         await journal.open(checked=True, wait_s=_GONE_S)
         for ctx, owner in self._owners.items():
@@ -266,6 +270,9 @@ class Departure:
             heard = asyncio.ensure_future(self._all_heard.wait())
             await asyncio.wait((heard, self._line.ended), timeout=_HEARD_S, return_when=asyncio.FIRST_COMPLETED)
             heard.cancel()
+        # The control socket is answered here until it is there.
+        either: list[asyncio.Future[None]] = [self.serves, self._line.ended]
+        await asyncio.wait(either, timeout=_SERVE_S, return_when=asyncio.FIRST_COMPLETED)
         unheard = bool(self._unheard)
         self._line.close()
         if unheard:

@@ -26,12 +26,14 @@ class Line(asyncio.Protocol):
     """One end. take: gets each message, decoded by `decode`.
 
     opened: done when it is connected. ended: done when the other end is gone, or the line is cut.
+    broken: it was cut here, since what came made no sense.
     """
 
     def __init__(self, decode: Callable[[bytes], Any], take: Callable[[Any], None]) -> None:
         loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[asyncio.Transport] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
+        self.broken = False
         self._decode = decode
         self._take = take
         self._frames = Frames()
@@ -51,6 +53,7 @@ class Line(asyncio.Protocol):
                 self._take(self._decode(body))
         except Exception:  # what it meant is lost: whoever waits for it must not wait for ever
             log.exception("a message of the other process cannot be used")
+            self.broken = True
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:

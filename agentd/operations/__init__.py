@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from agentd.control.api import HandOverRequest
 from agentd.operations.explaining import Explaining
 from agentd.operations.following import Followers
 from agentd.operations.letters import Letters
@@ -39,7 +40,7 @@ class Operations:
         parts: Parts,
         sending: Sending,
         followers: Followers,
-        hand_over: Callable[[int, int, str, str], Awaitable[dict[str, Any]]],
+        hand_over: Callable[[HandOverRequest], Awaitable[dict[str, Any]]],
     ) -> None:
         status, outbox, letters, reading = Status(parts), Outbox(parts), Letters(parts), Reading(parts, followers)
         self.status = status.status
@@ -59,9 +60,9 @@ class Operations:
         self._hand_over = hand_over
         self._stop = parts.stop
 
-    async def hand_over(self, protocol: int, tables: int, version: str, socket: str) -> dict[str, Any]:
+    async def hand_over(self, wanted: HandOverRequest) -> dict[str, Any]:
         """See control.api.Daemon."""
-        return await self._hand_over(protocol, tables, version, socket)
+        return await self._hand_over(wanted)
 
     async def stop(self) -> None:
         """See control.api.Daemon."""

@@ -54,6 +54,11 @@ class Succession(Books):
             )
 
     @property
+    def handled(self) -> Path:
+        """The plugin's file."""
+        return self._ledger
+
+    @property
     def process(self) -> subprocess.Popen[bytes]:
         """The daemon."""
         assert self._daemon is not None

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from agentd.control.client import Client
+from agentd.control.refusal import ControlError
 from tests.crash.succession import Succession
 
 PEER = "peer"
@@ -299,3 +303,61 @@ async def test_of_two_that_would_take_over_at_the_same_time_one_does(tmp_path: P
         gated.post("wait a")
         await gated.until_heard(f"1 wait a attempt 1 in {winner.pid}")
         await gated.ends_well()
+
+
+async def test_a_generation_that_does_not_want_an_event_commits_what_its_turn_did_all_the_same(tmp_path: Path) -> None:
+    async with Gated(tmp_path) as gated:
+        other = gated.peer("other")
+        gated.post("wait a")
+        gated.hub.post(other, gated.identities[0], "fail a")
+        await gated.until_begun("wait a", "fail a")
+        first = gated.process.pid
+        gated.configure(lambda text: text.replace("tests.whole.gated:plugin", "tests.whole.deaf:plugin"))
+        await gated.take_over()
+        gated.open("a")
+        await gated.until_heard(f"1 wait a attempt 1 in {first}")
+        await gated.ends_well()
+        assert gated._heard(other) == []
+
+
+async def test_a_client_finds_somebody_at_every_moment(tmp_path: Path) -> None:
+    async with Gated(tmp_path) as gated:
+        client, over = Client(tmp_path / "state" / "control.sock"), threading.Event()
+        told: list[str] = []
+
+        def ask() -> None:
+            while not over.is_set():
+                try:
+                    client.status()
+                except ControlError as error:
+                    told.append(error.code)
+
+        asking = asyncio.ensure_future(asyncio.to_thread(ask))
+        for _ in range(3):
+            await gated.take_over()
+            await gated.until_former_ended()
+        over.set()
+        await asking
+        assert set(told) <= {"HANDING_OVER"}
+        await gated.ends_well()
+
+
+async def test_a_daemon_under_a_service_manager_hands_over_to_a_process_of_the_same_one_only(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        async with Gated(tmp_path) as gated:
+            assert await gated.stop() == 0
+            gated.start(NOTIFY_SOCKET=str(tmp_path / "notify"))
+            await gated.until_identity(lambda it: it["state"] == "live")
+            assert "systemctl restart agentd" in await gated.refused()
+            process = gated.begin_take_over(NOTIFY_SOCKET=str(tmp_path / "notify"))
+            await gated.until_serving(process)
+            gated.succeeded(process)
+            told: list[bytes] = []
+            while not told or not told[-1].startswith(b"MAINPID="):
+                told.append(await asyncio.to_thread(manager.recv, 4_096))
+            assert told[-1] == b"MAINPID=%d" % process.pid
+            while told[-1] != b"READY=1":
+                told.append(await asyncio.to_thread(manager.recv, 4_096))
+            await gated.ends_well()
