@@ -40,6 +40,7 @@ BLOCKS = {
     RETENTION: "here",
     "make run": "test_makefile.py, and test_every_make_target_that_is_named_exists",
     "agentd send @echo": "test_cli.py: the embedded hub and its echo",
+    "--take-over": "whole/test_take_over.py: this command, with another configuration",
     "systemctl": "control/test_systemd.py; installing as root is for people",
     "make soak": "test_every_make_target_that_is_named_exists",
     "tests/  ": "a picture of the folders: test_every_folder_of_the_picture_is_there",

@@ -186,6 +186,11 @@ class Dispatcher:
         return self._loading.shedding
 
     @property
+    def inherited(self) -> int:
+        """Turns that the process before this one still runs."""
+        return self._predecessor.running
+
+    @property
     def signals_dropped(self) -> int:
         """Signals that came too fast."""
         return self._signals.dropped

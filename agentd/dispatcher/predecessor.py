@@ -59,12 +59,19 @@ class Predecessor:
         self._revive = revive
         self._expected: dict[tuple[str, Key], Elsewhere] = {}
         self._without_lane: list[Elsewhere] = []
+        self._all: list[Elsewhere] = []
+
+    @property
+    def running(self) -> int:
+        """How many run there yet."""
+        return sum(not each.over.done() for each in self._all)
 
     # --- at the start
 
     def expect(self, turns: Iterable[Elsewhere], serves: Callable[[str], Sequence[Served]]) -> None:
         """These run. serves: the plugins of an identity."""
-        for each in turns:
+        self._all = list(turns)
+        for each in self._all:
             turn = each.turn
             served = self._engine.served.get(turn.plugin)
             if served is None or (turn.identity and served not in serves(turn.identity)):

@@ -50,6 +50,7 @@ class Status:
             "journal": self._journal(),
             "signals_dropped": parts.dispatcher.signals_dropped,
             "loop_stalls": parts.stalls.stalls,
+            "turns_in_predecessor": parts.dispatcher.inherited,
         }
 
     def _worker(self, plugin: str) -> dict[str, Any] | None:

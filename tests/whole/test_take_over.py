@@ -114,6 +114,9 @@ async def test_a_turn_ends_where_it_began_and_its_lane_waits_for_that(tmp_path: 
         await asyncio.sleep(0.3)
         assert [text for text, _ in gated.begun()] == ["wait a"]
         assert gated.former[0].poll() is None
+        status = await gated.status()
+        assert status is not None
+        assert status["turns_in_predecessor"] == 1
         gated.open("a")
         await gated._until(lambda: len(gated.heard()) == 4)
         second = gated.begun()[-1][1]
@@ -361,3 +364,11 @@ async def test_a_daemon_under_a_service_manager_hands_over_to_a_process_of_the_s
             while told[-1] != b"READY=1":
                 told.append(await asyncio.to_thread(manager.recv, 4_096))
             await gated.ends_well()
+
+
+async def test_the_daemons_own_hub_is_not_taken_over(tmp_path: Path) -> None:
+    async with Gated(tmp_path) as gated:
+        gated.configure(lambda text: "")
+        process = gated.begin_take_over()
+        assert await asyncio.to_thread(process.wait, _PATIENCE_S) == 78
+        assert "own hub cannot be taken over" in gated.log
