@@ -34,8 +34,15 @@ help: ## list the targets
 run: $(VENV)/.installed ## set up and run the daemon in the foreground; ARGS="--config FILE"
 	@exec $(VENV)/bin/agentd run $(ARGS)
 
+# The page is tested in a real browser. Only root can install one; for others its tests say what to install.
+.PHONY: browser
+browser:
+	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+	    apt-get install -y chromium || { apt-get update && apt-get install -y chromium; } || \
+	    echo "Chromium could not be installed: the tests of the page will say so" >&2
+
 .PHONY: test
-test: $(VENV)/.test-installed $(PEERS)/.installed ## format, lint, types, import contracts, tests
+test: $(VENV)/.test-installed $(PEERS)/.installed browser ## format, lint, types, import contracts, tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -49,6 +56,11 @@ demo: $(VENV)/.installed ## prove that nothing is lost, in about a minute
 .PHONY: bench
 bench: $(VENV)/.installed $(PEERS)/.installed ## measure this machine, beside the official client
 	$(VENV)/bin/python -m tests.bench $(ARGS)
+
+.PHONY: docs
+docs: $(VENV)/.test-installed ## write the references in docs/ from the code, and check all of docs/; no network
+	$(VENV)/bin/python -m docs.generate
+	$(VENV)/bin/python -m pytest tests/test_docs.py tests/test_readme.py tests/test_help.py tests/test_advice.py $(ARGS)
 
 .PHONY: soak
 soak: $(VENV)/.test-installed $(PEERS)/.installed ## the tests that take minutes to hours

@@ -35,22 +35,25 @@ from agentd.core.events import Event, Record, Send, Signal, Source
 from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, Marks, calls_max
-from agentd.errors import AgentdError, ConfigError, PluginLoadError, first_of
+from agentd.errors import AgentdError, ConfigError, PluginLoadError, Unavailable, first_of
+from agentd.generations import Generations
 from agentd.handover import PROTOCOL, Arrival, Departure, Whereabouts
-from agentd.host.isolated import Hosted, Isolated, load_hosted
+from agentd.host.api import Port
 from agentd.host.stalls import StallWatch
+from agentd.identities import Identities, key_reader
 from agentd.journal.retention import Retention, below
 from agentd.journal.running import open_running
 from agentd.journal.sqlite import SCHEMA, SqliteJournal
 from agentd.journal.storage import Carried, StoredRecord
-from agentd.operations import Followers, Operations, Parts, Sending
-from agentd.supervisor import Bells, Key, Shared, Supervisor
+from agentd.operations import Followers, Operations, Parts, Sending, Vitals
+from agentd.reloading import Reloading
+from agentd.sender import Sender
+from agentd.supervisor import Bells, Shared, Supervisor
 from agentd.takeover import Takeover
-from agentd.transport.rest import Pool, Rest
-from agentd.wire.agentchat import AgentChat
-from agentd.wire.platform import Platform
+from agentd.transport.rest import Pool
 
 if TYPE_CHECKING:
+    from agentd.control.http import HttpServer
     from agentd.hub.server import Hub
 
 log = logging.getLogger("agentd")
@@ -68,10 +71,17 @@ _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
 """Identity to its handle on the embedded hub and its plugins."""
 
 
-def run(settings: config.Settings, *, config_path: Path | None, take_over: bool = False) -> int:
+def run(
+    settings: config.Settings,
+    *,
+    config_path: Path | None,
+    reread: Callable[[], config.Settings] | None = None,
+    watch_files: bool = False,
+    take_over: bool = False,
+) -> int:
     """Run the daemon in the foreground until it is told to stop. Returns the exit code.
 
-    take_over: from the process that runs over the same state, if there is one, while its turns go on.
+    reread: reads the configuration as it is when the daemon is told to reload. watch_files, take_over: see Daemon.
     """
     logs.configure(settings.agentd.log_level)
     faulthandler.enable()
@@ -82,7 +92,7 @@ def run(settings: config.Settings, *, config_path: Path | None, take_over: bool 
     sys.setswitchinterval(0.0005)
     Path(settings.agentd.state).mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        uvloop.run(_main(settings, config_path, take_over))
+        uvloop.run(_main(settings, config_path, reread, watch_files, take_over))
     except ConfigError as error:
         return _told(error, EXIT_CONFIG)
     except PluginLoadError as error:
@@ -98,7 +108,13 @@ def _told(error: AgentdError, code: int) -> int:
     return code
 
 
-async def _main(settings: config.Settings, config_path: Path | None, take_over: bool) -> None:
+async def _main(
+    settings: config.Settings,
+    config_path: Path | None,
+    reread: Callable[[], config.Settings] | None,
+    watch_files: bool,
+    take_over: bool,
+) -> None:
     async with contextlib.AsyncExitStack() as stack:
         state = Path(settings.agentd.state)
         journal = SqliteJournal(state / "journal.db", settings.agentd.journal)
@@ -110,7 +126,9 @@ async def _main(settings: config.Settings, config_path: Path | None, take_over: 
         if not take_over:
             await journal.open()
         hub: Hub | None = None
-        keys: dict[str, Callable[[], str]] = {name: _key_of(identity) for name, identity in settings.identity.items()}
+        keys: dict[str, Callable[[], str]] = {
+            name: key_reader(identity) for name, identity in settings.identity.items()
+        }
         if settings.embedded:
             # Only here: a daemon with identities of its own starts a sixth sooner without it.
             from agentd.hub.server import Hub
@@ -119,12 +137,8 @@ async def _main(settings: config.Settings, config_path: Path | None, take_over: 
             hub = await stack.enter_async_context(Hub(HubSettings(database=str(state / "hub.db"))))
             settings, keys = _embedded(settings, hub)
         base = config_path.parent if config_path is not None else Path.cwd()
-        daemon = Daemon(settings, base, journal, keys, hub, take_over=take_over)
+        daemon = Daemon(settings, base, journal, keys, hub, reread=reread, watch_files=watch_files, take_over=take_over)
         await daemon.run()
-
-
-def _key_of(identity: config.Identity) -> Callable[[], str]:
-    return lambda: config.resolve_key(identity.key).reveal()
 
 
 def _embedded(settings: config.Settings, hub: Hub) -> tuple[config.Settings, dict[str, Callable[[], str]]]:
@@ -151,7 +165,9 @@ def _embedded(settings: config.Settings, hub: Hub) -> tuple[config.Settings, dic
 class Daemon:
     """Every part of one process. started: everything runs. operations: what can be asked of it, from then on.
 
-    journal: open, unless take_over: then it is opened here, once whoever has it has handed it over.
+    reread: reads the configuration when `reload` is asked for; without it there is nothing new to read. watch_files:
+    plugins are reloaded when their files change. take_over: from the process that runs over the same state, if there is
+    one; then the journal is opened here, once it has been handed over.
     """
 
     def __init__(
@@ -162,20 +178,23 @@ class Daemon:
         keys: Mapping[str, Callable[[], str]],
         hub: Hub | None,
         *,
+        reread: Callable[[], config.Settings] | None = None,
+        watch_files: bool = False,
         take_over: bool = False,
     ) -> None:
         self._settings = settings
         self._take_over = take_over
-        self._base = base
         self._journal = journal
         self._keys = keys
         self._hub = hub
+        self._reread = reread or (lambda: settings)
+        self._watch_files = watch_files
+        self._http: HttpServer | None = None
         self._began = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self.started = asyncio.Event()
         self._supervisors: dict[str, Supervisor] = {}
-        self._platforms: dict[str, Platform] = {}
         self._followers = Followers(settings.agentd.control.tail_queue_max)
         self._sending = Sending(
             journal,
@@ -186,9 +205,12 @@ class Daemon:
             speaker=_EMBEDDED_USER if hub is not None else None,
         )
         self._turns_find = Whereabouts(journal.state_get, self._sending.send_now)
+        self._generations = Generations(
+            base, self._turns_find.state_get, journal.state_bytes, self._backlog_of, self._api_of
+        )
         self._arrival: Arrival | None = None
         self._departing: asyncio.Future[Departure] = self._loop.create_future()
-        self._pressure: set[str] = set()
+        self._vitals = Vitals(_JOURNAL_LOOK_S, settings.agentd.health.lag_window_s)
         # Whoever takes over takes over the watchdog, too, which was meant for the process before.
         meant_for = "WATCHDOG_PID" if take_over else ""
         self._manager = ServiceManager({name: value for name, value in os.environ.items() if name != meant_for})
@@ -200,35 +222,50 @@ class Daemon:
         """Start everything, serve until told to stop, stop everything. Raises JournalError, PluginLoadError."""
         async with contextlib.AsyncExitStack() as stack:
             pool = await stack.enter_async_context(Pool(self._settings.agentd.rest.connections_per_host_max))
-            plugins = await self._load_plugins(stack)
-            codes = dict(code for plugin in plugins.values() for code in plugin.codes())
-            self._watch = stack.enter_context(StallWatch(self._settings.agentd.dispatch.stall_s, codes))
+            stack.push_async_callback(self._generations.close)
+            await self._generations.start(self._settings)
+            self._watch = stack.enter_context(
+                StallWatch(self._settings.agentd.dispatch.stall_s, self._generations.codes)
+            )
             if self._take_over:
                 await self._arrive(stack)
-            await self._make_supervisors(pool)
-            self._dispatcher = self._make_dispatcher(plugins)
+            await self._make_identities(pool)
+            self._dispatcher = self._generations.dispatcher = self._make_dispatcher()
+            self._reloading = Reloading(
+                self._settings,
+                self._reread,
+                self._generations,
+                self._identities,
+                self._dispatcher,
+                embedded=self._hub is not None,
+            )
             self._takeover = Takeover(
                 self._journal,
-                self._settings.identity,
+                self._reloading.conduct,
                 self._dispatcher.pause,
                 self._dispatcher.paused,
                 time.time,
             )
-            self.operations = Operations(self._parts(plugins), self._sending, self._followers, self._hand_over_wanted)
+            self._vitals.position = await self._journal.last_position()
+            self.operations = Operations(
+                self._parts(), self._sending, self._followers, self._reload, self._hand_over_wanted
+            )
             control = ControlServer(self.operations, listening_paths(Path(self._settings.agentd.state), os.environ))
+            stack.push_async_callback(self._close_http)
             try:
                 async with asyncio.TaskGroup() as tasks:
                     await self._dispatcher.start(tasks, self._arrival.turns if self._arrival is not None else ())
                     if self._arrival is not None:
-                        self._arrival.answers(partial(_state_of, plugins), self._sending.send_now)
+                        self._arrival.answers(self._state_of, self._sending.send_now)
                     self._begin(tasks)
                     await control.start(in_place=self._arrival is not None)
+                    await self._start_http()
                     self._greet()
                     self.started.set()
                     self._manager.ready()
                     if self._arrival is not None:
                         self._arrival.serves()
-                    with self._signals():
+                    with self._signals(tasks):
                         departure = await self._serve(tasks, control)
                         if departure is not None:
                             await self._depart(departure, control)
@@ -249,11 +286,9 @@ class Daemon:
             tasks.create_task(self._takeover.run(), name="takeover"),
             tasks.create_task(self._watch_journal(), name="journal pressure"),
             tasks.create_task(retention.run(), name="retention"),
+            tasks.create_task(self._watch_plugins(), name="files of plugins"),
         ]
-        self._identities = [
-            tasks.create_task(supervisor.run(), name=f"identity {name}")
-            for name, supervisor in self._supervisors.items()
-        ]
+        self._identities.start(tasks)
 
     async def _serve(self, tasks: asyncio.TaskGroup, control: ControlServer) -> Departure | None:
         """Return when told to stop, or, with the departure, when another process has taken over."""
@@ -274,15 +309,18 @@ class Daemon:
             self._turns_find.back()
             self._departing = self._loop.create_future()
             self._begin(tasks)
+            await self._start_http()
 
     async def _stop(self) -> None:
         log.info("stopping")
         self._manager.stopping()
         self._manager.status("stopping: running handlers may finish")
         await _cancelled(self._around)
-        # First the handlers: one that waits for the answer to a send of its own needs the sender.
-        await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
-        await _cancelled(self._identities)
+        # A change that is under way is made, so that what it began can be stopped.
+        async with self._generations.changing:
+            # First the handlers: one that waits for the answer to a send of its own needs the sender.
+            await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
+            await self._identities.stop()
 
     # -- from one process to the next ------------------------------------------------------------------------------
 
@@ -335,6 +373,8 @@ class Daemon:
             return "its service manager would lose sight of its successor", "restart it there: systemctl restart agentd"
         if self._arrival is not None and self._arrival.open:
             return f"{self._arrival.open} turns still run in the process before it", "wait for their end"
+        if self._generations.changing.locked():
+            return "its configuration is being changed", "try again in a moment"
         if trouble := self._journal_trouble():
             return trouble, "see: agentd doctor"
         return None
@@ -342,10 +382,11 @@ class Daemon:
     async def _hand_over(self, departure: Departure) -> bool:
         """End what needs the journal, and let it go. False if it is here again."""
         await _cancelled(self._around)
+        await self._close_http()
         if self._supervisors:
             resting = [asyncio.ensure_future(each.rest(_REST_S)) for each in self._supervisors.values()]
             await asyncio.wait(resting)
-        await _cancelled(self._identities)
+        await self._identities.stop()
         for supervisor in self._supervisors.values():
             supervisor.enter("off", "another process takes over")
         return await departure.hand_over(self._dispatcher, self._journal, partial(self._turns_find.moved, departure))
@@ -360,40 +401,30 @@ class Daemon:
             leaving.cancel()
         await asyncio.wait((leaving,))
 
-    async def _load_plugins(self, stack: contextlib.AsyncExitStack) -> dict[str, Hosted]:
-        """Load and set up every plugin that an identity uses; every problem is told at once."""
-        used = {name for identity in self._settings.identity.values() for name in identity.plugins}
-        plugins: dict[str, Hosted] = {}
-        problems: list[str] = []
-        for name in sorted(used):
-            try:
-                settings, read = self._settings.plugin[name], self._turns_find.state_get
-                plugins[name] = plugin = await load_hosted(
-                    name, settings, self._base, read, hidden=self._hidden_from(name)
-                )
-            except AgentdError as error:
-                problems += str(error).splitlines()
-                continue
-            if isinstance(plugin, Isolated):
-                stack.push_async_callback(plugin.end)
-        if problems:
-            raise ConfigError(problems)
-        for plugin in plugins.values():
-            plugin.backlog_of = self._backlog_of
-            plugin.state.stored_bytes = partial(self._journal.state_bytes, plugin.name)
-            stack.push_async_callback(plugin.teardown)
-            await plugin.setup()
-        return plugins
+    async def _state_of(self, plugin: str, conversation: int, key: str) -> bytes | None:
+        """What a turn of the process before us reads."""
+        if plugin not in self._generations.plugins:
+            raise RuntimeError(f"{plugin} is not served any more")
+        return await self._generations.plugins[plugin].state.read((conversation, key))
 
-    def _hidden_from(self, plugin: str) -> set[str]:
-        """Variables of the environment that hold keys which are not this plugin's."""
-        sources = [identity.key for identity in self._settings.identity.values()]
-        for name, each in self._settings.plugin.items():
-            sources += each.secrets.values() if name != plugin else ()
-        own = {source.env for source in self._settings.plugin[plugin].secrets.values()}
-        return {source.env for source in sources if source.env is not None} - own
+    # -- the page ----------------------------------------------------------------------------------------------------
 
-    async def _make_supervisors(self, pool: Pool) -> None:
+    async def _start_http(self) -> None:
+        """Serve the page and the metrics, where the configuration asks for them."""
+        if self._settings.agentd.http.listen:
+            # Only here: nobody else pays for loading it.
+            from agentd.control.http import HttpServer
+
+            self._http = HttpServer(self.operations, self._settings.agentd)
+            await self._http.start()
+            self._vitals.http_url = self._http.url
+
+    async def _close_http(self) -> None:
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
+
+    async def _make_identities(self, pool: Pool) -> None:
         settings = self._settings.agentd
         shared = Shared(
             settings,
@@ -402,15 +433,11 @@ class Daemon:
             Bells(self._records, self._signal, self._settled),
             accounts={},
         )
-        handles = await self._journal.handles()
-        for name, identity in self._settings.identity.items():
-            key = Key(self._keys[name])
-            platform = AgentChat(name, identity.url, key.reveal, handles.get(name, ""), version=__version__)
-            rest = Rest(identity.url, key.reveal, settings.rest, pool=pool)
-            self._platforms[name] = platform
-            self._supervisors[name] = Supervisor(name, platform, rest, key, shared)
+        self._identities = Identities(self._journal, shared, pool, self._supervisors)
+        await self._identities.make(self._settings.identity, self._keys)
 
-    def _make_dispatcher(self, plugins: Mapping[str, Hosted]) -> Dispatcher:
+    def _make_dispatcher(self) -> Dispatcher:
+        plugins = self._generations.plugins
         intake, dispatch = self._settings.agentd.intake, self._settings.agentd.dispatch
         file = Path(self._settings.agentd.state) / "running"
         running, unfinished = open_running(file, list(plugins), calls_max(dispatch.concurrency, len(plugins)))
@@ -437,14 +464,15 @@ class Daemon:
             unfinished=() if self._arrival is not None else unfinished,
         )
 
-    def _parts(self, plugins: Mapping[str, Hosted]) -> Parts:
+    def _parts(self) -> Parts:
         return Parts(
-            settings=self._settings,
+            current=lambda: self._reloading.settings,
             journal=self._journal,
             supervisors=self._supervisors,
-            plugins=plugins,
+            generations=self._generations,
             dispatcher=self._dispatcher,
             stalls=self._watch,
+            vitals=self._vitals,
             revive=self._revive,
             hub_url=self._hub.url if self._hub is not None else None,
             began=self._began,
@@ -455,14 +483,42 @@ class Daemon:
         """Begin to stop; `run` returns when that is done."""
         self._told_to_stop()
 
+    async def _reload(self) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        if self._stopping.is_set():
+            raise Unavailable("the daemon is stopping")
+        if self._departing.done():
+            raise Unavailable("another process is taking over")
+        self._manager.reloading()
+        try:
+            return await self._reloading.reload()
+        finally:
+            self._manager.ready()
+
+    async def _hang_up(self) -> None:
+        """SIGHUP: nobody waits for an answer, the log has it."""
+        try:
+            await self._reload()
+        except (ConfigError, Unavailable):
+            pass  # said already, or it does not matter any more
+        except Exception:
+            log.exception("the configuration could not be read again")
+
+    async def _watch_plugins(self) -> None:
+        if self._watch_files:
+            await self._reloading.watch()
+
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGTERM or SIGINT stops in order; the second ends the process at once."""
+    def _signals(self, tasks: asyncio.TaskGroup) -> Iterator[None]:
+        """The first SIGTERM or SIGINT stops in order; the second ends the process at once. SIGHUP reloads."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._told_to_stop)
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(self._hang_up(), name="reload"))
         try:
             yield
         finally:
+            self._loop.remove_signal_handler(signal.SIGHUP)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a stop that is under way goes on
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_DFL)
@@ -487,20 +543,30 @@ class Daemon:
             self._dispatcher.offer(records)
             self._takeover.records(records)
         self._followers.offer(records)
+        if records:
+            self._vitals.position = records[-1].position
 
     def _signal(self, happened: Signal) -> None:
         self._dispatcher.signal(happened)
 
     def _queued(self, sends: Sequence[Send]) -> None:
         for send in sends:
-            self._supervisors[send.identity].queued((send,))
+            if (supervisor := self._supervisors.get(send.identity)) is not None:
+                supervisor.queued((send,))  # else it waits on disk for the identity's return
+
+    def _sender_of(self, identity: str) -> Sender | None:
+        supervisor = self._supervisors.get(identity)
+        return None if supervisor is None else supervisor.sender
 
     def _backlog_of(self, identity: str, target: str) -> int | None:
-        sender = self._supervisors[identity].sender
+        sender = self._sender_of(identity)
         return None if sender is None else sender.peer_backlog(target)
 
+    def _api_of(self, identity: str) -> Port | None:
+        return self._identities.carriers.get(identity)
+
     def _outbox_room(self, identity: str) -> int:
-        sender = self._supervisors[identity].sender
+        sender = self._sender_of(identity)
         return self._settings.agentd.sending.outbox_max if sender is None else sender.room
 
     def _settled(self, carried: Carried) -> None:
@@ -512,15 +578,17 @@ class Daemon:
 
     def _press(self, reason: str, pressed: bool) -> None:
         """Shed while there is any reason to: what is not taken in stays with the server."""
-        (self._pressure.add if pressed else self._pressure.discard)(reason)
+        why = self._vitals.press(reason, pressed, self._loop.time())
         for supervisor in self._supervisors.values():
-            supervisor.shed(", ".join(sorted(self._pressure)))
+            supervisor.shed(why)
 
     async def _watch_journal(self) -> None:
         """A disk that takes nothing must not make the queue before it grow."""
         trouble = ""
         while True:
+            self._vitals.slept(self._loop.time())
             await asyncio.sleep(_JOURNAL_LOOK_S)
+            self._vitals.woke(self._loop.time())
             self._feed_watchdog()
             self._tell_status()
             # An outbox may have got room while its sender was not running, which rings nobody.
@@ -562,7 +630,7 @@ class Daemon:
             self._manager.status(told or "no identities")
 
     def _revive(self, stored: StoredRecord) -> Event:
-        platform = self._platforms[stored.identity]
+        platform = self._identities.platforms[stored.identity]
         return platform.revive(stored.payload, epoch=stored.epoch, late=stored.late, source=Source(stored.source))
 
 
@@ -576,13 +644,6 @@ In a second terminal, in this folder:
 
 Ctrl-C stops it. Next: write a plugin (README, "A first plugin").
 """
-
-
-async def _state_of(plugins: Mapping[str, Hosted], plugin: str, conversation: int, key: str) -> bytes | None:
-    """What a turn of the process before us reads."""
-    if plugin not in plugins:
-        raise RuntimeError(f"{plugin} is not served any more")
-    return await plugins[plugin].state.read((conversation, key))
 
 
 async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -11,6 +11,8 @@ AgentdError
 │   ├── JournalFull          no room; ends by itself when there is room again
 │   └── JournalUnusable      locked, corrupt or from a newer version; carries the remedy
 ├── ExportUnreadable     a line that `agentd export` did not write so; export anew
+├── ExportMisfit         an exported event that has no place in this journal; carries its line and the remedy
+├── StillRunning         what is to be served again has a turn under way that began before; try again when it has ended
 ├── NotSent              a message that a handler waited for will never arrive
 └── PluginLoadError      a plugin cannot run as written; names the file and line
 
@@ -97,6 +99,18 @@ class ExportUnreadable(AgentdError):
     def __init__(self, line: int, why: str) -> None:
         self.line = line
         super().__init__(f"line {line} is no event as `agentd export` writes it ({why}); export the conversation anew")
+
+
+class ExportMisfit(AgentdError):
+    """An exported event has no place in this journal, and nothing of its file was imported. line: its number."""
+
+    def __init__(self, line: int, why: str) -> None:
+        self.line = line
+        super().__init__(f"line {line}: {why} (nothing was imported)")
+
+
+class StillRunning(AgentdError):
+    """A plugin is to serve an identity again while a turn of its last service runs; the text names both."""
 
 
 class NotSent(AgentdError):

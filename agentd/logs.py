@@ -109,13 +109,19 @@ def configure(level: str, stream: TextIO | None = None, environ: Mapping[str, st
     handler = _handler(stream, os.environ if environ is None else environ)
     vars(handler)["_of_agentd"] = True
     root.addHandler(handler)
-    root.setLevel(level.upper())
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(max(logging.INFO, root.level))
+    set_level(level)
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     sys.unraisablehook = _log_unraisable
+
+
+def set_level(level: str) -> None:
+    """Log from this level on: "debug", "info", "warning" or "error"."""
+    root = logging.getLogger()
+    root.setLevel(level.upper())
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(logging.INFO, root.level))
 
 
 def _handler(stream: TextIO, environ: Mapping[str, str]) -> logging.Handler:

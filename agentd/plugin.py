@@ -8,6 +8,7 @@ that raises leaves nothing behind.
     raise RetryLater(s)     the same event again, not before s seconds from now; with whole_plugin=True every event
                             waits for so long, and it costs no attempt
     raise GiveUp(reason)    a dead letter
+    Unavailable             which calls of `ctx.api` raise, is as RetryLater(its retry_after_s)
     anything else raised    again after a growing delay; a dead letter when the attempts are spent
 
 Always true: declaring costs nothing and starts nothing. What is declared wrongly is refused when the plugin is loaded,
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, over
 
 import msgspec
 
+from agentd.apis import Api
 from agentd.core.events import (
     Digest,
     Event,
@@ -41,7 +43,7 @@ from agentd.core.events import (
     Typing,
     portable,
 )
-from agentd.errors import GiveUp, NotSent, PluginLoadError, RetryLater
+from agentd.errors import GiveUp, NotSent, PluginLoadError, Refused, RetryLater, Unavailable
 
 if TYPE_CHECKING:
     # Only a type checker needs the default, which the standard library knows from Python 3.13 on.
@@ -70,6 +72,7 @@ __all__ = [
     "Presence",
     "RateLimitWarning",
     "ReadReceipt",
+    "Refused",
     "RetryLater",
     "Sent",
     "Signal",
@@ -77,6 +80,7 @@ __all__ = [
     "StreamReset",
     "Timer",
     "Typing",
+    "Unavailable",
     "portable",
 ]
 
@@ -259,6 +263,16 @@ class Context(PluginContext[C_co], Protocol[C_co]):
         ...
 
     @property
+    def api(self) -> Api:
+        """Every call of the identity's platform that is of use here, awaited: `await ctx.api.contacts.list()`.
+
+        Like `send_now` an exception: a call happens at once, stays done if the turn fails afterwards, and is made again
+        when the turn is repeated. agentd.apis lists the calls, and says what a repeat does. `ctx.api.platform` names
+        the platform, for plugins that serve several. Raises RuntimeError where it offers none.
+        """
+        ...
+
+    @property
     def peer_backlog(self) -> int | None:
         """How many messages whoever `reply` answers had not taken yet when the platform last warned of it, or None."""
         ...
@@ -330,15 +344,20 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plugin(Generic[C]):
-    """A named set of handlers. `config`: a msgspec Struct for its settings. `version`: kept with what failed."""
+    """A named set of handlers. `config`: a msgspec Struct for its settings. `version`: kept with what failed.
+
+    watches: it does not answer but looks on, like a log: it goes on while a person speaks as the identity, and sees
+    stale mail too.
+    """
 
     @overload
-    def __init__(self: Plugin[None], name: str, *, version: str = "") -> None: ...
+    def __init__(self: Plugin[None], name: str, *, version: str = "", watches: bool = False) -> None: ...
     @overload
-    def __init__(self, name: str, *, config: type[C], version: str = "") -> None: ...
-    def __init__(self, name: str, *, config: type[Any] | None = None, version: str = "") -> None:
+    def __init__(self, name: str, *, config: type[C], version: str = "", watches: bool = False) -> None: ...
+    def __init__(self, name: str, *, config: type[Any] | None = None, version: str = "", watches: bool = False) -> None:
         self.name = name
         self.version = version
+        self.watches = watches
         self.config = config
         self.declared: list[Declared] = []
         self.middlewares: list[Callable[[Any, Context[Any]], AsyncIterator[None]]] = []

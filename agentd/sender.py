@@ -448,6 +448,7 @@ class Sender:
         backlog = answer.backlog[1] if answer.backlog is not None else None
         self.pacing.accepted(target, self._loop.time(), backlog)
         if backlog is not None:
+            metrics.BACKLOG_WARNINGS.inc(self._identity)
             log.info("recipient has %d undelivered messages: slower", backlog, extra={"identity": self._identity})
         self._settle(target, self._carried(send, "sent", answer.event))
 

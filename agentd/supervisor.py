@@ -4,25 +4,27 @@ One `Supervisor` per identity, one task tree under it. A broken invariant ends t
 anew from what is on disk; other identities do not notice. A refused key parks the identity until the key has changed.
 Only a journal that cannot be used goes up to the daemon.
 
-Always true: the state told by `status` is one of STATES, with the reason and the time of the change, and a bounded
-history. Nothing is sent or connected under a key that was refused.
+Always true: the state told by `status` is one of core.health.STATES, with the reason and the time of the change, and a
+bounded history. Nothing is sent or connected under a key that was refused.
 Not here: how to connect (transport/), order and disk (intake/), sending (sender.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import msgspec
 
 from agentd import config, metrics
 from agentd.core.events import Message, RateLimitWarning, Record, Send, Signal
+from agentd.core.health import State
 from agentd.core.reconnect import CloseMeaning, Dial, Park, Reconnect, Throttle
 from agentd.errors import AgentdError, CredentialsRefused, JournalError, Unavailable, first_of
 from agentd.intake import Audit, Drain, Intake, Questions
@@ -30,19 +32,21 @@ from agentd.journal.storage import Account, Carried, Journal
 from agentd.sender import Sender
 from agentd.transport.link import Link, dial
 from agentd.transport.rest import Rest
-from agentd.wire.platform import Platform, Request, Response
+from agentd.wire.platform import Platform, Request, Response, Transfer
 
 log = logging.getLogger("agentd.supervisor")
 
-State = Literal["off", "connecting", "catching_up", "live", "throttled", "parked", "deaf"]
-STATES: tuple[State, ...] = get_args(State)
-
 _HISTORY = 50
 _KEY_POLL_S = 5.0
+_IDENTIFY_WAIT_S = 10.0  # how long a plugin's call waits for the key to be known as good: a start and a first redial
+_IDENTIFY_LOOK_S = 0.05
 _RESTART_FIRST_S = 1.0
 _RESTART_MAX_S = 60.0
 _DRAIN_RETRY_FIRST_S = 0.5
 _DRAIN_RETRY_MAX_S = 30.0
+_CLEAN_AUDITS = 3
+"""Audits in a row that find nothing, after which a deaf connection is believed again though nothing was pushed: one
+alone proves little, since the drain at the reconnect took what there was."""
 
 
 class Key:
@@ -56,9 +60,13 @@ class Key:
         """The key, for the one who sends it."""
         return self._value
 
-    async def refresh(self) -> bool:
-        """Read it again; True if it is another one. Raises ConfigError where it cannot be read."""
-        value = await asyncio.to_thread(self._read)
+    async def refresh(self, read: Callable[[], str] | None = None) -> bool:
+        """Read it again, from elsewhere if `read` is given; True if it is another one.
+
+        Raises ConfigError where it cannot be read.
+        """
+        value = await asyncio.to_thread(read or self._read)
+        self._read = read or self._read
         changed, self._value = value != self._value, value
         return changed
 
@@ -109,6 +117,8 @@ class Supervisor:
         self._state: State = "off"
         self._life: _Life | None = None
         self._shedding = ""
+        self._began = self._entered_at = self._loop.time()
+        self._live_at: float | None = None
         self.history: deque[Change] = deque(maxlen=_HISTORY)
         self.reconnects = 0
         self.restarts = 0
@@ -125,16 +135,31 @@ class Supervisor:
         """Change the state, if it is a change."""
         if self.history and state == self._state and reason == self.history[-1].reason:
             return
+        self._note_live()
         self._state = state
+        self._entered_at = self._loop.time()
         if self.history:
             log.info("%s%s", state, f": {reason}" if reason else "", extra={"identity": self.name})
         self.history.append(Change(state, time.time(), reason))
 
+    def _note_live(self) -> None:
+        """Remember that mail could come in until now. What is shed could have, and is counted elsewhere."""
+        if self._state in ("live", "deaf") or (self._state == "throttled" and self._shedding):
+            self._live_at = self._loop.time()
+
     def shed(self, why: str) -> None:
         """Leave messages with the server, or, where there is no reason to any more, fetch what was left."""
+        self._note_live()
         self._shedding = why
         if self._life is not None:
             self._life.shed(why)
+
+    async def rekey(self, read: Callable[[], str] | None = None) -> bool:
+        """Read the key again, and connect with it if it is another one; returns whether it is. See Key.refresh."""
+        changed = await self._key.refresh(read)
+        if changed and self._life is not None:
+            self._life.rekeyed()
+        return changed
 
     def queued(self, sends: Sequence[Send]) -> None:
         """These rows of ours are in the outbox on disk."""
@@ -145,6 +170,32 @@ class Supervisor:
         """Let no more sends leave, and wait so long for the answers to those that have."""
         if self._life is not None:
             await self._life.sender.rest(timeout_s)
+
+    async def perform(self, request: Request) -> Response:
+        """A call of a plugin. Raises as Rest does, and Unavailable while the key is not known to be good."""
+        await self._until_identified()
+        try:
+            return await self._rest.perform(request)
+        except CredentialsRefused as refused:
+            if self._life is not None:
+                self._life.credentials_refused(refused)
+            raise
+
+    async def transfer(self, transfer: Transfer) -> Response:
+        """A file of a plugin. Raises as Rest does."""
+        return await self._rest.transfer(transfer)
+
+    def say(self, frame: bytes) -> bool:
+        """Write a frame to the socket; False while there is none, or no room."""
+        return self._life is not None and self._life.say(frame)
+
+    async def _until_identified(self) -> None:
+        """A handler may run before its identity has been connected for the first time; a moment is worth waiting."""
+        until = self._loop.time() + _IDENTIFY_WAIT_S
+        while (parked := self._state == "parked") or self._life is None or not self._life.identified:
+            if parked or self._loop.time() >= until:
+                raise Unavailable(f"identity {self.name} is {self._state}: {self.history[-1].reason}")
+            await asyncio.sleep(_IDENTIFY_LOOK_S)
 
     @property
     def sender(self) -> Sender | None:
@@ -177,14 +228,19 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """What is known without asking anybody. Ages in seconds, None for never."""
         last = self.history[-1]
+        self._note_live()
+        now = self._loop.time()
         return {
             "name": self.name,
             "platform": self.platform.name,
             "handle": f"@{self.platform.handle}" if self.platform.handle else None,
             "state": self._state,
             "state_since": last.at,
+            "state_age_s": round(now - self._entered_at, 3),
             "state_reason": last.reason,
-            "history": [msgspec.structs.asdict(change) for change in self.history],
+            "up_s": round(now - self._began, 3),
+            "last_live_age_s": None if self._live_at is None else round(now - self._live_at, 3),
+            "history": list(self.history),
             "reconnects": self.reconnects,
             "restarts": self.restarts,
             **(self._life.status() if self._life is not None else {}),
@@ -206,8 +262,12 @@ class _Life:
         self._refused: CredentialsRefused | None = None
         self._fatal: asyncio.Future[None] = self._loop.create_future()
         self._drain_wanted = asyncio.Event()
-        self._account_asked = False
+        self._new_key = asyncio.Event()
+        self.identified = False
         self._hears_nothing = False
+        self._pushed_then = ""
+        self._clean_audits = 0
+        self._last_pong: float | None = None
         self.intake = Intake(
             owner.name,
             self._platform,
@@ -219,7 +279,7 @@ class _Life:
             on_survey=self._drain_wanted.set,
             on_fatal=self._fail,
         )
-        refused = self._credentials_refused
+        refused = self.credentials_refused
         self._questions = Questions(self.intake, self._perform, on_credentials=refused)
         self._drain = Drain(self.intake, self._perform, on_credentials=refused)
         self._audit = Audit(
@@ -267,12 +327,16 @@ class _Life:
                 self._owner.enter("connecting")
             self._reconnect.dialling()
             meaning, asked_s = CloseMeaning.AGAIN, None
+            if self._new_key.is_set():
+                self._new_key.clear()
+                self._refused = None
             try:
                 await self._key.refresh()
                 await self._identify()
-                if self._refused is None:
-                    self.sender.resume()
-                meaning = await self._connection()
+                if not self._new_key.is_set():
+                    if self._refused is None:
+                        self.sender.resume()
+                    meaning = await self._connection()
             except CredentialsRefused as refused:
                 meaning, self._refused = CloseMeaning.REFUSED, refused
             except AgentdError as failure:
@@ -283,11 +347,26 @@ class _Life:
                 decision = await self._parked()
             if asked_s and decision.after_s >= asked_s:
                 self._owner.enter("throttled", f"the server asked for {asked_s:g} s")
-            await asyncio.sleep(decision.after_s)
+            await self._sleep(decision.after_s)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, but not if there is another key to try."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._new_key.wait()
+
+    def rekeyed(self) -> None:
+        """The key is another one: the connection under the old one ends, nothing leaves before we know whose it is."""
+        self._new_key.set()
+        self.identified = False
+        self.sender.pause()
+        self._reconnect.key_changed()
+        if self._link is not None:
+            self._link.close(1000, "another key")
 
     async def _identify(self) -> None:
         """Learn once per life whose key this is: own words are told by the handle."""
-        if self._account_asked:
+        if self.identified:
             return
         handle = self._platform.read_account(await self._rest.perform(self._platform.account_request()))
         known = (await self._shared.journal.handles()).get(self._owner.name)
@@ -301,7 +380,7 @@ class _Life:
         self._platform.handle = handle
         if known is None:
             await self._shared.journal.commit(Account(self._owner.name, self._platform.name, handle))
-        self._account_asked = True
+        self.identified = not self._new_key.is_set()
 
     async def _connection(self) -> CloseMeaning:
         """One connection from dial to close."""
@@ -314,6 +393,8 @@ class _Life:
         ) as self._link:
             self._reconnect.opened(self._loop.time())
             self.intake.attach(self._link)
+            if self._new_key.is_set():  # it came while this connection was opened, perhaps with the old one
+                self._link.close(1000, "another key")
             try:
                 async with asyncio.TaskGroup() as tasks:
                     catching_up = tasks.create_task(self._catch_up(), name=f"{self._owner.name}: catching up")
@@ -323,6 +404,7 @@ class _Life:
                     auditing.cancel()
             finally:
                 self.intake.detach()
+                self._last_pong = self._link.last_pong
                 self._link = None
         code = "cut" if closed.code is None else str(closed.code)
         self._owner.reconnects += 1
@@ -344,7 +426,7 @@ class _Life:
             try:
                 await self._drain.drain()
             except CredentialsRefused as refused:
-                self._credentials_refused(refused)
+                self.credentials_refused(refused)
             except AgentdError as failure:
                 self._owner.enter("catching_up", f"the backlog cannot be read yet: {failure}")
                 await asyncio.sleep(retry_s * random.uniform(0.75, 1.25))
@@ -360,11 +442,10 @@ class _Life:
         assert self._refused is not None
         self.sender.pause()
         self._owner.enter("parked", f"the platform refused the key: {self._refused}")
-        while not await self._key_changed():
-            await asyncio.sleep(_KEY_POLL_S)
+        while not self._new_key.is_set() and not await self._key_changed():
+            await self._sleep(_KEY_POLL_S)
         self._refused = None
-        self._account_asked = False
-        self.sender.resume()
+        self.identified = False
         return self._reconnect.key_changed() or Dial()
 
     async def _key_changed(self) -> bool:
@@ -394,18 +475,30 @@ class _Life:
         self._questions.ask(question)
 
     def _deaf(self, found: int) -> None:
-        self._hears_nothing = found > 0
         if found:
+            self._hears_nothing, self._clean_audits = True, 0
+            self._pushed_then = self.intake.pushed_until
             self._owner.enter("deaf", f"{found} events were found that this connection had not pushed")
             if self._link is not None:
                 self._link.close(1000, "deaf")
-        elif self._owner.state == "deaf":
-            self._owner.enter("live", "hears again")
+            return
+        self._clean_audits += 1
+        if self._hears_nothing and (
+            self.intake.pushed_until > self._pushed_then or self._clean_audits >= _CLEAN_AUDITS
+        ):
+            self._hears_nothing = False
+            if self._owner.state == "deaf":
+                self._owner.enter("live", "hears again")
 
-    def _credentials_refused(self, refused: CredentialsRefused) -> None:
+    def credentials_refused(self, refused: CredentialsRefused) -> None:
+        """The platform said so to somebody who used this identity's key."""
         self._refused = refused
         if self._link is not None:
             self._link.close(1000, "credentials refused")
+
+    def say(self, frame: bytes) -> bool:
+        """See Supervisor."""
+        return self._link is not None and self._link.send_burst([frame])
 
     def _fail(self, failure: BaseException) -> None:
         if not self._fatal.done():
@@ -462,7 +555,9 @@ class _Life:
             "outbox_full": self.sender.room <= 0,
             "targets_stopped": self.sender.stopped,
             "targets_paced": len(self.sender.pacing),
-            "last_pong_age_s": age(self._link.last_pong if self._link is not None else None),
+            "pacing_per_s": self.sender.pacing.identity_rate,
+            "deaf": self._hears_nothing,
+            "last_pong_age_s": age(self._link.last_pong if self._link is not None else self._last_pong),
             "last_inbound_age_s": age(intake.last_inbound),
             "last_audit_age_s": age(self._audit.last_audit),
         }

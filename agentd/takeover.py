@@ -38,7 +38,8 @@ class Outbox(Protocol):
 class Takeover:
     """That of one daemon. `records` after each commit, `run` until cancelled.
 
-    pause: stops a conversation. paused: the pause of a conversation by its number, or None.
+    conduct: of every identity, as it is then. pause: stops a conversation. paused: the pause of a conversation by its
+    number, or None.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Takeover:
         now: Callable[[], float],
     ) -> None:
         self._outbox = outbox
-        self._idle_s = {identity: each.takeover_idle_s for identity, each in conduct.items()}
+        self._conduct = conduct
         self._pause = pause
         self._paused = paused
         self._now = now
@@ -77,7 +78,10 @@ class Takeover:
     async def _look(self, number: int, record: Record) -> None:
         message = record.event
         assert isinstance(message, Message)
-        idle_s, now = self._idle_s[message.identity], self._now()
+        conduct = self._conduct.get(message.identity)
+        if conduct is None:  # it has gone meanwhile
+            return
+        idle_s, now = conduct.takeover_idle_s, self._now()
         until = _unix(message.created_at, record.received_at) + idle_s
         if until <= now:
             return
@@ -90,7 +94,7 @@ class Takeover:
             return
         fields = {"identity": message.identity, "conversation": message.conversation}
         log.info("%s: handlers stay out of it for %.0f s", REASON, until - now, extra=fields)
-        self._pause(Paused(number=number, at=now, until=until, reason=REASON, **fields))
+        self._pause(Paused(number=number, at=now, until=until, reason=REASON, watchers=False, **fields))
 
 
 def _unix(created_at: str, otherwise: float) -> float:

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -31,6 +31,7 @@ from agentd.core.exported import Exported
 from agentd.core.exported import read as read_exported
 from agentd.dispatcher import Dispatcher, Marks
 from agentd.errors import ConfigError, ExportUnreadable, PluginLoadError
+from agentd.host.api import SURFACES
 from agentd.host.lifecycle import Loaded
 from agentd.host.state import PLUGIN_WIDE
 from agentd.journal.running import Running, Unfinished
@@ -54,7 +55,7 @@ from agentd.journal.storage import (
 )
 from agentd.plugin import Plugin
 
-__all__ = ["ConfigError", "ExportUnreadable", "Harness", "PluginLoadError"]
+__all__ = ["ApiCall", "ConfigError", "ExportUnreadable", "Harness", "PluginLoadError", "ScriptedApi"]
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -291,11 +292,82 @@ def _exported(given: str | Path | Iterable[str | bytes]) -> list[Exported]:
     return list(read_exported(lines))
 
 
+class ApiCall(NamedTuple):
+    """A call of `ctx.api`: its name, such as "contacts.add", and its arguments as they were given.
+
+    key: what lets the platform tell a repeat, of a call that changes something; the same at every attempt of a turn.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    key: str | None
+
+
+class ScriptedApi:
+    """What stands behind `ctx.api` in a test: it answers what the test has said, and keeps what was asked.
+
+    calls: all that were made, in order. A call that nobody has said an answer for fails the test.
+    """
+
+    def __init__(self, platform: str) -> None:
+        self.platform = platform
+        self.calls: list[ApiCall] = []
+        self._answers: dict[str, Any] = {}
+        self._unanswered: list[ApiCall] = []
+
+    def answers(self, name: str, answer: Any = None) -> None:
+        """From now on the call gets this answer. An exception is raised instead; a function is asked each time.
+
+        name: "contacts.list" for ctx.api.contacts.list, and so on. answer: of the type that `agentd.apis` tells, or the
+        same as plain values; of a call that is iterated over, all rows. A function gets the arguments by name, and
+        gives an answer or raises. Raises ValueError for a call that is not there, msgspec.ValidationError for another
+        type.
+        """
+        method = SURFACES[self.platform].method(name)
+        if not callable(answer) and not isinstance(answer, BaseException):
+            answer = _as_answered(answer, method.returns)
+        self._answers[name] = answer
+
+    async def ask(self, name: str, arguments: Mapping[str, Any], key: str | None) -> Any:
+        """See host.api.Port."""
+        method, given = SURFACES[self.platform].method(name), dict(arguments)
+        page = slice(given.pop("offset"), None) if method.paged else slice(None)
+        limit = given.pop("limit") if method.paged else None
+        call = ApiCall(name, given, key)
+        if not page.start:
+            self.calls.append(call)
+        if name not in self._answers:
+            self._unanswered.append(call)
+            raise AssertionError(_unanswered(call))
+        answer = self._answers[name]
+        if isinstance(answer, BaseException):
+            raise answer
+        if callable(answer):
+            answer = _as_answered(answer(**given), method.returns)
+        return answer[page][:limit] if method.paged else answer
+
+    def check(self) -> None:
+        """Raises AssertionError for the first call that was made without an answer, once."""
+        if self._unanswered:
+            call, self._unanswered = self._unanswered[0], []
+            raise AssertionError(_unanswered(call))
+
+
+def _unanswered(call: ApiCall) -> str:
+    given = ", ".join(f"{name}={value!r:.80}" for name, value in call.arguments.items())
+    return f'the plugin called ctx.api.{call.name}({given}), which has no answer; say h.api.answers("{call.name}", ...)'
+
+
+def _as_answered(answer: Any, shape: Any) -> Any:
+    """There and back, as from the platform."""
+    return msgspec.json.decode(msgspec.json.encode(answer), type=shape)
+
+
 class Harness:
     """One plugin serving one identity, and `others` beside it. Use as an async context manager.
 
-    config: what stands in `[plugin.NAME.config]`. secrets: by name, what `ctx.secret` gives. The rest: as in
-    `[plugin.NAME]` and, for catch_up and loop_guard, in `[identity.NAME]`.
+    api: what `ctx.api` finds, of this `platform`. config: what stands in `[plugin.NAME.config]`. secrets: by name, what
+    `ctx.secret` gives. The rest: as in `[plugin.NAME]` and, for catch_up and loop_guard, in `[identity.NAME]`.
     Raises ConfigError or PluginLoadError as the daemon would.
     """
 
@@ -316,9 +388,11 @@ class Harness:
         catch_up: CatchUp | None = None,
         loop_guard: LoopGuard | None = None,
         secrets: Mapping[str, str] | None = None,
+        platform: str = "agentchat",
     ) -> None:
         self.identity = identity
         self.identities = (identity, *others)
+        self.api = ScriptedApi(platform)
         self.clock = HandClock()
         self.journal = MemoryJournal()
         self._plugin = plugin
@@ -359,6 +433,8 @@ class Harness:
             await self._group.__aexit__(kind, error, trace)
         else:
             await self._group.__aexit__(None, None, None)
+        if kind is None:
+            self.api.check()
 
     @property
     def sent(self) -> list[Send]:
@@ -487,10 +563,14 @@ class Harness:
             await self.settle()
 
     async def settle(self) -> None:
-        """Return when nothing runs and nothing could run now. If a crash was due, the restart is part of it."""
+        """Return when nothing runs and nothing could run now. If a crash was due, the restart is part of it.
+
+        Raises AssertionError if the plugin has made a call of `ctx.api` that has no answer.
+        """
         await self._dispatcher.quiet()
         if self.journal.losing:
             await self.crash()
+        self.api.check()
 
     def crash_after_handler(self) -> None:
         """The process dies when the next handler has returned and nothing of it is on disk; then it starts again."""
@@ -515,6 +595,7 @@ class Harness:
         """Check a plugin against the harness's settings and set it up; it is torn down in the end."""
         loaded = Loaded(plugin.name, plugin, self._settings, "", self.journal.state_get, secrets=self._secrets)
         loaded.state.stored_bytes = partial(self.journal.state_bytes, loaded.name)
+        loaded.api_of = lambda identity: self.api
         self._lives.append(loaded)
         await loaded.setup()
         return loaded

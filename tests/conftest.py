@@ -87,6 +87,17 @@ def letter_row(number: int = 3, **fields: Any) -> dict[str, Any]:
     }
 
 
+def pause_row(conversation: str = "conv_1", **fields: Any) -> dict[str, Any]:
+    return {
+        "identity": "alice",
+        "conversation": conversation,
+        "paused_at": "2026-01-02T03:04:05.000Z",
+        "until": None,
+        "reason": "by command",
+        **fields,
+    }
+
+
 def explanation(**fate: Any) -> dict[str, Any]:
     event = {
         "position": 17,
@@ -119,6 +130,40 @@ def explanation(**fate: Any) -> dict[str, Any]:
     return {"events": [{"event": event, "plugins": [lane]}]}
 
 
+def replay_lines(**waits: Any) -> dict[str, list[dict[str, Any]]]:
+    """What the daemon says of each step of a replay."""
+    first = {"plugin": "echo", "events": 3_000, "conversations": 2, "waiting": 0, "waits": [], **waits}
+    counted = {"done": True, "events": 3_000, "matches": 2_000, "conversations": 2, "unreadable": 1}
+    said = {"identity": "alice", "target": "@bob", "content": {"text": "hello\x1b"}}
+    event = explanation()["events"][0]["event"]
+    shown = {
+        "event": event,
+        "handlers": ["greet", "count"],
+        "sends": [said, {**said, "identity": "bob"}],
+        "sends_at_once": [said],
+        "state": [
+            {"key": "count", "shared": False, "value": 2},
+            {"key": "names", "shared": True, "value": ["a"]},
+            {"key": "old", "shared": False, "value": None},
+        ],
+        "reminders": [{"after_s": 5.0, "at": None, "data": None}, {"after_s": None, "at": "2026-01-02T", "data": 1}],
+        "outcomes": [{"word": "greeted", "data": {"n": 1}}, {"word": "counted", "data": None}],
+        "failure": None,
+    }
+    failed = {**shown, "failure": {"error": "ValueError: no", "handler": "greet"}}
+    back = {"identity": "alice", "conversation": "conv_1", "events": 1_500}
+    return {
+        "count": [first, {"read": 2_000}, {"read": 3_000}, counted],
+        "rehearse": [first, shown, {"read": 2_000}, failed, {**counted, "sends": 2, "sends_at_once": 2, "failed": 1}],
+        "set_back": [
+            first,
+            {"read": 3_000},
+            {"set_back": back},
+            {"done": True, "conversations": 2, "events": 3_000, "waiting": 0, "waits": [], **waits},
+        ],
+    }
+
+
 class ScriptedDaemon:
     """Answers what the test put there, and remembers what it was asked."""
 
@@ -133,12 +178,21 @@ class ScriptedDaemon:
             "reply": {"text": "hello back", "sender": "@echo", "seq": 5},
         }
         self.plugins: list[dict[str, Any]] = []
+        self.pauses: list[dict[str, Any]] = []
+        self.undispatched: dict[str, Any] = {"undispatched": 0, "undispatched_bytes": 0, "shedding": ""}
         self.journal: dict[str, Any] = {}
         self.gap_list: list[dict[str, Any]] = []
         self.sends = {"agentd-7-0": send_row()}
         self.letters = {3: letter_row()}
         self.exported: list[bytes] = []
         self.explained = explanation()
+        self.reloaded: dict[str, Any] = {
+            "identities": {"added": ["bob"], "removed": [], "moved": [], "rekeyed": ["alice"], "changed": []},
+            "plugins": {"added": [], "removed": [], "reloaded": ["echo"]},
+            "at_next_start": ["agentd.state"],
+            "still_running": ["carol: echo"],
+        }
+        self.replays = replay_lines()
         self.error: Exception | None = None
         self.asked: list[tuple[Any, ...]] = []
         self.records: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -154,6 +208,8 @@ class ScriptedDaemon:
             "hub_url": None,
             "identities": self.identities,
             "plugins": self.plugins,
+            "pauses": self.pauses,
+            **self.undispatched,
             "journal": self.journal,
         }
 
@@ -168,6 +224,23 @@ class ScriptedDaemon:
     def release(self, plugin: str, identity: str | None, conversation: str) -> int:
         self.asked.append(("release", plugin, identity, conversation))
         return int(conversation == "conv_held")
+
+    async def conversations(self, identity: str | None, prefix: str, limit: int) -> list[dict[str, Any]]:
+        self.asked.append(("conversations", identity, prefix, limit))
+        found = [{"identity": "alice", "conversation": id_} for id_ in ("conv_2", "conv_1", "grp_7")]
+        return [each for each in found if each["conversation"].startswith(prefix)]
+
+    async def pause(self, identity: str | None, conversation: str, for_s: float | None) -> dict[str, Any]:
+        self.asked.append(("pause", identity, conversation, for_s))
+        if self.error:
+            raise self.error
+        return pause_row(conversation, until=None if for_s is None else "2026-01-02T05:04:05.000Z")
+
+    async def resume(self, identity: str | None, conversation: str) -> dict[str, Any]:
+        self.asked.append(("resume", identity, conversation))
+        if self.error:
+            raise self.error
+        return pause_row(conversation)
 
     async def gaps(self, identity: str | None, open_only: bool, limit: int) -> list[dict[str, Any]]:
         self.asked.append(("gaps", identity, open_only, limit))
@@ -202,6 +275,12 @@ class ScriptedDaemon:
             raise self.error
         event = {"seq": 9, "id": "msg_9", "sender": "@eve", "text": "poison\x1b", "received_at": "2026-01-02T03:04:04Z"}
         return {**self.letters[number], "traceback": "Traceback ...\n  ValueError: no\n", "event": event}
+
+    async def dead_replay(self, number: int) -> dict[str, Any]:
+        self.asked.append(("dead_replay", number))
+        if self.error:
+            raise self.error
+        return {**self.letters[number], "dropped_at": "2026-01-02T03:06:05.000Z"}
 
     async def dead_drop(self, number: int) -> dict[str, Any]:
         self.asked.append(("dead_drop", number))
@@ -238,6 +317,24 @@ class ScriptedDaemon:
         if self.error:
             raise self.error
         return {"version": "0.1.0", "pid": 42}
+
+    async def reload(self) -> dict[str, Any]:
+        self.asked.append(("reload",))
+        if self.error:
+            raise self.error
+        return self.reloaded
+
+    async def replay(self, *asked: Any) -> Any:
+        self.asked.append(("replay", *asked))
+        if self.error:
+            raise self.error
+        return self._lines(self.replays[asked[0]])
+
+    async def _lines(self, lines: list[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
+        for line in lines:
+            if line == {"gone": True}:
+                raise RuntimeError("the daemon breaks off")
+            yield line
 
     async def stop(self) -> None:
         self.stopped.set()

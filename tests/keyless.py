@@ -58,8 +58,8 @@ def says(event: Message, send: Send) -> bool:
 
 
 if __name__ == "__main__":
-    from agentd import daemon
+    from agentd import identities
     from agentd.cli import main
 
-    daemon.AgentChat = Keyless
+    identities.AgentChat = Keyless
     main()

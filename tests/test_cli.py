@@ -26,6 +26,7 @@ import agentd
 from agentd import cli
 from agentd.cli.tables import Column, age, columns_of, since, table
 from agentd.control.refusal import ControlError
+from agentd.errors import ConfigError
 
 HEAVY = {"asyncio", "aiohttp", "websockets", "aiosqlite", "uvloop", "sqlite3", "agentd.daemon", "agentd.hub"}
 
@@ -86,7 +87,7 @@ def test_status_says_where_an_outbox_is_full(ask: Callable[..., Result], served:
     [
         ("held_full", True, "alice: more came behind a gap than is held (intake.held_max)"),
         ("questions_full", True, "alice: more repeats have come than are looked up at once (intake.questions_max)"),
-        ("targets_stopped", 2, "alice: 2 targets wait for a decision; see: agentd outbox ls --state unknown"),
+        ("targets_stopped", 2, "alice: 2 targets wait for a decision; see: agentd outbox ls --only unknown"),
     ],
 )
 def test_status_says_which_bound_of_an_identity_is_reached(
@@ -390,10 +391,10 @@ def test_no_gaps_are_no_rows(ask: Callable[..., Result]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "verbs"), [("outbox", ["ls", "show", "retry", "drop"]), ("dead", ["ls", "show", "drop"])]
+    ("group", "verbs"), [("outbox", ["ls", "show", "retry", "drop"]), ("dead", ["ls", "show", "replay", "drop"])]
 )
 def test_every_verb_of_a_group_is_in_its_help_with_a_whole_sentence(group: str, verbs: list[str]) -> None:
-    lines = agentd_command(group, "--help").stdout.split("Commands:\n")[1].splitlines()
+    lines = agentd_command(group, "--help").stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()
     assert [line.split()[0] for line in lines] == verbs
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
     for verb in verbs:
@@ -507,8 +508,39 @@ def test_a_dead_letter_is_shown_with_its_event_and_traceback(ask: Callable[..., 
         "msg_9",
         "@eve",
     )
-    assert output.endswith("\n\npoison\\u001b\n\nTraceback ...\n  ValueError: no\n")
+    assert "\n\npoison\\u001b\n\nTraceback ...\n  ValueError: no\n\n" in output
+    assert output.splitlines()[-4:] == [
+        "to have it delivered again, once the cause is mended:",
+        "  agentd dead replay 3",
+        "to take it off the list:",
+        "  agentd dead drop 3",
+    ]
     assert json.loads(ask("dead", "show", "3", "--json").stdout)["traceback"].startswith("Traceback")
+
+
+def test_a_dead_letter_that_holds_a_conversation_names_what_lets_it_go_on(
+    ask: Callable[..., Result], served: Any
+) -> None:
+    served.daemon.letters[3]["held"] = True
+    lines = ask("dead", "show", "3").stdout.splitlines()
+    assert lines[-4:] == [
+        "to have it delivered again, once the cause is mended:",
+        "  agentd dead replay 3",
+        "echo stands still in this conversation until then; to let it go on without this event:",
+        "  agentd release echo conv_1 --as alice",
+    ]
+    served.daemon.letters[3]["dropped_at"] = "2026-01-02T03:06:05.000Z"
+    assert "agentd dead" not in ask("dead", "show", "3").stdout
+
+
+def test_dead_letters_are_delivered_again_once_somebody_agreed(ask: Callable[..., Result], served: Any) -> None:
+    assert ask("dead", "replay", "3").exit_code == 2
+    assert served.daemon.asked == []
+    result = ask("dead", "replay", "3", "--yes")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "3 is off the list, and its event is delivered again\n"
+    assert json.loads(ask("dead", "replay", "3", "--yes", "--json").stdout)[0]["dropped_at"] is not None
+    assert served.daemon.asked == [("dead_replay", 3)] * 2
 
 
 def test_nothing_held_is_no_rows(ask: Callable[..., Result], served: Any) -> None:
@@ -520,6 +552,194 @@ def test_nothing_held_is_no_rows(ask: Callable[..., Result], served: Any) -> Non
         result = ask(*words)
         assert (result.exit_code, result.stdout, result.stderr) == (0, "", told)
         assert json.loads(ask(*words, "--json").stdout) == []
+
+
+# pause and resume
+
+
+def test_a_pause_tells_its_end_and_how_to_go_on(ask: Callable[..., Result], served: Any) -> None:
+    result = ask("pause", "@bob", "--as", "alice", "--for", "2h")
+    assert result.stdout == "@bob of alice is paused for 2 h 0 min: its mail is kept, and no handler runs\n"
+    assert result.stderr == "go on: agentd resume @bob --as alice\n"
+    assert "is paused until it is resumed:" in ask("pause", "conv_1").stdout
+    assert json.loads(ask("pause", "conv_1", "--json").stdout)["until"] is None
+    assert ask("resume", "conv_1").stdout.startswith("conv_1 of alice goes on; it was paused for ")
+    assert json.loads(ask("resume", "conv_1", "--json").stdout)["reason"] == "by command"
+    assert served.daemon.asked[:2] == [("pause", "alice", "@bob", 7_200.0), ("pause", None, "conv_1", None)]
+
+
+@pytest.mark.parametrize("given", ["2", "h", "0s", "-1h", "2 h", "1e3s", "tomorrow"])
+def test_a_span_that_is_none_is_refused(ask: Callable[..., Result], served: Any, given: str) -> None:
+    result = ask("pause", "conv_1", "--for", given)
+    assert (result.exit_code, "is no span of time" in result.stderr) == (2, True)
+    assert served.daemon.asked == []
+
+
+def test_what_cannot_be_resumed_fails_with_the_remedy(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.error = ControlError(409, "NOT_PAUSED", "conv_1 is not paused", "see which are: agentd status")
+    result = ask("resume", "conv_1")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "agentd: conv_1 is not paused; see which are: agentd status\n",
+    )
+
+
+def test_status_tells_what_is_paused_why_and_until_when(ask: Callable[..., Result], served: Any) -> None:
+    from tests.conftest import pause_row
+
+    served.daemon.pauses = [pause_row("conv_1", until="2999-01-01T00:00:00Z"), pause_row("conv_2", reason="a\x1b")]
+    lines = ask("status").stdout.splitlines()
+    at = next(index for index, line in enumerate(lines) if line.startswith("PAUSED"))
+    assert lines[at].split() == ["PAUSED", "IDENTITY", "FOR", "UNTIL", "WHY"]
+    assert lines[at + 1].endswith("by command")
+    assert " in " in lines[at + 1]
+    assert lines[at + 2].split()[-2:] == ["resumed", "a\\u001b"]
+    served.daemon.pauses = [pause_row(f"conv_{number}") for number in range(1_025)]
+    assert "and 1,005 more; see: agentd status --json" in ask("status").stdout.splitlines()
+
+
+def test_status_tells_how_far_behind_the_handlers_are(ask: Callable[..., Result], served: Any) -> None:
+    works = {
+        "name": "echo",
+        "version": "1.2",
+        "breaker": "closed",
+        "lanes": 1_234,
+        "running": 2,
+        "held": [],
+        "timers": 1,
+    }
+    served.daemon.plugins = [works, {**works, "name": "broken", "breaker": "open"}]
+    lines = [line.split() for line in ask("status").stdout.splitlines()]
+    assert ["PLUGIN", "VERSION", "STATE", "LANES", "RUNNING", "HELD", "TIMERS"] in lines
+    assert ["echo", "1.2", "works", "1,234", "2", "0", "1"] in lines
+    assert ["broken", "1.2", "out", "of", "order", "1,234", "2", "0", "1"] in lines
+    served.daemon.undispatched = {"undispatched": 2_000, "undispatched_bytes": 3_145_728, "shedding": ""}
+    assert "2,000 events wait in memory (3.1 MB)" in ask("status").stdout
+    served.daemon.undispatched["shedding"] = "handlers are too far behind"
+    told = "new messages stay with the platform: handlers are too far behind"
+    assert told in ask("status").stdout.splitlines()
+    served.daemon.undispatched = {"undispatched": 1, "undispatched_bytes": 999, "shedding": ""}
+    assert "1 event waits in memory (999 B)" in ask("status").stdout.splitlines()
+
+
+# replay
+
+
+def test_a_replay_counts_and_is_done_once_somebody_agreed(ask: Callable[..., Result], served: Any) -> None:
+    words = ("replay", "--plugin", "echo")
+    refused = ask(*words)
+    assert refused.exit_code == 2
+    assert "nobody is there to ask; add --yes" in refused.stderr
+    assert [asked[1] for asked in served.daemon.asked] == ["count"]
+    result = ask(*words, "--as", "alice", "--conversation", "@bob", "--from", "17", "--yes")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.splitlines() == [
+        "handlers of echo match 2,000 of 3,000 events, in 2 conversations",
+        "each match is handled again, and may send again; --dry-run shows what",
+        "1 event cannot be read any more",
+        "2 conversations set back, 3,000 events to go; see: agentd status",
+    ]
+    assert served.daemon.asked[1:] == [
+        ("replay", step, "echo", "alice", "@bob", 17, None) for step in ("count", "set_back")
+    ]
+
+
+def test_a_replay_in_json_is_what_the_daemon_said_but_for_its_progress(ask: Callable[..., Result], served: Any) -> None:
+    result = ask("replay", "--plugin", "echo", "--yes", "--json")
+    replays = served.daemon.replays
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [replays["count"][-1], *replays["set_back"][2:]]
+    shown = ask("replay", "--plugin", "echo", "--dry-run", "--json")
+    told = [line for line in replays["rehearse"][1:] if "read" not in line]
+    assert [json.loads(line) for line in shown.stdout.splitlines()] == told
+
+
+def test_what_a_replay_waits_for_is_told_before_and_after(ask: Callable[..., Result], served: Any) -> None:
+    from tests.conftest import replay_lines
+
+    wait = {
+        "identity": "alice",
+        "conversation": "conv_1",
+        "why": "paused (by command)",
+        "remedy": "agentd resume conv_1",
+    }
+    served.daemon.replays = replay_lines(waiting=3, waits=[wait])
+    lines = ask("replay", "--plugin", "echo", "--yes").stderr.splitlines()
+    waiting = ["  conv_1 of alice: paused (by command)", "    agentd resume conv_1", "  and 2 conversations more"]
+    assert lines[3:] == [
+        "some conversations stand still, and a replay waits there until they go on:",
+        *waiting,
+        "2 conversations set back, 3,000 events to go; see: agentd status",
+        "not set back yet, but once they go on, unless the daemon is stopped before:",
+        *waiting,
+    ]
+
+
+def test_where_nothing_matches_nothing_is_set_back(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.replays["count"][-1]["matches"] = 0
+    result = ask("replay", "--plugin", "echo")
+    assert (result.exit_code, result.stderr) == (0, "no handler of echo matches any of 3,000 events\n")
+    assert [asked[1] for asked in served.daemon.asked] == ["count"]
+
+
+def test_a_dry_run_shows_each_effect_and_a_sum(ask: Callable[..., Result]) -> None:
+    result = ask("replay", "--plugin", "echo", "--dry-run")
+    effects = [
+        "  handled by greet, count",
+        "  sends at once to @bob: hello\\u001b",
+        "  sends to @bob: hello\\u001b",
+        "  sends to @bob as bob: hello\\u001b",
+        "  keeps count",
+        "  keeps names for the whole plugin",
+        "  removes old",
+        "  wants to be woken in 5 s",
+        "  wants to be woken at 2026-01-02T",
+        '  outcome: greeted {"n": 1}',
+        "  outcome: counted",
+    ]
+    assert result.stdout.splitlines() == [
+        "conv_1 #9 position 17, @eve\\u001b: hello",
+        *effects,
+        "conv_1 #9 position 17, @eve\\u001b: hello",
+        *effects[:2],
+        "  FAILS in greet: ValueError: no",
+    ]
+    assert result.stderr.splitlines() == [
+        "nothing is sent or stored, but a handler's own requests and files happen",
+        "2,000 of 3,000 events match, in 2 conversations: 4 sends, 1 failure",
+        "1 event cannot be read any more",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--from", "17"], "--from 17 is a seq, which is a place in one conversation; add --conversation"),
+        (["--from", "yesterday"], "is no moment"),
+        ([], "Missing option '--plugin'"),
+    ],
+)
+def test_a_replay_that_makes_no_sense_is_a_matter_of_usage(
+    ask: Callable[..., Result], served: Any, words: list[str], told: str
+) -> None:
+    result = ask("replay", *(["--plugin", "echo"] if words else []), *words)
+    assert (result.exit_code, told in result.stderr) == (2, True)
+    assert served.daemon.asked == []
+
+
+def test_a_replay_shows_its_progress_on_a_terminal(
+    served: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from agentd.cli import replaying
+    from agentd.control.client import Client
+
+    monkeypatch.setattr(replaying, "_PROGRESS_S", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    chosen = replaying.Chosen("echo", None, None, None, None)
+    replaying.replay(Client(served.path), chosen, yes=True, as_json=False)
+    steps = capsys.readouterr().err.split("\r\x1b[K")
+    assert "2,000 of 3,000 events read" in steps
+    assert "1 conversation set back" in steps
+    assert steps[-1].startswith("2 conversations set back, 3,000 events to go")
 
 
 # check
@@ -561,6 +781,37 @@ def test_check_without_a_file_says_what_a_run_would_do(tmp_path: Path, monkeypat
     assert "starts its own hub" in output
 
 
+# reload
+
+
+def test_reload_tells_what_changed_and_what_waits(ask: Callable[..., Result], served: Any) -> None:
+    result = ask("reload")
+    assert result.stdout == "identity added: bob\nidentity rekeyed: alice\nplugin reloaded: echo\n"
+    assert result.stderr == (
+        "note: agentd.state takes effect at the next start\n"
+        "note: carol: echo: a handler still runs, and ends as it ends\n"
+    )
+    assert json.loads(ask("reload", "--json").stdout) == {"ok": True, **served.daemon.reloaded}
+    nothing: dict[str, Any] = {"identities": {}, "plugins": {}, "at_next_start": [], "still_running": []}
+    served.daemon.reloaded = nothing
+    assert ask("reload").stdout == "nothing has changed\n"
+
+
+def test_a_refused_configuration_is_told_whole_with_its_exit_code(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.error = ConfigError(["a.toml:3: identity.x: is bad", "p.py:1: plugin p: is bad"])
+    result = ask("reload")
+    assert (result.exit_code, result.stdout) == (78, "")
+    assert result.stderr.splitlines() == list(served.daemon.error.problems)
+    result = ask("reload", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["problems"]) == (78, list(served.daemon.error.problems))
+
+
+def test_status_tells_why_a_plugin_was_not_reloaded(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.plugins = [{"name": "p", "reload_error": "p.py:3: plugin p: invalid syntax"}]
+    told = "plugin p: not reloaded, the generation before runs: p.py:3: plugin p: invalid syntax\n"
+    assert ask("status").stdout.endswith(told)
+
+
 # Verbs that start something
 
 
@@ -591,9 +842,12 @@ def test_run_gives_the_checked_settings_and_their_file(called: Called, tmp_path:
     result = agentd_command("run", "--config", str(file), "--state", str(tmp_path / "mail"))
     assert result.exit_code == 3
     assert called.settings[0].agentd.state == str(tmp_path / "mail")
-    assert called.with_ == {"config_path": file, "take_over": False}
-    assert agentd_command("run", "--config", str(file), "--take-over").exit_code == 3
-    assert called.with_ == {"config_path": file, "take_over": True}
+    assert (called.with_["config_path"], called.with_["watch_files"], called.with_["take_over"]) == (file, False, False)
+    assert called.with_["reread"]() == called.settings[0]
+    agentd_command("run", "--reload", "--config", str(file))
+    assert called.with_["watch_files"] is True
+    agentd_command("run", "--take-over", "--config", str(file))
+    assert called.with_["take_over"] is True
 
 
 def test_run_does_not_start_with_a_broken_configuration(called: Called, tmp_path: Path) -> None:
@@ -703,10 +957,26 @@ def test_wrong_words_end_with_the_code_for_usage(words: list[str]) -> None:
 
 
 def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
-    asking = ["status", "send", "tail", "gaps", "export", "explain", "outbox", "dead", "release"]
-    keeping = ["backup", "restore", "vacuum", "retention", "upgrade-check", "doctor", "service"]
-    verbs = ["run", "check", *asking, *keeping, "new", "hub", "demo"]
-    lines = agentd_command("--help").stdout.split("Commands:\n")[1].splitlines()
+    asking = [
+        "status",
+        "reload",
+        "dashboard",
+        "send",
+        "tail",
+        "gaps",
+        "export",
+        "import",
+        "explain",
+        "pause",
+        "resume",
+        "replay",
+        "outbox",
+        "dead",
+        "release",
+    ]
+    keeping = ["backup", "restore", "vacuum", "retention", "upgrade-check", "doctor", "service", "completion"]
+    verbs = ["run", "check", *asking, *keeping, "new", "dev", "hub", "demo"]
+    lines = agentd_command("--help").stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()
     assert [line.split()[0] for line in lines] == verbs
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
     for verb in verbs:
@@ -822,6 +1092,25 @@ def test_explain_tells_each_handler_and_filter(ask: Callable[..., Result], serve
     [
         ({"state": "waiting"}, "waiting"),
         ({"state": "waiting", "behind": 16}, "waiting behind position 16, which fails"),
+        ({"state": "waiting", "replays": 1}, "waiting again"),
+        ({"state": "handled", "replays": 2}, "handled again"),
+        ({"state": "running"}, "running at this moment"),
+        ({"state": "running", "attempts": 2, "replays": 1}, "running again at this moment, attempt 3"),
+        ({"state": "paused"}, "waiting, since its conversation is paused"),
+        ({"state": "passed"}, "passed: it had grown stale, and newer mail said more"),
+        (
+            {"state": "aside", "attempts": 0, "not_before": "2026-01-02T03:04:05.000Z"},
+            "comes by itself not before 2026-01-02T03:04:05.000Z, while the conversation goes on",
+        ),
+        (
+            {"state": "aside", "attempts": 1, "error": "ValueError: no", "not_before": "2026-01-02T03:04:05.000Z"},
+            "comes by itself not before 2026-01-02T03:04:05.000Z, while the conversation goes on, after 1 attempt: "
+            "ValueError: no",
+        ),
+        (
+            {"state": "failing", "attempts": 1, "error": None, "not_before": "2026-01-02T03:04:05.000Z"},
+            "failing, next attempt not before 2026-01-02T03:04:05.000Z, after 1 attempt: the process died",
+        ),
         ({"state": "passed_over"}, "passed over: no handler matches"),
         ({"state": "never_offered"}, "never offered: it is older than the plugin's service for this identity"),
         (
@@ -830,11 +1119,12 @@ def test_explain_tells_each_handler_and_filter(ask: Callable[..., Result], serve
         ),
         (
             {"state": "dead", "attempts": 5, "error": "ValueError: no", "letter": 3},
-            "dead letter 3 after 5 attempts: ValueError: no",
+            "dead letter 3 after 5 attempts: ValueError: no; see: agentd dead show 3",
         ),
         (
             {"state": "held", "attempts": 5, "error": "ValueError: no", "letter": 3},
-            "dead letter 3, behind which the conversation is held, after 5 attempts: ValueError: no",
+            "dead letter 3, behind which the conversation is held, after 5 attempts: ValueError: no; "
+            "see: agentd dead show 3",
         ),
     ],
 )
@@ -845,6 +1135,32 @@ def test_explain_tells_what_became_of_the_event(
 
     served.daemon.explained = explanation(**fate)
     assert f"plugin echo: {told}" in ask("explain", "17").stdout.splitlines()
+
+
+def test_explain_tells_what_turns_came_to_and_whether_the_conversation_is_paused(
+    ask: Callable[..., Result], served: Any
+) -> None:
+    from tests.conftest import explanation, pause_row
+
+    at = "2026-01-02T03:04:05.000Z"
+    outcome = {"word": "greeted", "data": {"n": 1}, "at": at, "first": 17, "last": 17}
+    served.daemon.explained = explanation(state="paused", replays=1)
+    (lane,) = served.daemon.explained["events"][0]["plugins"]
+    lane["pause"] = pause_row(reason="by command")
+    lane["outcomes"] = [
+        outcome,
+        {**outcome, "word": "passed", "data": {"reason": "stale", "count": 3}, "last": 19},
+        {**outcome, "word": "set back", "data": None, "last": 1_016},
+        {**outcome, "word": "tried again", "data": None},
+    ]
+    assert ask("explain", "17").stdout.splitlines()[3:9] == [
+        "plugin echo: waiting again, since its conversation is paused",
+        "  the conversation is paused until it is resumed: by command",
+        f'  {at} outcome: greeted {{"n": 1}}',
+        f'  {at} outcome: passed {{"reason": "stale", "count": 3}} (positions 17 to 19)',
+        f"  {at} somebody wanted it to be handled again (positions 17 to 1016)",
+        f"  {at} somebody wanted its dead letter to be delivered again",
+    ]
 
 
 def test_an_event_that_is_not_found_fails_with_the_remedy(ask: Callable[..., Result], served: Any) -> None:

@@ -207,6 +207,35 @@ def test_a_problem_of_an_identity_names_line_key_and_remedy(folder: Folder, line
     assert folder.problem(alice(line)).startswith(problem)
 
 
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ('listen = "8788"', 'is not an address and a port; write it like listen = "127.0.0.1:8788"'),
+        ('listen = "127.0.0.1:x"', 'is not an address and a port; write it like listen = "127.0.0.1:8788"'),
+        (
+            'listen = "0.0.0.0:8788"',
+            "0.0.0.0 can be reached by other machines; listen on 127.0.0.1, or say allow_remote = true as well",
+        ),
+    ],
+)
+def test_a_page_that_others_would_reach_must_be_asked_for(folder: Folder, lines: str, problem: str) -> None:
+    assert folder.problem(f"[agentd.http]\n{lines}").endswith(f":2: agentd.http.listen: {problem}")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'listen = "127.0.0.1:0"',
+        'listen = "[::1]:8788"',
+        'listen = "localhost:8788"',
+        "allow_remote = true",
+        'listen = "0.0.0.0:8788"\nallow_remote = true',
+    ],
+)
+def test_a_page_for_this_machine_or_as_asked_for_is_taken(folder: Folder, lines: str) -> None:
+    assert folder.load(f"[agentd.http]\n{lines}").embedded
+
+
 def test_a_plugin_that_is_misspelt_or_named_twice_is_told(folder: Folder) -> None:
     text = alice('plugins = ["greter", "greeter", "greeter"]') + '\n[plugin.greeter]\nuse = "echo"'
     assert folder.problems(text) == [

@@ -49,7 +49,7 @@ def test_alone_it_lists_every_target() -> None:
     result = make()
     assert result.returncode == 0
     listed = [line.split()[1] for line in result.stdout.splitlines()]
-    assert listed == ["help", "run", "test", "demo", "bench", "soak", "peers", "clean"]
+    assert listed == ["help", "run", "test", "demo", "bench", "docs", "soak", "peers", "clean"]
 
 
 def test_without_a_python_it_says_so_and_leaves_nothing_behind(checkout: Path, tmp_path: Path) -> None:

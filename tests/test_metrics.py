@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd import metrics
-from agentd.metrics import ALL, Counter, Histogram
+from agentd.metrics import ALL, Counter, Gauge, Histogram
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +41,16 @@ def test_a_histogram_puts_each_value_into_the_first_bucket_that_holds_it(values:
     assert histogram.sums.get((), 0) == sum(values)
 
 
+def test_a_gauge_reads_what_is_so_when_it_is_asked_and_nothing_while_nobody_watches() -> None:
+    gauge = Gauge("test_depth", "Depth.", ["lane"])
+    depths = {("a",): 1.0}
+    gauge.watch(lambda: depths)
+    depths["b",] = 2.0
+    assert gauge.values() == {("a",): 1.0, ("b",): 2.0}
+    gauge.unwatch()
+    assert gauge.values() == {}
+
+
 def test_a_name_is_given_once() -> None:
     with pytest.raises(AssertionError):
         Counter(metrics.EVENTS.name, "Again.")
@@ -48,6 +58,6 @@ def test_a_name_is_given_once() -> None:
 
 def test_names_and_units_follow_the_conventions() -> None:
     for name, metric in ALL.items():
-        assert re.fullmatch(r"agentd_[a-z]+(_[a-z]+)*", name), name
+        assert re.fullmatch(r"(agentd|process)_[a-z]+(_[a-z]+)*", name), name
         assert name.endswith("_total") == (metric.kind == "counter"), name
         assert metric.meaning.endswith("."), name

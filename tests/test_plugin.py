@@ -65,6 +65,47 @@ async def reset(reset: StreamReset, ctx: Context) -> None:
     ctx.plugin_state.delete("x")
 """
 
+CALLING = """
+from agentd.apis import AgentChatApi, Contact, DirectoryRow
+from agentd.plugin import Context, Message, Plugin, Refused, Unavailable
+
+plugin = Plugin("calling")
+
+
+async def known(api: AgentChatApi) -> tuple[Contact, ...]:
+    return await api.contacts.list(limit=5)
+
+
+@plugin.on(Message)
+async def look(message: Message, ctx: Context) -> None:
+    if ctx.api.platform != "agentchat":
+        return
+    try:
+        names: list[str] = [contact.handle for contact in await known(ctx.api)]
+        rows: list[DirectoryRow] = [row async for row in ctx.api.directory.search("bo")]
+        earlier: tuple[Message, ...] = await ctx.api.conversations.history(message.conversation, after_seq=0)
+    except Refused as error:
+        ctx.reply(f"{error.status} {error.details}")
+    except Unavailable as error:
+        ctx.log.info("again in %s s", error.retry_after_s)
+
+
+@plugin.on(Message)
+def wait(message: Message, ctx: Context) -> None:
+    stored: str = ctx.wait(ctx.api.attachments.upload(b"x", "x.txt", "text/plain", to="bob"))
+"""
+
+MISCALLED = """
+from agentd.plugin import Context, Message, Plugin
+
+plugin = Plugin("calling")
+
+
+@plugin.on(Message)
+async def look(message: Message, ctx: Context) -> None:
+    await ctx.api.contacts.add(handel="bob")
+"""
+
 WRONG = """
 from agentd.plugin import Context, Message, Plugin, Typing
 
@@ -90,7 +131,9 @@ async def test_the_smallest_plugin_runs_as_it_is_documented(tmp_path: Path) -> N
     await loaded.teardown()
 
 
-@pytest.mark.parametrize(("text", "accepted"), [(GREETER, True), (TYPED, True), (WRONG, False)])
+@pytest.mark.parametrize(
+    ("text", "accepted"), [(GREETER, True), (TYPED, True), (CALLING, True), (MISCALLED, False), (WRONG, False)]
+)
 def test_a_type_checker_takes_right_plugins_and_refuses_a_wrong_one(tmp_path: Path, text: str, accepted: bool) -> None:
     (tmp_path / "bot.py").write_text(text)
     command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--cache-dir", str(tmp_path), "bot.py"]

@@ -1,6 +1,7 @@
 """The test kit shows what the daemon would do: the same filters, turns, retries and restarts."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from agentd.apis import Contact
 from agentd.core.events import Record
 from agentd.core.exported import line
 from agentd.errors import ConfigError, GiveUp, PluginLoadError
-from agentd.plugin import Context, Gap, Message, Plugin, PluginContext, Sent, Typing
+from agentd.plugin import Context, Gap, Message, Plugin, PluginContext, Refused, Sent, Typing, Unavailable
 from agentd.testing import ExportUnreadable, Harness
 
 
@@ -364,3 +366,97 @@ async def test_a_secret_is_given_by_name_and_an_unknown_one_names_the_remedy() -
         await h.message("other")
         assert given == ["sk-0123456789"]
         assert "write [plugin.p.secrets] with other = { file = ... }" in h.dead[0].error
+
+
+async def test_what_the_test_says_answers_the_api_and_what_was_called_is_kept_in_order() -> None:
+    plugin = Plugin("p")
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        known = await ctx.api.contacts.list(limit=2)
+        found = [row.handle async for row in ctx.api.directory.search("bo")]
+        await ctx.api.contacts.add(f"@{message.sender}")
+        ctx.reply(f"{[contact.handle for contact in known]} {found}")
+
+    async with Harness(plugin) as h:
+        h.api.answers("contacts.list", [Contact(handle="ann")])
+        h.api.answers("directory.search", [{"handle": f"bo{number}"} for number in range(60)])
+        h.api.answers("contacts.add")
+        await h.message("a", sender="@bob")
+        assert h.texts == [f"['ann'] {[f'bo{number}' for number in range(60)]}"]
+        assert [(call.name, call.arguments) for call in h.api.calls] == [
+            ("contacts.list", {"limit": 2}),
+            ("directory.search", {"prefix": "bo"}),
+            ("contacts.add", {"handle": "@bob"}),
+        ]
+        h.api.answers("contacts.list", lambda limit: [Contact(handle=f"{limit} asked for")])
+        await h.message("b", sender="@bob")
+        assert (h.texts[1] or "").startswith("['2 asked for']")
+
+
+async def test_a_call_that_nobody_answers_fails_the_test_with_what_to_write() -> None:
+    plugin = Plugin("p")
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        await ctx.api.contacts.get(message.sender)
+
+    what = re.escape(
+        """ctx.api.contacts.get(handle='bob'), which has no answer; say h.api.answers("contacts.get", ...)"""
+    )
+    async with Harness(plugin) as h:
+        with pytest.raises(AssertionError, match=what):
+            await h.message("a", sender="@bob")
+    with pytest.raises(AssertionError, match=what):
+        async with Harness(plugin) as h:
+            await h.message("a", sender="@bob", settle=False)
+            while not h.api.calls:
+                await asyncio.sleep(0)
+
+
+async def test_an_answer_to_no_call_or_of_another_type_is_refused_where_it_is_written() -> None:
+    async with Harness(Plugin("p")) as h:
+        with pytest.raises(ValueError, match=r"did you mean contacts\.list\?"):
+            h.api.answers("contacts.lists", [])
+        with pytest.raises(msgspec.ValidationError):
+            h.api.answers("contacts.list", [{"name": "no handle"}])
+
+
+async def test_an_unavailable_platform_is_tried_again_when_it_asked_and_a_refusal_is_a_failure() -> None:
+    plugin = Plugin("p")
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        await ctx.api.contacts.add(message.sender)
+        ctx.reply("added")
+
+    async with Harness(plugin, attempts=3) as h:
+        h.api.answers("contacts.add", Unavailable("busy", 42.0))
+        await h.message("a")
+        await h.advance(41.9)
+        assert len(h.api.calls) == 1
+        h.api.answers("contacts.add", Refused(403, "BLOCKED", "they blocked you"))
+        await h.advance(0.1)
+        assert [failed.error for failed in h.failed] == ["Refused: 403 BLOCKED: they blocked you"]
+        h.api.answers("contacts.add")
+        await h.advance(60)
+        assert h.texts == ["added"]
+        # Every attempt under one key, so that the platform adds once.
+        assert len({call.key for call in h.api.calls}) == 1
+        assert len(h.api.calls) == 3
+
+
+async def test_a_crash_repeats_a_call_under_the_key_that_it_had() -> None:
+    plugin = Plugin("p")
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        await ctx.api.groups.create("Ants")
+
+    async with Harness(plugin) as h:
+        h.api.answers("groups.create", {"group": {"id": "grp_1", "name": "Ants"}})
+        h.crash_after_handler()
+        await h.message("a")
+        await h.message("b")
+        first, again, other = (call.key for call in h.api.calls)
+        assert first == again != other

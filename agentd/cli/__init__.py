@@ -2,7 +2,9 @@
 
     group.py    what goes wrong as a message and an exit code
     options.py  options that verbs share
-    words/      the verbs, by topic: starting, asking, recorded, undelivered, keeping (the journal), installing
+    times.py    times and spans as people write them
+    words/      the verbs, by topic: starting, asking, recorded, undelivered, steering, keeping (the journal),
+                installing
 
 Exit codes: 0 fine, 1 failed, 2 usage, 69 no daemon to be reached, 78 configuration; 130 interrupted.
 
@@ -19,10 +21,17 @@ import click
 
 from agentd import __version__
 from agentd.cli.group import Verbs
-from agentd.cli.words import asking, installing, keeping, recorded, starting, undelivered
+from agentd.cli.words import asking, installing, keeping, recorded, starting, steering, undelivered
+
+_EPILOG = (
+    "Each has --help. Exit codes: 0 fine, 1 failed, 2 usage, 69 no daemon to be reached, 78 configuration, "
+    "130 interrupted. The whole of it: man agentd."
+)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Verbs, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="agentd")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
@@ -35,11 +44,17 @@ for _verb in (
     starting.run,
     starting.check,
     asking.status,
+    asking.reload,
+    asking.dashboard,
     asking.send,
     asking.tail,
     asking.gaps,
     recorded.export,
+    recorded.import_,
     recorded.explain,
+    steering.pause,
+    steering.resume,
+    steering.replay,
     undelivered.outbox,
     undelivered.dead,
     undelivered.release,
@@ -50,7 +65,9 @@ for _verb in (
     keeping.upgrade_check,
     installing.doctor,
     installing.service,
+    installing.completion,
     starting.new,
+    starting.dev,
     starting.hub,
     starting.demo,
 ):

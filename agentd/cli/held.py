@@ -87,7 +87,7 @@ def retry_sends(daemon: Client, keys: Sequence[str], identity: str | None, *, as
 
 def drop_sends(daemon: Client, keys: Sequence[str], identity: str | None, *, yes: bool, as_json: bool) -> None:
     """Let these never leave."""
-    _agree(f"never send {_these(keys, 'message')}?", yes)
+    agree(f"never send {_these(keys, 'message')}?", yes)
     _each(keys, lambda key: daemon.outbox_drop(key, identity), "is dropped; its row stays", as_json=as_json)
 
 
@@ -140,14 +140,35 @@ def show_letter(daemon: Client, number: int, *, as_json: bool) -> None:
     if row.get("traceback"):
         click.echo(f"\n{paragraph(row['traceback'].rstrip())}")
 
+    if not row.get("dropped_at"):
+        _echo_remedy(row)
+
+
+def _echo_remedy(row: Row) -> None:
+    number, plugin = row["number"], row["plugin"]
+    click.echo(f"\nto have it delivered again, once the cause is mended:\n  agentd dead replay {number}")
+    if row.get("held"):
+        conversation = printable(row["conversation"])
+        click.echo(f"{plugin} stands still in this conversation until then; to let it go on without this event:")
+        click.echo(f"  agentd release {plugin} {conversation} --as {row['identity']}")
+    else:
+        click.echo(f"to take it off the list:\n  agentd dead drop {number}")
+
+
+def replay_letters(daemon: Client, numbers: Sequence[int], *, yes: bool, as_json: bool) -> None:
+    """Deliver the events of these again."""
+    what = "1 event" if len(numbers) == 1 else f"{len(numbers)} events"
+    agree(f"deliver {what} again? Handlers run, and may send.", yes)
+    _each(numbers, daemon.dead_replay, "is off the list, and its event is delivered again", as_json=as_json)
+
 
 def drop_letters(daemon: Client, numbers: Sequence[int], *, yes: bool, as_json: bool) -> None:
     """Take these off the list."""
-    _agree(f"drop {_these(numbers, 'dead letter')}?", yes)
+    agree(f"drop {_these(numbers, 'dead letter')}?", yes)
     _each(numbers, daemon.dead_drop, "is dropped; it stays in the journal", as_json=as_json)
 
 
-def _agree(question: str, yes: bool) -> None:
+def agree(question: str, yes: bool) -> None:
     """Ask, unless the answer was given. Raises click's errors for a no, and where nobody is there to ask."""
     if yes:
         return

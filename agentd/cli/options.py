@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
+from agentd.cli import completing
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -50,10 +52,25 @@ def reads_daemon(command: F) -> F:
     return json_option(finds_daemon(command))
 
 
+def as_option(told: str) -> Callable[[F], F]:
+    """`--as NAME`. told: what the name is for."""
+    return click.option("--as", "identity", metavar="NAME", shell_complete=completing.identities, help=told)
+
+
+def name_argument(command: F) -> F:
+    """`[NAME]` of an identity."""
+    return click.argument("name", required=False, shell_complete=completing.identities)(command)
+
+
 def limit_option(command: F) -> F:
     """`--limit N` of a list."""
     return click.option(
-        "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most this many."
+        "--limit",
+        type=click.IntRange(1, 10_000),
+        metavar="N",
+        default=100,
+        show_default=True,
+        help="At most this many.",
     )(command)
 
 

@@ -23,7 +23,7 @@ def reached(status: Mapping[str, Any]) -> Iterator[str]:
             if identity.get(field):
                 yield f"{identity['name']}: {words}"
         if stopped := identity.get("targets_stopped"):
-            yield f"{identity['name']}: {stopped} targets wait for a decision; see: agentd outbox ls --state unknown"
+            yield f"{identity['name']}: {stopped} targets wait for a decision; see: agentd outbox ls --only unknown"
     for plugin in status["plugins"]:
         if plugin.get("state_full"):
             bytes_, most = plugin["state_bytes"], plugin["state_max_bytes"]

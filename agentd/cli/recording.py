@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,19 +20,10 @@ import click
 from agentd.cli.printing import echo_json
 from agentd.cli.tables import number
 from agentd.control.client import Client, Export
-from agentd.core.moments import iso, unix
 from agentd.logs import printable
 
-_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _PROGRESS_S = 0.2
 _CLEARED = "\r\x1b[K"
-
-
-def moment(given: str) -> str:
-    """A moment as ISO 8601: what was given, or so long ago. Raises ValueError or OverflowError."""
-    if ago := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", given):
-        return iso(time.time() - float(ago[1]) * _UNITS_S[ago[2]])
-    return iso(unix(given))
 
 
 def export(daemon: Client, identity: str | None, conversation: str | None, since: str | None, to: Path) -> None:
@@ -109,6 +99,11 @@ def _echo_event(row: Mapping[str, Any]) -> None:
 
 def _echo_lane(lane: Mapping[str, Any]) -> None:
     click.echo(f"\nplugin {lane['plugin']}: {_fate(lane)}")
+    if (pause := lane.get("pause")) is not None:
+        until = "until it is resumed" if pause["until"] is None else f"until {pause['until']}"
+        click.echo(f"  the conversation is paused {until}: {printable(pause['reason'])}")
+    for outcome in lane.get("outcomes", ()):
+        click.echo(f"  {outcome['at']} {_outcome(outcome)}")
     if not lane["handlers"]:
         click.echo("  it has no handlers")
     for handler in lane["handlers"]:
@@ -118,24 +113,51 @@ def _echo_lane(lane: Mapping[str, Any]) -> None:
             click.echo(f"    {_filter(each)}")
 
 
+def _outcome(row: Mapping[str, Any]) -> str:
+    several = "" if row["first"] == row["last"] else f" (positions {row['first']} to {row['last']})"
+    match row["word"]:
+        case "set back":
+            return f"somebody wanted it to be handled again{several}"
+        case "tried again":
+            return "somebody wanted its dead letter to be delivered again"
+        case word:
+            data = "" if row["data"] is None else f" {_value(row['data'])}"
+            return f"outcome: {printable(word)}{data}{several}"
+
+
 def _fate(lane: Mapping[str, Any]) -> str:
     fate = lane["fate"]
-    failed = f"after {fate['attempts']} attempts: {printable(fate['error'] or '')}"
+    attempts = "1 attempt" if fate["attempts"] == 1 else f"{fate['attempts']} attempts"
+    failed = f"after {attempts}: {printable(fate['error'] or 'the process died')}"
+    again = " again" if fate.get("replays") else ""
     match fate["state"]:
         case "waiting":
             behind = f" behind position {fate['behind']}, which fails" if fate.get("behind") else ""
             out_of_order = "" if lane["breaker"] == "closed" else "; the plugin as a whole is out of order"
-            return f"waiting{behind}{out_of_order}"
+            return f"waiting{again}{behind}{out_of_order}"
+        case "running":
+            nth = f", attempt {fate['attempts'] + 1}" if fate["attempts"] else ""
+            return f"running{again} at this moment{nth}"
         case "failing":
             return f"failing, next attempt not before {fate['not_before']}, {failed}"
+        case "paused":
+            return f"waiting{again}, since its conversation is paused"
+        case "aside":
+            tried = f", {failed}" if fate["attempts"] else ""
+            return f"comes by itself not before {fate['not_before']}, while the conversation goes on{tried}"
+        case "passed":
+            return "passed: it had grown stale, and newer mail said more"
         case "dead":
-            return f"dead letter {fate['letter']} {failed}"
+            return f"dead letter {fate['letter']} {failed}; see: agentd dead show {fate['letter']}"
         case "held":
-            return f"dead letter {fate['letter']}, behind which the conversation is held, {failed}"
+            held = "behind which the conversation is held"
+            return f"dead letter {fate['letter']}, {held}, {failed}; see: agentd dead show {fate['letter']}"
         case "passed_over":
             return "passed over: no handler matches"
         case "never_offered":
             return "never offered: it is older than the plugin's service for this identity"
+        case "handled":
+            return f"handled{again}"
         case state:
             return str(state)
 

@@ -105,6 +105,13 @@ def age(seconds: float | None) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3_600} h"
 
 
+def size(count: int) -> str:
+    """So many bytes."""
+    if count < 1_000:
+        return f"{count} B"
+    return f"{count / 1e3:.0f} kB" if count < 1_000_000 else f"{count / 1e6:.1f} MB"
+
+
 def since(moment: str | None, now: datetime) -> str:
     """How long ago an ISO 8601 moment was."""
     return age(None if moment is None else (now - parsed(moment)).total_seconds())

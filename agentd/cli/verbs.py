@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from agentd.cli.pausing import echo_pauses, echo_plugins
 from agentd.cli.printing import count_column, echo_json, echo_table, paragraph
 from agentd.cli.reached import reached
 from agentd.cli.tables import STATE_COLOURS, Column, age, clock, since
@@ -86,6 +87,8 @@ def status(daemon: Client, name: str | None, *, as_json: bool) -> None:
         click.echo(f"embedded hub at {answer['hub_url']}")
     click.echo()
     _echo_identities(answer["identities"])
+    echo_plugins(answer)
+    echo_pauses(answer)
     for plugin in answer["plugins"]:
         _echo_trouble(plugin)
     for line in reached(answer):
@@ -94,6 +97,8 @@ def status(daemon: Client, name: str | None, *, as_json: bool) -> None:
 
 def _echo_trouble(plugin: Mapping[str, Any]) -> None:
     """What keeps a plugin from working, if anything does."""
+    if error := plugin.get("reload_error"):
+        click.echo(f"plugin {plugin['name']}: not reloaded, the generation before runs: {printable(error)}")
     if plugin.get("breaker", "closed") != "closed":
         trial = f"the next trial in {age(plugin['trial_in_s'])}" if plugin.get("trial_in_s") is not None else "on trial"
         click.echo(f"plugin {plugin['name']}: out of order as a whole, its conversations wait; {trial}")
@@ -117,6 +122,30 @@ def release(daemon: Client, plugin: str, conversation: str, *, identity: str | N
     else:
         click.echo(f"{plugin} goes on in {conversation}" if released else f"{plugin} does not hold {conversation}")
     return released > 0
+
+
+def reload(daemon: Client, *, as_json: bool) -> None:
+    """Have the configuration read again, and show what that changed. Raises ConfigError with all problems."""
+    try:
+        answer = daemon.reload()
+    except ConfigError as error:
+        if as_json:
+            echo_json({"ok": False, "problems": list(error.problems)})
+        raise
+    if as_json:
+        echo_json({"ok": True, **answer})
+        return
+    told = [
+        f"{singular} {what}: {', '.join(names)}"
+        for kind, singular in (("identities", "identity"), ("plugins", "plugin"))
+        for what, names in answer[kind].items()
+        if names
+    ]
+    click.echo("\n".join(told) or "nothing has changed")
+    for name in answer["at_next_start"]:
+        click.echo(f"note: {name} takes effect at the next start", err=True)
+    for place in answer["still_running"]:
+        click.echo(f"note: {place}: a handler still runs, and ends as it ends", err=True)
 
 
 def _echo_identities(identities: list[dict[str, Any]]) -> None:

@@ -3,6 +3,8 @@
     search.py     which file, which state folder
     lines.py      where in the text a key stands
     loader.py     text into settings, or every problem found
+    changes.py    what differs between the settings that run and those that are wanted
+    listening.py  what [agentd.http] listen says
     keys.py       the keys of identities, kept out of everything that is printed
     settings.py   the tree itself, with units in the names and a reason beside each default
 
@@ -10,7 +12,9 @@ Always true: what `load` returns can be used; paths in it are absolute.
 Not here: what only a server can tell, such as two keys of one account, or a key that it refuses.
 """
 
+from agentd.config.changes import Changes, attainable, changes, used_plugins
 from agentd.config.keys import Secret, resolve_key
+from agentd.config.listening import is_address, is_loopback, listening_address
 from agentd.config.loader import load
 from agentd.config.search import find_configuration, find_state
 from agentd.config.settings import (
@@ -19,6 +23,8 @@ from agentd.config.settings import (
     Conduct,
     Control,
     Dispatch,
+    Health,
+    Http,
     Identity,
     Intake,
     JournalSettings,
@@ -35,9 +41,12 @@ from agentd.config.settings import (
 __all__ = [
     "Agentd",
     "CatchUp",
+    "Changes",
     "Conduct",
     "Control",
     "Dispatch",
+    "Health",
+    "Http",
     "Identity",
     "Intake",
     "JournalSettings",
@@ -50,8 +59,14 @@ __all__ = [
     "Secret",
     "Sending",
     "Settings",
+    "attainable",
+    "changes",
     "find_configuration",
     "find_state",
+    "is_address",
+    "is_loopback",
+    "listening_address",
     "load",
     "resolve_key",
+    "used_plugins",
 ]

@@ -25,6 +25,7 @@ import msgspec
 
 from agentd.config.keys import Secret, resolve_key
 from agentd.config.lines import KeyLines, KeyPath
+from agentd.config.listening import is_loopback, listening_address
 from agentd.config.search import find_configuration, state_folder
 from agentd.config.settings import PLATFORMS, Identity, KeySource, PluginSettings, Settings
 from agentd.errors import ConfigError
@@ -71,6 +72,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     settings = reading.section(Settings, raw, ()) or Settings()
     settings = _anchored(settings, file.parent)
     _check_order(settings, reading)
+    _check_http(settings, reading)
     _check_plugins(settings, reading)
     _check_identities(raw, reading)
     _check_keys(settings, reading, environ)
@@ -269,6 +271,21 @@ def _check_order(settings: Settings, reading: _Reading) -> None:
         lower, upper = getattr(section, low), getattr(section, high)
         if lower > upper and reading.is_sound((*path, low)) and reading.is_sound((*path, high)):
             reading.problem((*path, low), f"{low} ({lower}) is above {high} ({upper}); lower {low} or raise {high}")
+
+
+def _check_http(settings: Settings, reading: _Reading) -> None:
+    http, path = settings.agentd.http, ("agentd", "http", "listen")
+    if not http.listen or not reading.is_sound(path):
+        return
+    try:
+        host, _ = listening_address(http.listen)
+    except ValueError:
+        reading.problem(path, 'is not an address and a port; write it like listen = "127.0.0.1:8788"')
+        return
+    if not (is_loopback(host) or http.allow_remote):
+        reading.problem(
+            path, f"{host} can be reached by other machines; listen on 127.0.0.1, or say allow_remote = true as well"
+        )
 
 
 def _check_plugins(settings: Settings, reading: _Reading) -> None:

@@ -48,7 +48,7 @@ class Intake(_Section, frozen=True, kw_only=True):
     questions_max: Limit = 10_000  # repeats waiting for the disk to tell them; more stay with the server until later
     unreadable_tries: Limit = 3  # requests that a malformed history row holds its conversation for; then it is absent
     undispatched_high_mb: Limit = 256  # the same by the size of what they hold, whichever comes first
-    undispatched_low_mb: Count = 64
+    undispatched_low_mb: Count = 64  # a quarter, so that shedding neither begins nor ends with each event
 
 
 class Link(_Section, frozen=True, kw_only=True):
@@ -58,8 +58,8 @@ class Link(_Section, frozen=True, kw_only=True):
     hello_timeout_s: Interval = 4.0  # the official client's figure; the server closes at 5
     ping_interval_s: Interval = 20.0  # under every proxy's idle limit that we know (30 s and more)
     ping_timeout_s: Interval = 20.0  # a half-open socket is found within interval + timeout
-    backoff_first_s: Interval = 0.5
-    backoff_max_s: Interval = 30.0
+    backoff_first_s: Interval = 0.5  # with jitter: a deploy cuts everybody at once
+    backoff_max_s: Interval = 30.0  # an outage that ends is noticed within half a minute
     stable_s: Seconds = 30.0  # a connection must live this long before backoff starts over
     dials_per_s: Rate = 20.0  # over all identities, so that hundreds do not dial at once
     frame_max_bytes: Limit = 4_194_304  # twice the largest frame that a client of the platform sends
@@ -71,9 +71,11 @@ class Rest(_Section, frozen=True, kw_only=True):
 
     timeout_s: Interval = 30.0  # one attempt, connect to last byte
     retries: Count = 3  # the official client's table
-    backoff_first_s: Interval = 0.25
-    backoff_max_s: Interval = 8.0
+    backoff_first_s: Interval = 0.25  # the official client's, too
+    backoff_max_s: Interval = 8.0  # the caller has patience for `timeout_s` only
     answer_max_bytes: Limit = 33_554_432  # 500 rows of the largest message the platform takes, twice over
+    attachment_max_bytes: Limit = 26_214_400  # the largest file that AgentChat takes; it is held in memory
+    transfer_timeout_s: Interval = 120.0  # one file, at 2 Mbit/s
     connections_per_host_max: Limit = 100  # over all identities; a request waits for one within its deadline
 
 
@@ -101,8 +103,8 @@ class Sending(_Section, frozen=True, kw_only=True):
     group_rate_per_s: Rate = 20.0  # to one group; the platform's limit, which all who speak there share
     outbox_max: Limit = 10_000  # sends that wait per identity; a turn that would add to a full outbox waits for room
     paced_targets_max: Limit = 10_000  # recipients whose limits are remembered; a few hundred bytes each
-    retry_first_s: Interval = 0.5
-    retry_max_s: Interval = 60.0
+    retry_first_s: Interval = 0.5  # most failures of a platform are over by then
+    retry_max_s: Interval = 60.0  # an outage that ends is noticed within a minute
     reply_wait_max_s: Interval = 3_600.0  # a stranger who owes a reply is tried again then, should its notice be lost
     lookup_settle_s: Seconds = 60.0  # an unanswered request may still be stored that late; then "not there" is final
 
@@ -136,11 +138,34 @@ class Retention(_Section, frozen=True, kw_only=True):
     every_s: Interval = 3_600.0  # a run over a journal without news costs milliseconds
 
 
+class Http(_Section, frozen=True, kw_only=True):
+    """The page, /metrics, /healthz and /readyz for other programs and for a browser."""
+
+    listen: str = ""  # off unless it names an address, as "127.0.0.1:8788"; port 0 takes a free one
+    allow_remote: bool = False  # an address that other machines reach: only behind something that encrypts
+    hosts: tuple[str, ...] = ()  # names it is asked under besides addresses and localhost: others may be rebound DNS
+    body_max_bytes: Limit = 65_536  # the largest message of the talk box, several times over
+    header_max_bytes: Limit = 8_190  # one header field; a cookie, a token and what a browser says of itself
+    connections_max: Limit = 64  # at once, so that another user of this machine cannot take all file descriptors
+    streams_max: Limit = 16  # pages that are kept up to date at once; each costs a reader of the journal
+    sessions_max: Limit = 64  # browsers that are let in; the one that came first makes room
+    session_max_s: Interval = 43_200.0  # a working day; a stolen cookie is worth no more
+
+
+class Health(_Section, frozen=True, kw_only=True):
+    """What may pass by itself before /readyz says that mail does not flow. All of it together stays under a minute."""
+
+    reconnect_s: Seconds = 20.0  # without a live connection: a deploy of the server takes less
+    commit_s: Seconds = 10.0  # for one commit: ten times the worst sync of a slow disk
+    lag_s: Seconds = 2.0  # the loop standing still: a page of large messages takes a tenth
+    lag_window_s: Interval = 30.0  # how long it speaks against us: longer than most probes are apart
+
+
 class Agentd(_Section, frozen=True, kw_only=True):
     """The daemon itself."""
 
     state: str = "./state"  # folder of the journal, the lock and the control socket
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"  # "debug" adds what plugins and libraries tell
     intake: Intake = Intake()
     link: Link = Link()
     rest: Rest = Rest()
@@ -149,6 +174,8 @@ class Agentd(_Section, frozen=True, kw_only=True):
     journal: JournalSettings = JournalSettings()
     retention: Retention = Retention()
     control: Control = Control()
+    http: Http = Http()
+    health: Health = Health()
 
 
 class KeySource(_Section, frozen=True, kw_only=True):
@@ -172,7 +199,7 @@ class CatchUp(_Section, frozen=True, kw_only=True):
     `agentd resume`. What is not handled stays in the journal with the reason.
     """
 
-    policy: Literal["replay", "latest", "digest", "hold"] = "replay"
+    policy: Literal["replay", "latest", "digest", "hold"] = "replay"  # nothing is passed over unless asked for
     after_s: Interval = 3_600.0  # who asked more than an hour ago may have stopped waiting
     settle_s: Seconds = 2.0  # a backlog comes page by page; it is judged when its last page is there
     digest_max: Limit = 100  # messages in one digest, the newest
@@ -201,17 +228,17 @@ class Conduct(_Section, frozen=True, kw_only=True):
 class Identity(Conduct, frozen=True, kw_only=True):
     """One account on one platform. plugins: names of [plugin.NAME] tables, all of which get its events."""
 
-    platform: str = "agentchat"
-    url: str
-    key: KeySource
-    plugins: tuple[str, ...] = ()
+    platform: str = "agentchat"  # the one there is
+    url: str  # of its API, as "https://api.agentchat.me"; plain http only on this machine
+    key: KeySource  # where it lies, never the key itself; read again at each connection
+    plugins: tuple[str, ...] = ()  # none: its mail is journaled, acknowledged and handled by nobody
 
 
 class PluginSettings(_Section, frozen=True, kw_only=True):
     """One plugin. use: "./file.py", "module:attribute" or the name of an entry point. config: passed on to it."""
 
-    use: str
-    config: dict[str, Any] = {}
+    use: str  # where it is
+    config: dict[str, Any] = {}  # checked by the Struct that the plugin names
     secrets: dict[str, KeySource] = {}  # what `ctx.secret(name)` gives; read when the plugin is loaded
     concurrency: Limit = 16  # calls at once of this plugin
     timeout_s: Interval = 60.0  # a handler's deadline, unless it names its own

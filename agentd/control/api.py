@@ -6,6 +6,9 @@ Protocol, version 1. Within a version, fields and calls are only added.
     GET  /v1/status[?identity=NAME]   what `Daemon.status` gives; with a name, that identity alone
     POST /v1/send                     {target, content, identity?, wait_s?, client_msg_id?} to {client_msg_id, ...}
     POST /v1/release                  {plugin, conversation, identity?} to {released: number of conversations}
+    GET  /v1/conversations[?identity=NAME][&prefix=TEXT][&limit=N]  {conversations: [...]}, newest first
+    POST /v1/pause                    {conversation, identity?, for_s?} to the pause; a conversation may be "@peer"
+    POST /v1/resume                   {conversation, identity?} to the pause that is over
     GET  /v1/gaps[?identity=NAME][&open=0|1][&limit=N]     {gaps: [...]}, newest first
     GET  /v1/outbox[?identity=NAME][&states=A,B][&limit=N]  {outbox: [...]}, newest first; without states all but sent
                                                             and dropped
@@ -14,19 +17,24 @@ Protocol, version 1. Within a version, fields and calls are only added.
     POST /v1/outbox/drop              the same: it never leaves; its row stays
     GET  /v1/dead[?identity=NAME][&dropped=0|1][&limit=N]   {dead: [...]}, newest first
     GET  /v1/dead/letter?number=N     one of them, with its event and traceback
+    POST /v1/dead/replay              {number} to the letter as it is then: its event is delivered again
     POST /v1/dead/drop                {number} to the letter as it is then; it stays
     GET  /v1/tail[?identity=NAME][&since=POSITION]         JSON lines without end; blank ones mean nothing
     GET  /v1/export[?identity=NAME][&conversation=ID][&since=ISO]  JSON lines: {up_to: position}, events (see
                                                             core.exported), {exported: number, unreadable: number}
+    POST /v1/replay                   {plugin, step, identity?, conversation?, from_seq?, since?: ISO} to JSON lines, of
+                                      which the last has `done`; step: count, rehearse or set_back (see Daemon.replay)
     GET  /v1/explain?event=EVENT[&identity=NAME][&plugin=NAME]  {events: [...]}; EVENT: a platform id or a position
+    POST /v1/reload                   {} to {identities, plugins, at_next_start, still_running}
     POST /v1/hand-over                {protocol, tables, version, pid, socket, manager} to {version, pid}: let the
                                                             process take over that listens there (see agentd.handover)
     POST /v1/stop                     {stopping: true}, at once
 
 What cannot be done has a status from 400 and {code, message, remedy}: 400 BAD_REQUEST or WHICH_IDENTITY, 403 NOT_OWNER,
 404 UNKNOWN_IDENTITY, UNKNOWN_SEND, UNKNOWN_LETTER, UNKNOWN_CONVERSATION, UNKNOWN_EVENT, UNKNOWN_PLUGIN or UNKNOWN_CALL,
-409 NOTHING_TO_RETRY, NOTHING_TO_DROP, UNREADABLE_EVENT or NOT_HANDED_OVER, 422 the platform's code, 503 UNAVAILABLE,
-HANDING_OVER or OUTBOX_FULL, 504 OUTCOME_UNKNOWN, 507 JOURNAL, 500 INTERNAL.
+409 NOTHING_TO_RETRY, NOTHING_TO_DROP, NOT_PAUSED, NOT_SERVED, UNREADABLE_EVENT or NOT_HANDED_OVER, 422 the platform's
+code or CONFIGURATION (its message holds one problem a line), 503 UNAVAILABLE, HANDING_OVER or OUTBOX_FULL,
+504 OUTCOME_UNKNOWN, 507 JOURNAL, 500 INTERNAL.
 
 Always true: the socket has mode 0600 from its first moment, and the user on the other end is asked of the kernel for
 every request. A slow or vanished reader of `tail` or `export` costs one suspended iterator.
@@ -45,7 +53,7 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 import orjson
@@ -56,7 +64,7 @@ from agentd.control.address import short_name
 from agentd.control.refusal import ControlError
 from agentd.core.events import OPEN_STATES, SETTLED_STATES, Content
 from agentd.core.moments import unix
-from agentd.errors import JournalError, OutcomeUnknown, Refused, Unavailable
+from agentd.errors import ConfigError, JournalError, OutcomeUnknown, Refused, Unavailable
 
 API = 1
 
@@ -66,6 +74,7 @@ _BODY_MAX_BYTES = 4_194_304  # as much as the largest frame
 _LISTED_MAX = 10_000
 _HELD = ",".join(state for state in (*OPEN_STATES, *SETTLED_STATES) if state not in ("sent", "dropped"))
 _WAIT_MAX_S = 600.0
+_PAUSE_MAX_S = 366 * 86_400.0  # who means longer means until it is resumed
 _SHUTDOWN_TIMEOUT_S = 0.3  # enough for what is answered from memory; a tail or a waiting send is cancelled then
 _UCRED = struct.Struct("3i")  # pid, uid, gid, as SO_PEERCRED gives them
 
@@ -78,7 +87,8 @@ class Daemon(Protocol):
     def status(self) -> dict[str, Any]:
         """The whole state, from memory; never blocks.
 
-        {version, pid, uptime_s, state_dir, hub_url (None unless embedded), identities, plugins, journal, ...}; each
+        {version, pid, uptime_s, state_dir, hub_url (None unless embedded), identities, plugins, pauses (see pause),
+        undispatched, undispatched_bytes, journal, ...}; each
         identity: {name, platform, handle, url, state, state_since (ISO 8601, UTC), state_reason, conversations,
         journaled, handled, pending, gaps_open, absent, dead, outbox_ready, outbox_unknown, last_pong_age_s,
         last_inbound_age_s, last_audit_age_s, last_commit_age_s, ...}. Ages: seconds, or None for never.
@@ -101,6 +111,23 @@ class Daemon(Protocol):
 
         identity: None for every identity that has a conversation of this id.
         """
+        ...
+
+    async def conversations(self, identity: str | None, prefix: str, limit: int) -> list[dict[str, Any]]:
+        """Conversations whose id begins so, those with the newest records first: {identity, conversation}."""
+        ...
+
+    async def pause(self, identity: str | None, conversation: str, for_s: float | None) -> dict[str, Any]:
+        """Let no handler run in a conversation, for so long or until it is resumed; its mail is kept.
+
+        conversation: an id, or the peer's "@handle" where something was sent to it lately. A pause that stands is
+        replaced. {identity, conversation, paused_at, until, reason}; times are ISO 8601, UTC; until may be None.
+        Raises ControlError if no conversation is meant clearly.
+        """
+        ...
+
+    async def resume(self, identity: str | None, conversation: str) -> dict[str, Any]:
+        """Let handlers run again. Returns the pause that is over; raises ControlError as pause, or if there is none."""
         ...
 
     async def gaps(self, identity: str | None, open_only: bool, limit: int) -> list[dict[str, Any]]:
@@ -148,7 +175,16 @@ class Daemon(Protocol):
     async def dead_show(self, number: int) -> dict[str, Any]:
         """The same with `traceback`, and `event` as `tail` shows it, or None if it cannot be read any more.
 
+        held: its conversation stands still behind a dead letter.
+
         Raises ControlError if there is none.
+        """
+        ...
+
+    async def dead_replay(self, number: int) -> dict[str, Any]:
+        """Deliver its event again: in its place where the conversation is held behind it, else by itself, marked late.
+
+        The letter is off the list then. Returns as dead_show; raises ControlError if there is none, or nobody to ask.
         """
         ...
 
@@ -174,14 +210,55 @@ class Daemon(Protocol):
         """
         ...
 
+    async def replay(
+        self,
+        step: Literal["count", "rehearse", "set_back"],
+        plugin: str,
+        identity: str | None,
+        conversation: str | None,
+        from_seq: int | None,
+        since: float | None,
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Recorded events once more: count those that a plugin's handlers match, show what these would do, or do it.
+
+        In one conversation, or in all of the identities that the plugin serves. from_seq: from this seq on, in one
+        conversation; since: Unix seconds, received from then on; else from the beginning of what is recorded.
+        The first line: {plugin, events, conversations, waiting, waits: [{identity, conversation, why, remedy}]}; waits
+        names some of those that cannot be set back now. Then, among lines of {read: number} that tell how far it is:
+        rehearse: {event, handlers, sends: [{identity, target, content}], sends_at_once, state: [{key, shared, value}],
+        reminders: [{after_s, at, data}], outcomes: [{word, data}], failure: None or {error, handler}} for each event
+        that matches. Nothing is sent or stored, but what handlers do without their context happens. Each is shown by
+        itself, also where a turn would have several, and over what is stored now, not over what others would put.
+        set_back: {set_back: {identity, conversation, events}} for each conversation, as soon as that is on disk; from
+        then on its events are handled again, and their sends have new keys.
+        The last: {done, events, matches, conversations (in which any matches), unreadable}; of rehearse with {sends,
+        sends_at_once, failed} too; of set_back {done, conversations, events, waiting, waits} instead: what waits is
+        set back once it goes on, unless the daemon is stopped before.
+        Raises ControlError if the plugin is unknown, does not serve the identity, or no conversation is meant clearly.
+        """
+        ...
+
     async def explain(self, event: str, identity: str | None, plugin: str | None) -> dict[str, Any]:
         """What the plugins that serve its identity make of an event. Two identities may have one of the same id.
 
-        {events: [{event, plugins: [{plugin, breaker, fate, handlers}]}]}. event: as `tail` shows it. fate: {state,
-        attempts, error, not_before, letter, behind}; state: one of operations.explaining.STATES. handlers: [{name,
-        place, event, matches, filters: [{name, wanted, had, passed, error}]}]; matches is None where a filter raised;
-        passed is None where it raised `error`, or was not asked.
+        {events: [{event, plugins: [{plugin, breaker, pause, fate, outcomes, handlers}]}]}. event: as `tail` shows it.
+        pause: what keeps the plugin out of its conversation (see pause), or None. fate: {state, attempts, error,
+        not_before, letter, behind, replays}; state: one of operations.explaining.STATES. outcomes: [{word, data, at,
+        first, last}], oldest first: what turns about it came to by the word of their handlers, and "passed", "set
+        back" and "tried again"; first, last: positions of the events that this was about. handlers: [{name, place,
+        event, matches, filters: [{name, wanted, had, passed, error}]}]; matches is None where a filter raised; passed
+        is None where it raised `error`, or was not asked.
         Raises ControlError if there is no such event or plugin.
+        """
+        ...
+
+    async def reload(self) -> dict[str, Any]:
+        """Read the configuration again, and the plugins whose files changed, and apply the difference.
+
+        {identities: {added, removed, moved, rekeyed, changed}, plugins: {added, removed, reloaded}, at_next_start,
+        still_running}: lists of names; at_next_start: settings that cannot change while the daemon runs; still_running:
+        "identity: plugin" whose last turn there has not ended. Raises ConfigError with every problem; then nothing has
+        changed.
         """
         ...
 
@@ -207,6 +284,17 @@ class SendRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     client_msg_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
 
 
+class ReplayRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /v1/replay."""
+
+    plugin: str
+    step: Literal["count", "rehearse", "set_back"]
+    identity: str | None = None
+    conversation: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    from_seq: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
+    since: str | None = None
+
+
 class SendChosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of POST /v1/outbox/retry and /v1/outbox/drop."""
 
@@ -215,9 +303,24 @@ class SendChosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class LetterChosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Body of POST /v1/dead/drop."""
+    """Body of POST /v1/dead/replay and /v1/dead/drop."""
 
     number: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class PauseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /v1/pause."""
+
+    conversation: Annotated[str, msgspec.Meta(min_length=1)]
+    identity: str | None = None
+    for_s: Annotated[float, msgspec.Meta(gt=0, le=_PAUSE_MAX_S)] | None = None
+
+
+class ResumeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /v1/resume."""
+
+    conversation: Annotated[str, msgspec.Meta(min_length=1)]
+    identity: str | None = None
 
 
 class ReleaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -298,6 +401,9 @@ class ControlServer:
         application.router.add_get("/v1/status", self._status)
         application.router.add_post("/v1/send", self._send)
         application.router.add_post("/v1/release", self._release)
+        application.router.add_get("/v1/conversations", self._conversations)
+        application.router.add_post("/v1/pause", self._pause)
+        application.router.add_post("/v1/resume", self._resume)
         application.router.add_get("/v1/gaps", self._gaps)
         application.router.add_get("/v1/outbox", self._outbox)
         application.router.add_get("/v1/outbox/send", self._outbox_show)
@@ -305,10 +411,13 @@ class ControlServer:
         application.router.add_post("/v1/outbox/drop", self._outbox_drop)
         application.router.add_get("/v1/dead", self._dead)
         application.router.add_get("/v1/dead/letter", self._dead_show)
+        application.router.add_post("/v1/dead/replay", self._dead_replay)
         application.router.add_post("/v1/dead/drop", self._dead_drop)
         application.router.add_get("/v1/tail", self._tail)
         application.router.add_get("/v1/export", self._export)
+        application.router.add_post("/v1/replay", self._replay)
         application.router.add_get("/v1/explain", self._explain)
+        application.router.add_post("/v1/reload", self._reload)
         application.router.add_post("/v1/hand-over", self._hand_over)
         application.router.add_post("/v1/stop", self._stop)
         return application
@@ -329,7 +438,9 @@ class ControlServer:
     async def _status(self, request: web.Request) -> web.StreamResponse:
         status = self._daemon.status()
         if name := self._identity(request.query.get("identity"), status):
-            status = {**status, "identities": [each for each in status["identities"] if each["name"] == name]}
+            identities = [each for each in status["identities"] if each["name"] == name]
+            pauses = [each for each in status["pauses"] if each["identity"] == name]
+            status = {**status, "identities": identities, "pauses": pauses}
         return _json(status)
 
     async def _send(self, request: web.Request) -> web.StreamResponse:
@@ -341,12 +452,23 @@ class ControlServer:
         return _json(await self._daemon.send(identity, wanted.target, content, wanted.wait_s, wanted.client_msg_id))
 
     async def _release(self, request: web.Request) -> web.StreamResponse:
-        try:
-            wanted = msgspec.json.decode(await request.read(), type=ReleaseRequest)
-        except msgspec.DecodeError as error:
-            raise _bad_request(str(error)) from None
+        wanted = await _body(request, ReleaseRequest)
         released = self._daemon.release(wanted.plugin, self._identity(wanted.identity), wanted.conversation)
         return _json({"released": released})
+
+    async def _conversations(self, request: web.Request) -> web.StreamResponse:
+        identity = self._identity(request.query.get("identity"))
+        prefix = request.query.get("prefix", "")
+        return _json({"conversations": await self._daemon.conversations(identity, prefix, _limit(request))})
+
+    async def _pause(self, request: web.Request) -> web.StreamResponse:
+        wanted = await _body(request, PauseRequest)
+        identity = self._identity(wanted.identity)
+        return _json(await self._daemon.pause(identity, wanted.conversation, wanted.for_s))
+
+    async def _resume(self, request: web.Request) -> web.StreamResponse:
+        wanted = await _body(request, ResumeRequest)
+        return _json(await self._daemon.resume(self._identity(wanted.identity), wanted.conversation))
 
     async def _gaps(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
@@ -383,6 +505,9 @@ class ControlServer:
     async def _dead_show(self, request: web.Request) -> web.StreamResponse:
         return _json(await self._daemon.dead_show(_number(request, "number", 0)))
 
+    async def _dead_replay(self, request: web.Request) -> web.StreamResponse:
+        return _json(await self._daemon.dead_replay((await _body(request, LetterChosen)).number))
+
     async def _dead_drop(self, request: web.Request) -> web.StreamResponse:
         return _json(await self._daemon.dead_drop((await _body(request, LetterChosen)).number))
 
@@ -402,7 +527,9 @@ class ControlServer:
 
     async def _export(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
-        pages = await self._daemon.export(identity, request.query.get("conversation"), _moment(request, "since"))
+        pages = await self._daemon.export(
+            identity, request.query.get("conversation"), _read_moment("since", request.query.get("since"))
+        )
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         try:
@@ -413,11 +540,39 @@ class ControlServer:
             pass  # the reader has gone
         return response
 
+    async def _replay(self, request: web.Request) -> web.StreamResponse:
+        wanted = await _body(request, ReplayRequest)
+        if wanted.from_seq is not None and wanted.conversation is None:
+            raise _bad_request("from_seq is a place in one conversation, and none is named")
+        lines = await self._daemon.replay(
+            wanted.step,
+            wanted.plugin,
+            self._identity(wanted.identity),
+            wanted.conversation,
+            wanted.from_seq,
+            _read_moment("since", wanted.since),
+        )
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        try:
+            async with contextlib.aclosing(lines):
+                async for line in lines:
+                    await response.write(orjson.dumps(line) + b"\n")
+        except ConnectionResetError:
+            pass  # the reader has gone
+        return response
+
     async def _explain(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
         if not (event := request.query.get("event", "")):
             raise _bad_request("event is missing")
         return _json(await self._daemon.explain(event, identity, request.query.get("plugin")))
+
+    async def _reload(self, request: web.Request) -> web.StreamResponse:
+        # A client that has gone must not leave a change half made.
+        reload = asyncio.ensure_future(self._daemon.reload())
+        reload.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # which the log has
+        return _json(await asyncio.shield(reload))
 
     async def _hand_over(self, request: web.Request) -> web.StreamResponse:
         return _json(await self._daemon.hand_over(await _body(request, HandOverRequest)))
@@ -468,6 +623,8 @@ def _explained(error: Exception) -> ControlError:
             return error
         case Refused():
             return ControlError(422, error.code, f"the platform refused it: {error.message or error.code}")
+        case ConfigError(problems=problems):
+            return ControlError(422, "CONFIGURATION", "\n".join(problems))
         case Unavailable():
             return ControlError(503, "UNAVAILABLE", f"not now: {error}", "try again in a moment")
         case OutcomeUnknown():
@@ -514,8 +671,7 @@ def _number(request: web.Request, name: str, default: int) -> int:
     return int(given)
 
 
-def _moment(request: web.Request, name: str) -> float | None:
-    given = request.query.get(name)
+def _read_moment(name: str, given: str | None) -> float | None:
     try:
         return None if given is None else unix(given)
     except (ValueError, OverflowError):

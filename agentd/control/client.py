@@ -16,17 +16,21 @@ from urllib.parse import urlencode
 
 from agentd.control.address import short_name
 from agentd.control.refusal import ControlError, UnreachableError
-from agentd.errors import AgentdError
+from agentd.errors import AgentdError, ConfigError
 
 _ANSWER_TIMEOUT_S = 15.0  # the daemon answers from memory; this long only if its loop is stuck
 _SEARCH_TIMEOUT_S = 60.0  # an id has no index
+_RELOAD_TIMEOUT_S = (
+    600.0  # commands that give keys, setups of plugins, handlers that finish: each has a bound of its own
+)
 
 
 class Client:
-    """One daemon, one connection per question."""
+    """One daemon, one connection per question. patience_s: how long an answer from its memory may take."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, patience_s: float = _ANSWER_TIMEOUT_S) -> None:
         self._path = path
+        self._patience_s = patience_s
 
     def status(self, identity: str | None = None) -> dict[str, Any]:
         """The daemon and its identities, or only one of them."""
@@ -49,7 +53,13 @@ class Client:
             "wait_s": wait_s,
             "client_msg_id": client_msg_id,
         }
-        return self._ask("POST", "/v1/send", body, _ANSWER_TIMEOUT_S + wait_s)
+        return self._ask("POST", "/v1/send", body, self._patience_s + wait_s)
+
+    def conversations(self, identity: str | None = None, *, prefix: str = "", limit: int = 100) -> list[dict[str, Any]]:
+        """Conversations whose id begins so, those with the newest records first."""
+        query = _target("/v1/conversations", identity=identity, prefix=prefix, limit=str(limit))
+        found: list[dict[str, Any]] = self._ask("GET", query)["conversations"]
+        return found
 
     def gaps(self, identity: str | None = None, *, open_only: bool = True, limit: int = 100) -> list[dict[str, Any]]:
         """Gaps, newest first."""
@@ -88,6 +98,10 @@ class Client:
         """One dead letter, with its event and traceback."""
         return self._ask("GET", _target("/v1/dead/letter", number=str(number)))
 
+    def dead_replay(self, number: int) -> dict[str, Any]:
+        """Deliver the event of a dead letter again."""
+        return self._ask("POST", "/v1/dead/replay", {"number": number})
+
     def dead_drop(self, number: int) -> dict[str, Any]:
         """Say that nobody needs to look at a dead letter any more."""
         return self._ask("POST", "/v1/dead/drop", {"number": number})
@@ -101,6 +115,23 @@ class Client:
     def hand_over(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Ask the daemon to hand over to this process. wanted: body of POST /v1/hand-over."""
         return self._ask("POST", "/v1/hand-over", wanted)
+
+    def reload(self) -> dict[str, Any]:
+        """Have the configuration read again. Returns what changed; raises ConfigError if it was refused."""
+        try:
+            return self._ask("POST", "/v1/reload", {}, timeout_s=_RELOAD_TIMEOUT_S)
+        except ControlError as refused:
+            if refused.code != "CONFIGURATION":
+                raise
+            raise ConfigError(refused.message.splitlines()) from None
+
+    def pause(self, conversation: str, identity: str | None = None, *, for_s: float | None = None) -> dict[str, Any]:
+        """Let no handler run in a conversation. Returns the pause."""
+        return self._ask("POST", "/v1/pause", {"conversation": conversation, "identity": identity, "for_s": for_s})
+
+    def resume(self, conversation: str, identity: str | None = None) -> dict[str, Any]:
+        """Let handlers run again in a conversation. Returns the pause that is over."""
+        return self._ask("POST", "/v1/resume", {"conversation": conversation, "identity": identity})
 
     def stop(self) -> None:
         """Ask the daemon to stop; it goes on for as long as its running handlers need."""
@@ -134,15 +165,46 @@ class Client:
             connection.close()
             raise
 
+    def replay(
+        self,
+        step: str,
+        plugin: str,
+        identity: str | None = None,
+        conversation: str | None = None,
+        from_seq: int | None = None,
+        since: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """The lines of a step of a replay; see control.api.Daemon. since: ISO 8601.
+
+        Raises ControlError at once; UnreachableError if the daemon breaks off, so that what was told is not all.
+        """
+        body = {
+            "step": step,
+            "plugin": plugin,
+            "identity": identity,
+            "conversation": conversation,
+            "from_seq": from_seq,
+            "since": since,
+        }
+        with _Connection(self._path, timeout_s=None) as connection:
+            response = self._response(connection, "POST", "/v1/replay", body)
+            told: dict[str, Any] = {}
+            while "done" not in told:
+                try:
+                    told = json.loads(response.readline())
+                except (OSError, http.client.HTTPException, ValueError) as error:
+                    raise _unreachable(self._path, error) from None
+                yield told
+
     def explain(self, event: str, identity: str | None = None, plugin: str | None = None) -> dict[str, Any]:
         """What the plugins make of an event. event: the platform's id, or a position."""
         target = _target("/v1/explain", event=event, identity=identity, plugin=plugin)
         return self._ask("GET", target, timeout_s=_SEARCH_TIMEOUT_S)
 
     def _ask(
-        self, method: str, target: str, body: Mapping[str, Any] | None = None, timeout_s: float = _ANSWER_TIMEOUT_S
+        self, method: str, target: str, body: Mapping[str, Any] | None = None, timeout_s: float | None = None
     ) -> dict[str, Any]:
-        with _Connection(self._path, timeout_s) as connection:
+        with _Connection(self._path, timeout_s or self._patience_s) as connection:
             try:
                 answer: dict[str, Any] = json.loads(self._response(connection, method, target, body).read())
             except (OSError, http.client.HTTPException, ValueError) as error:

@@ -74,10 +74,15 @@ def line(record: Record) -> bytes:
 
 def read(lines: Iterable[str | bytes]) -> Iterator[Exported]:
     """The events of these lines, blank ones passed over. Raises ExportUnreadable, which names the line."""
+    return (each for _, each in numbered(lines))
+
+
+def numbered(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Exported]]:
+    """The same, each with the number of its line, from 1 on."""
     for number, text in enumerate(lines, start=1):
         if text.strip():
             try:
-                yield _read(text)
+                yield number, _read(text)
             except (msgspec.DecodeError, ValueError) as error:
                 raise ExportUnreadable(number, str(error)) from None
 

@@ -5,8 +5,9 @@ became of it comes back as `done` (the next one), `delay` (the same one, later) 
 
 Always true: items of one key are handed out in the order of `push`, but for those that `interpose` put ahead, and none
 before the one ahead of it is done. Every ready lane is served once before any is served twice. A lane whose queue is
-empty is forgotten. Every call costs the same however many lanes there are, or the logarithm of how many are delayed;
-`withdraw` costs the length of its lane.
+empty is forgotten, and so is one that was closed, as soon as its head is back. Every call costs the same however many
+lanes there are, or the logarithm of how many are delayed; `withdraw` costs the length of its lane, `heads` one step
+per lane.
 Not here: the clock (callers pass `now`), what an item is, bounds on the queues.
 """
 
@@ -38,13 +39,14 @@ class Standing(enum.Enum):
 
 
 class _Lane(Generic[T]):
-    __slots__ = ("items", "standing", "taken", "until")
+    __slots__ = ("closed", "items", "standing", "taken", "until")
 
     def __init__(self, item: T) -> None:
         self.items = deque((item,))
         self.taken = False  # the head was handed out before, and stands there with what is known of it
         self.standing = Standing.READY
         self.until = 0.0
+        self.closed: Callable[[], None] | None = None
 
 
 class Lanes(Generic[K, T]):
@@ -78,6 +80,10 @@ class Lanes(Generic[K, T]):
     def first(self, key: K, count: int) -> list[T]:
         """The first items of a lane, at most so many."""
         return list(islice(self._lanes[key].items, count))
+
+    def heads(self) -> list[tuple[K, T]]:
+        """Every lane with its first item."""
+        return [(key, lane.items[0]) for key, lane in self._lanes.items()]
 
     def push(self, key: K, item: T) -> None:
         """Put an item at the end of a lane."""
@@ -145,7 +151,7 @@ class Lanes(Generic[K, T]):
         for _ in range(count):
             lane.items.popleft()
         lane.taken = False
-        if lane.items:
+        if lane.items or lane.closed is not None:
             self._make_ready(key, lane)
         else:
             del self._lanes[key]
@@ -153,6 +159,9 @@ class Lanes(Generic[K, T]):
     def delay(self, key: K, until: float) -> None:
         """The head of this lane runs again, not before `until`; everything behind it waits too."""
         lane = self._stop(key)
+        if lane.closed is not None:
+            self._make_ready(key, lane)
+            return
         lane.standing = Standing.DELAYED
         lane.until = until
         self._delays += 1
@@ -166,6 +175,22 @@ class Lanes(Generic[K, T]):
         """A lane that was held or delayed may run its head now."""
         lane = self._lanes[key]
         assert lane.standing in (Standing.HELD, Standing.DELAYED), lane.standing
+        self._make_ready(key, lane)
+
+    def close(self, key: K, gone: Callable[[], None]) -> None:
+        """Let nothing more of a lane run. It is gone at once, or, while its head is out or held, when that comes back.
+
+        gone: called when it is.
+        """
+        lane = self._lanes[key]
+        lane.closed = gone
+        if lane.standing in (Standing.READY, Standing.DELAYED):
+            self._make_ready(key, lane)
+
+    def drop(self, key: K) -> None:
+        """The head of a closed lane, held, will not come back."""
+        lane = self._lanes[key]
+        assert lane.standing is Standing.HELD, lane.standing
         self._make_ready(key, lane)
 
     def wake(self, now: float) -> bool:
@@ -191,6 +216,10 @@ class Lanes(Generic[K, T]):
         return lane
 
     def _make_ready(self, key: K, lane: _Lane[T]) -> None:
+        if lane.closed is not None:
+            del self._lanes[key]
+            lane.closed()
+            return
         lane.standing = Standing.READY
         self._ready.append(key)
 

@@ -1,6 +1,7 @@
 """Runs handlers in ordered lanes, bounded, and commits what they did together with "handled".
 
 actor.py        the Dispatcher: builds the parts, takes records in, and what people decide
+serving.py      which plugins serve which identity, and changes of that
 engine.py       what all turns have in common: lanes, workers, time, effects
 deliveries.py   turns about recorded events, and their fates
 wakeups.py      turns at a time: timers, and events that are delivered out of their order

@@ -22,40 +22,38 @@ from typing import Any
 from agentd import config
 from agentd.core.breaker import Limits, Standing
 from agentd.core.events import Event, Record, Send, Sent, Signal
-from agentd.core.quarantine import is_tried
 from agentd.core.retry import Backoff
-from agentd.dispatcher.backlog import Backlog, Delivery, Inherited, Lane, Line, ReadOn, Rewind, Served, Stretch
+from agentd.dispatcher.backlog import Backlog, Delivery, Inherited, Join, ReadOn, Rewind, Served, Stretch
 from agentd.dispatcher.clock import Clock, LoopClock
 from agentd.dispatcher.commits import Log
-from agentd.dispatcher.deliveries import Deliveries
+from agentd.dispatcher.deliveries import TRIED_AGAIN, Deliveries
 from agentd.dispatcher.engine import Engine, Waits, Work, calls_max
 from agentd.dispatcher.handing import Elsewhere, Successor, Turn
 from agentd.dispatcher.loading import Loading, Marks
 from agentd.dispatcher.predecessor import Predecessor
 from agentd.dispatcher.rehearsal import Rehearsed, rehearse
+from agentd.dispatcher.serving import Serving
 from agentd.dispatcher.signals import Signals
 from agentd.dispatcher.timers import Due
-from agentd.dispatcher.trials import Trial
 from agentd.dispatcher.wakeups import Wakeups, redelivery
 from agentd.host.context import TurnContext
 from agentd.host.isolated import Hosted
 from agentd.host.shipped import packed
 from agentd.journal.running import Running, Unfinished
 from agentd.journal.storage import (
-    SUBSCRIPTIONS,
     Attempt,
-    Conversation,
     DeadDropped,
     DeadRow,
+    Outcome,
     Paused,
     Resumed,
-    StatePut,
     StoredRecord,
     TimerSet,
 )
 
 log = logging.getLogger("agentd.dispatcher")
 
+_DEEPEST_SHOWN = 10  # lanes that `standing` names; the rest is counted
 _LAST_COMMIT_S = 1.0  # a stop waits at least this long for cursors to reach the disk
 _MEBIBYTE = 1_048_576
 
@@ -97,23 +95,16 @@ class Dispatcher:
         self._revive = revive
         self._running = running or Running(list(plugins), calls_max(settings.concurrency, len(plugins)))
         self._unfinished = unfinished
-        self._send_now = send_now or _nobody_sends
         self._conduct = {identity: (conduct or {}).get(identity, config.Conduct()) for identity in serves}
         limits = Limits(lanes=settings.breaker_lanes, first_s=settings.breaker_first_s, max_s=settings.breaker_max_s)
-        self._served = {
-            name: Served(plugin, self._running.tag(name), limits, self._conduct) for name, plugin in plugins.items()
-        }
-        self._serves = {
-            identity: [self._served[name] for name in dict.fromkeys(names)] for identity, names in serves.items()
-        }
-        for plugin in plugins.values():
-            self._introduce(plugin)
-        self._since: dict[tuple[str, str], int] = {}
+        self._served: dict[str, Served] = {}
+        self._begin_with = serves
         self.dead = dict.fromkeys(serves, 0)
         self._engine = engine = Engine(
             journal,
             self._served,
             settings.concurrency,
+            self._running.slots,
             clock=clock or LoopClock(),
             backoff=backoff or Backoff(),
             chance=chance,
@@ -143,20 +134,28 @@ class Dispatcher:
         )
         self._signals = Signals(engine, settings.signals_max)
         self._predecessor = Predecessor(engine, self._backlog, self._deliveries, self._wakeups, self._signals, revive)
+        self._serving = Serving(
+            engine,
+            self._backlog,
+            self._loading,
+            self._wakeups,
+            self._deliveries,
+            self._running,
+            limits,
+            conduct=self._conduct,
+            dead=self.dead,
+            send_now=send_now or _nobody_sends,
+            holds=self._predecessor.holds,
+        )
+        for plugin in plugins.values():
+            self._serving.there_is(plugin)
         engine.carry_out = self._carry_out
         engine.on_deadline = self._deadline
         engine.on_paused = self._paused
 
-    def _introduce(self, plugin: Hosted) -> None:
-        """Tell a plugin what it needs to know of everything else."""
-        name = plugin.name
-        plugin.serves = frozenset(identity for identity, served in self._serves.items() if self._served[name] in served)
-        plugin.send_now = self._send_now
-        served = self._served[name]
-        plugin.on_up = lambda: self._engine.up_again(served)
-
     def _count_dead(self, identity: str) -> None:
-        self.dead[identity] += 1
+        if identity in self.dead:  # else it was taken from service while the turn ran
+            self.dead[identity] += 1
 
     # --- what it is asked
 
@@ -207,6 +206,10 @@ class Dispatcher:
             "breaker": breaker.standing.value,
             "trial_in_s": trial_in_s,
             "lanes": len(served.lanes),
+            "deepest": [
+                {"identity": lane.line.identity, "conversation": lane.line.conversation, "depth": lane.depth}
+                for lane in self._backlog.deepest(served, _DEEPEST_SHOWN)
+            ],
             "running": served.lanes.running,
             "timers": engine.timers.count(plugin),
             "timers_given_up": [
@@ -221,9 +224,18 @@ class Dispatcher:
             ],
         }
 
+    def runs(self, plugin: str, number: int, position: int) -> bool:
+        """Whether a turn about the event at this position is under way in the conversation with this number."""
+        lane = self._backlog.lane(number, self._served[plugin])
+        if lane is None or not lane.began_at:
+            return False
+        head = lane.served.lanes.first(number, 1)[0]
+        first = head.record.position if isinstance(head, Delivery) else 0
+        return first <= position <= max(first, lane.until)
+
     def since(self, identity: str, plugin: str) -> int:
         """The position behind which a plugin serves an identity; what was journaled up to there is never offered."""
-        return self._since[identity, plugin]
+        return self._serving.since(identity, plugin)
 
     def pauses(self) -> list[Paused]:
         """Conversations in which no handler runs."""
@@ -232,6 +244,10 @@ class Dispatcher:
     def paused(self, number: int) -> Paused | None:
         """The pause of the conversation with this number."""
         return self._engine.pauses.get(number)
+
+    def pause_for(self, plugin: str, number: int) -> Paused | None:
+        """The pause of the conversation with this number, if the plugin stands still in it."""
+        return self._engine.pauses.pause_for(number, self._served[plugin])
 
     # --- what it is told
 
@@ -256,18 +272,18 @@ class Dispatcher:
         self._engine.resumed(number)
         return self._engine.commits.commit(Resumed(number))
 
-    async def rewind(self, plugin: str, identity: str, number: int, position: int) -> int:
+    def rewind(self, plugin: str, identity: str, number: int, position: int) -> asyncio.Future[int]:
         """Let a lane handle what is recorded behind a position again, its sends under new keys.
 
         What waits in the lane waits for that; the turn that runs, or is tried again, comes first. Returns how many
-        events lie there, once it is on disk.
+        events lie there, done once it is on disk. Whoever does not wait for that, does not take it back either.
         """
         served = self._served[plugin]
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         served.lanes.interpose(number, Rewind(identity, number, position, done))
         self._engine.enlist(served)
         self._engine.wake()
-        return await done
+        return done
 
     async def try_again(self, letter: DeadRow) -> None:
         """Deliver a dead letter again: in its place where its lane waits behind it, else by itself, marked late.
@@ -287,10 +303,12 @@ class Dispatcher:
             now,
             again=f"dead letter {letter.number} of {letter.died_at:.3f}",
         )
-        commit = self._engine.commits.commit(in_place or row, DeadDropped(letter.number, now))
+        noted = Outcome(letter.plugin, letter.conversation, letter.position, letter.position, TRIED_AGAIN, None, now)
+        commit = self._engine.commits.commit(in_place or row, DeadDropped(letter.number, now), noted)
         if in_place is None:
             self._wakeups.put([row])
-        self.dead[letter.identity] -= letter.dropped_at is None
+        if letter.identity in self.dead:
+            self.dead[letter.identity] -= letter.dropped_at is None
         self._engine.wake()
         await commit
 
@@ -302,28 +320,46 @@ class Dispatcher:
         record = stored.record(self._revive(stored))
         return await rehearse(self._served[plugin].plugin, record)
 
+    # --- who serves whom
+
+    async def add(self, plugin: Hosted) -> None:
+        """Have one more plugin, set up. It serves nobody until `serve` says so."""
+        await self._serving.add(plugin)
+
+    def remove(self, plugin: str) -> Hosted:
+        """Have a plugin no more that serves nobody. Returns it: tear it down when `turns.idle` returns."""
+        return self._serving.remove(plugin)
+
     def swap(self, plugin: Hosted) -> Hosted:
         """Another generation of a plugin, set up, handles what comes from now on. Returns the one before.
 
         Turns under way end with the old one: tear it down when `turns.idle` returns.
         """
-        served = self._served[plugin.name]
-        before = served.plugin
-        plugin.state = before.state
-        plugin.backlog_of = before.backlog_of
-        served.run_by(plugin, self._conduct)
-        self._introduce(plugin)
-        plugin.timers = before.timers
-        self._engine.enlist(served)
-        self._engine.wake()
-        return before
+        return self._serving.swap(plugin)
 
     async def restore_timers(self, plugin: str) -> None:
         """Have the timers that the handlers of this plugin want, after it was swapped."""
-        served = self._served[plugin]
-        await self._wakeups.restore(served, self._identities_of(served))
-        self._deadline()
-        self._engine.arm()
+        await self._serving.restore_timers(self._served[plugin])
+
+    async def serve(
+        self, identity: str, plugins: Sequence[str], conduct: config.Conduct, timeout_s: float
+    ) -> list[str]:
+        """Have these plugins, and no others, handle what comes to an identity, and let it carry itself so.
+
+        A new identity is offered nothing before this returns. A plugin that is new to an identity begins at the end of
+        the log; one that was taken from it before goes on where it stood.
+        timeout_s: how long to wait for turns of plugins that do not serve it any more. Returns which of them still run;
+        they end as they end. Raises StillRunning, with nothing changed, if one of those is asked back too soon.
+        """
+        return await self._serving.serve(identity, plugins, conduct, timeout_s)
+
+    def still_running(self, identity: str, plugins: Sequence[str]) -> list[str]:
+        """Those of these plugins that `serve` would refuse: a turn of their last service has not ended."""
+        return self._serving.still_running(identity, plugins)
+
+    async def forget(self, identity: str, timeout_s: float) -> list[str]:
+        """Let nothing of an identity run any more; what it is still offered is left on disk. Returns as `serve`."""
+        return await self._serving.forget(identity, timeout_s)
 
     def room_again(self) -> None:
         """Sends have left an outbox: commit the turns that waited for that."""
@@ -337,30 +373,9 @@ class Dispatcher:
         inherited: what the process before this one still runs.
         """
         engine = self._engine
-        self._predecessor.expect(inherited, lambda identity: self._serves.get(identity, ()))
-        for identity, plugins in self._serves.items():
-            for served in plugins:
-                self._since[identity, served.plugin.name] = await self._subscribe(identity, served.plugin.name)
-        cursors = {name: await self._journal.cursors(name) for name in self._served}
-        attempts = [each for name in self._served for each in await self._journal.attempts(name)]
-        blamed = await self._deliveries.suspects.judge(self._journal, self._unfinished, cursors, attempts)
-        if blamed:
-            await self._journal.commit(*blamed)
-        failed = {(each.plugin, each.conversation): each for each in (*attempts, *blamed)}
-        for name, served in self._served.items():
-            served.replays = await self._journal.replays(name)
-        for pause in await self._journal.pauses():
-            if pause.identity in self._serves:
-                engine.pauses.begin(pause)
-        for identity in self._serves:
-            await self._restore_guard(identity)
-            totals = await self._journal.totals(identity)
-            self.dead[identity] = totals.dead
-            for conversation in await self._journal.conversations(identity):
-                await self._resume(conversation, cursors, failed)
-            self._backlog.handled[identity] = totals.journaled - self.pending[identity]
-        for served in self._served.values():
-            await self._wakeups.restore(served, self._identities_of(served))
+        begin_with = {identity: [self._served[name] for name in names] for identity, names in self._begin_with.items()}
+        self._predecessor.expect(inherited, lambda identity: begin_with.get(identity, ()))
+        await self._serving.start(self._begin_with, self._judge)
         self._predecessor.push_rest()
         self._deadline()
         engine.start(tasks)
@@ -402,62 +417,24 @@ class Dispatcher:
         """Return when nothing runs, nothing could run now, and every commit is on disk; delayed lanes may remain."""
         await self._engine.quiet()
 
-    def _identities_of(self, served: Served) -> list[str]:
-        return [identity for identity, plugins in self._serves.items() if served in plugins]
-
-    async def _subscribe(self, identity: str, plugin: str) -> int:
-        """The position from which on a plugin serves an identity; what was journaled before is not its to answer."""
-        key = f"{identity}/{plugin}"
-        since = await self._journal.state_get(SUBSCRIPTIONS, 0, key)
-        if since is not None:
-            return int(since)
-        position = await self._journal.last_position()
-        # On disk before the first event: after a crash, what came since must not look like what was there before.
-        await self._journal.commit(StatePut(SUBSCRIPTIONS, 0, key, str(position).encode()))
-        return position
-
-    async def _restore_guard(self, identity: str) -> None:
-        """What was answered before the restart counts against loops all the same."""
-        settings = self._conduct[identity].loop_guard
-        since = self._engine.clock.unix() - settings.window_s
-        # The sends of one turn were queued together, and are one answer.
-        answers = dict.fromkeys(await self._journal.answers_since(identity, since))
-        for conversation, peer, at in answers:
-            self._deliveries.guards[identity].answered(conversation, peer, at)
-
-    async def _resume(
-        self,
-        conversation: Conversation,
-        cursors: Mapping[str, Mapping[int, int]],
-        failed: Mapping[tuple[str, int], Attempt],
-    ) -> None:
-        line = Line(conversation.number, conversation.identity, conversation.position)
-        for served in self._serves[line.identity]:
-            name = served.plugin.name
-            cursor = cursors[name].get(line.number, self._since[line.identity, name])
-            behind = await self._journal.count_behind(line.number, cursor) if cursor < line.last else 0
-            lane = Lane(line, served, cursor, -behind)
-            lane.before = failed.get((name, line.number))
-            line.lanes.append(lane)
-        for lane in line.lanes:
-            self._predecessor.holds(lane)
-        if self._backlog.restore(line):
-            for lane in line.lanes:
-                if lane.done_count < 0:
-                    self._loading.read_on(lane)
-                    if lane.before is not None and is_tried(lane.before.deaths):
-                        self._engine.trials.call(Trial(lane.served, line.number, True))
+    async def _judge(self, cursors: Mapping[str, Mapping[int, int]]) -> Sequence[Attempt]:
+        """Blame the death of the process before this one. Returns every failed event."""
+        attempts = [each for name in self._served for each in await self._journal.attempts(name)]
+        blamed = await self._deliveries.suspects.judge(self._journal, self._unfinished, cursors, attempts)
+        if blamed:
+            await self._journal.commit(*blamed)
+        return [*attempts, *blamed]
 
     # --- what comes in
 
     def offer(self, records: Sequence[Record]) -> None:
         """Take records that are on disk, in the order of their positions; each is offered once."""
-        self._loading.offer(records, self._serves.__getitem__)
+        self._loading.offer(records, self._serving.serves.get)
         self._engine.wake()
 
     def signal(self, signal: Signal) -> None:
         """Show a signal to the plugins that want it: best effort, a newer one about the same replacing an older."""
-        self._signals.show(signal, self._serves.get(signal.identity, ()))
+        self._signals.show(signal, self._serving.serves.get(signal.identity, ()))
         self._engine.wake()
 
     # --- work
@@ -469,13 +446,16 @@ class Dispatcher:
         if isinstance(item, ReadOn):
             waits()
             return self._loading.read_back(item.lane)
+        if isinstance(item, Join):
+            waits()
+            return self._loading.join(item.lane)
         if isinstance(item, Due):
             return self._wakeups.run(served, key, item, waits)
         if isinstance(item, Inherited):
             return self._predecessor.run(served, key, item, waits)
         if isinstance(item, Rewind):
             waits()
-            return self._deliveries.rewind(served, item, self._serves[item.identity])
+            return self._deliveries.rewind(served, item, self._serving.serves.get(item.identity, ()))
         assert isinstance(key, tuple)
         return self._signals.run(served, key, waits)
 

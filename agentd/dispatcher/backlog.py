@@ -12,7 +12,8 @@ Not here: running anything, the disk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentd import config
@@ -72,6 +73,12 @@ class ReadOn(NamedTuple):
     lane: Lane
 
 
+class Join(NamedTuple):
+    """Stands alone in a lane's queue where a plugin begins to serve an identity that has mail for it already."""
+
+    lane: Lane
+
+
 class Rewind(NamedTuple):
     """Stands in a lane's queue where it goes back behind this position. done: the disk has it; how many lie there."""
 
@@ -100,7 +107,7 @@ class Ended(NamedTuple):
 Key = int | SignalKey
 """Conversation number, or what tells signals apart: what has the same key runs one at a time."""
 
-Item = Delivery | ReadOn | Rewind | Due | Inherited | None
+Item = Delivery | ReadOn | Join | Rewind | Due | Inherited | None
 """What waits under a key; None where the key itself says it, as with signals."""
 
 
@@ -109,10 +116,21 @@ class Served:
 
     tag: what stands for it among the marks of running calls. intervals: seconds by the name of the recurring handler.
     catch_up: by identity, None where stale mail is handled like any other. replays: by conversation number, how often a
-    lane was set back and where it stood.
+    lane was set back and where it stood. identities: those that it serves.
     """
 
-    __slots__ = ("breaker", "catch_up", "intervals", "lanes", "listed", "plugin", "replays", "signals", "tag")
+    __slots__ = (
+        "breaker",
+        "catch_up",
+        "identities",
+        "intervals",
+        "lanes",
+        "listed",
+        "plugin",
+        "replays",
+        "signals",
+        "tag",
+    )
 
     def __init__(self, plugin: Hosted, tag: int, limits: Limits, conduct: Mapping[str, config.Conduct]) -> None:
         self.tag = tag
@@ -121,6 +139,7 @@ class Served:
         self.replays: dict[int, tuple[int, int]] = {}
         self.signals: dict[SignalKey, Signal] = {}
         self.listed = False
+        self.identities: set[str] = set()
         self.run_by(plugin, conduct)
 
     def run_by(self, plugin: Hosted, conduct: Mapping[str, config.Conduct]) -> None:
@@ -128,15 +147,23 @@ class Served:
         self.plugin = plugin
         self.lanes.limit = plugin.settings.concurrency
         self.intervals = {each.name: each.every_s for each in plugin.handlers.all if each.every_s is not None}
-        own = plugin.settings.catch_up
-        self.catch_up = {identity: _policy(own or each.catch_up, plugin) for identity, each in conduct.items()}
+        self.catch_up: dict[str, config.CatchUp | None] = {}
+        for identity in self.identities:
+            self.carry(identity, conduct[identity])
+
+    def carry(self, identity: str, conduct: config.Conduct) -> None:
+        """This identity is served, and carries itself so."""
+        self.identities.add(identity)
+        self.catch_up[identity] = _policy(conduct.catch_up, self.plugin)
 
 
-def _policy(policy: config.CatchUp, plugin: Hosted) -> config.CatchUp | None:
-    # Who does not take digests gets every message: an audit must see all.
-    if policy.policy == "replay" or (policy.policy == "digest" and not plugin.takes_digests):
+def _policy(of_identity: config.CatchUp, plugin: Hosted) -> config.CatchUp | None:
+    """What a plugin does about stale mail; None where it handles it like any other."""
+    policy = plugin.settings.catch_up or (None if plugin.watches else of_identity)
+    if policy is None or policy.policy == "replay":
         return None
-    return policy
+    # Who does not take digests gets every message.
+    return None if policy.policy == "digest" and not plugin.takes_digests else policy
 
 
 class Lane:
@@ -150,6 +177,7 @@ class Lane:
     before the restart, or None. apart: position up to which events are handled one by one. began_at: monotonic seconds.
     ended: how the turn at its head failed elsewhere.
     settling: it waits for more to come. let_through: position up to which stale mail is handled like any other.
+    gone: its plugin does not serve the identity any more; a turn that is under way ends as it ends.
     """
 
     __slots__ = (
@@ -161,6 +189,7 @@ class Lane:
         "done_count",
         "ended",
         "failures",
+        "gone",
         "let_through",
         "line",
         "loaded",
@@ -182,13 +211,18 @@ class Lane:
         self.loaded = self.told = cursor
         self.loaded_count = self.done_count = count
         self.memory = 0
-        self.behind = self.still = self.settling = False
+        self.behind = self.still = self.settling = self.gone = False
         self.began_at = 0.0
         self.apart = self.let_through = 0
         self.before: Attempt | None = None
         self.ended: Ended | None = None
         self.failures = self.deaths = self.until = 0
         self.progress: bytes | None = None
+
+    @property
+    def depth(self) -> int:
+        """Records that are not handled yet, those in the journal included."""
+        return self.line.offered - self.done_count
 
     def fresh(self) -> None:
         """Nothing is known of the turn at the head."""
@@ -200,10 +234,10 @@ class Line:
     """A conversation in which some lane has something to do.
 
     last: position of its newest record. offered: its records so far, counted from when it was met. passed: how many of
-    them every lane has handled.
+    them every lane has handled. conversation: its id, or "" while nobody has told.
     """
 
-    __slots__ = ("identity", "lanes", "last", "number", "offered", "passed")
+    __slots__ = ("conversation", "identity", "lanes", "last", "number", "offered", "passed")
 
     def __init__(self, number: int, identity: str, last: int) -> None:
         self.number = number
@@ -211,6 +245,7 @@ class Line:
         self.last = last
         self.offered = 0
         self.passed = 0
+        self.conversation = ""
         self.lanes: list[Lane] = []
 
 
@@ -226,11 +261,52 @@ class Backlog:
         self.pending = dict.fromkeys(self.handled, 0)
         self.in_memory = self.bytes_in_memory = 0
         self._lines: dict[int, Line] = {}
-        self._last: dict[int, int] = {}
+        self._last: dict[str, dict[int, int]] = {identity: {} for identity in self.handled}
+
+    def begin(self, identity: str) -> None:
+        """An identity is served from now on."""
+        self.handled[identity] = self.pending[identity] = 0
+        self._last[identity] = {}
+
+    def forget(self, identity: str) -> None:
+        """An identity that no plugin serves any more is none of ours."""
+        del self.handled[identity], self.pending[identity], self._last[identity]
+
+    def join(
+        self, identity: str, served: Served, plugins: Sequence[Served], cursor: Callable[[int], int]
+    ) -> list[Lane]:
+        """Another plugin serves an identity from now on. plugins: who did before.
+
+        cursor: position that it has handled, by conversation number. Returns its lanes that are behind. How far, they
+        do not know: whoever has counted it calls `set_back`.
+        """
+        behind = []
+        for number, last in self._last[identity].items():
+            is_behind = (position := cursor(number)) < last
+            if number not in self._lines and not is_behind:
+                continue
+            line = self.line(number, identity, plugins)
+            lane = Lane(line, served, min(position, last), line.offered - is_behind)
+            line.lanes.append(lane)
+            if is_behind:
+                lane.behind = True
+                behind.append(lane)
+            self.passed_to(line, min(each.done_count for each in line.lanes))
+        return behind
+
+    def part(self, identity: str, served: Served) -> list[Lane]:
+        """A plugin does not serve an identity any more. Returns its lanes, which are gone."""
+        parted = [(line, lane) for line in self._lines.values() for lane in line.lanes if lane.served is served]
+        parted = [(line, lane) for line, lane in parted if line.identity == identity]
+        for line, lane in parted:
+            lane.gone = True
+            line.lanes.remove(lane)
+            self.passed_to(line, min((each.done_count for each in line.lanes), default=line.offered))
+        return [lane for _, lane in parted]
 
     def restore(self, line: Line) -> bool:
         """Take in a line whose lanes stand where they stood before the restart. Returns whether any is behind."""
-        self._last[line.number] = line.last
+        self._last[line.identity][line.number] = line.last
         line.passed = min((lane.done_count for lane in line.lanes), default=0)
         if line.passed == line.offered:
             return False
@@ -251,7 +327,7 @@ class Backlog:
         """A conversation's line, begun behind what was offered last if nothing of it waits."""
         line = self._lines.get(number)
         if line is None:
-            line = self._lines[number] = Line(number, identity, self._last.get(number, 0))
+            line = self._lines[number] = Line(number, identity, self._last[identity].get(number, 0))
             line.lanes = [Lane(line, served, line.last, 0) for served in plugins]
         return line
 
@@ -276,15 +352,23 @@ class Backlog:
     def met(self, record: Record, plugins: Iterable[Served]) -> Line:
         """The line of a record that is new. Count it with `offered`."""
         line = self.line(record.conversation, record.event.identity, plugins)
+        line.conversation = record.event.conversation
         assert record.position > line.last, (record.position, line.last)
-        line.last = self._last[line.number] = record.position
+        line.last = self._last[line.identity][line.number] = record.position
         line.offered += 1
         self.pending[line.identity] += 1
         return line
 
+    def deepest(self, served: Served, most: int) -> list[Lane]:
+        """The lanes of a plugin with the most to do."""
+        lanes = (lane for lane in self.lanes() if lane.served is served and lane.depth)
+        return heapq.nlargest(most, lanes, key=lambda lane: lane.depth)
+
     def handled_to(self, lane: Lane, count: int) -> None:
         """This lane is through with so many records of its line."""
         lane.done_count = count
+        if lane.gone:
+            return
         line = lane.line
         self.passed_to(line, count if len(line.lanes) == 1 else min(each.done_count for each in line.lanes))
 

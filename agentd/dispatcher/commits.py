@@ -20,6 +20,7 @@ from agentd.journal.storage import (
     Change,
     Conversation,
     CursorMoved,
+    Outcome,
     Paused,
     Rewound,
     StoredRecord,
@@ -128,11 +129,11 @@ class Commits:
         self._moved.pop((name, number), None)
         return self.commit(CursorMoved(name, number, position), *changes)
 
-    def rewound(self, lane: Lane, rewound: Rewound) -> asyncio.Future[None]:
-        """Commit that a lane goes back."""
+    def rewound(self, lane: Lane, rewound: Rewound, noted: Outcome) -> asyncio.Future[None]:
+        """Commit that a lane goes back. noted: the same for people."""
         lane.told = rewound.position
         self._moved.pop((rewound.plugin, rewound.conversation), None)
-        return self.commit(rewound)
+        return self.commit(rewound, noted)
 
     def commit(self, *changes: Change) -> asyncio.Future[None]:
         """Commit changes as one whole."""

@@ -45,6 +45,12 @@ log = logging.getLogger("agentd.dispatcher")
 PASSED = "passed"
 """The outcome of events that were not handled since newer ones say more."""
 
+TRIED_AGAIN = "tried again"
+"""Noted of an event whose dead letter somebody wants to be delivered again."""
+
+SET_BACK = "set back"
+"""Noted of the events that a lane is to handle again, since somebody wants a replay."""
+
 _STALE = "held: stale mail"
 """Why a conversation is paused by the catch-up policy "hold"."""
 
@@ -235,7 +241,7 @@ class Deliveries:
             case Hold():
                 number, event = lane.number, there[0].record.event
                 lane.served.lanes.hold(number)
-                lane.still = True
+                self._stand_still(lane, there[0])
                 self._pause(
                     Paused(
                         number=number,
@@ -244,6 +250,7 @@ class Deliveries:
                         at=now,
                         until=None,
                         reason=_STALE,
+                        watchers=False,
                     )
                 )
                 engine.pauses.met(number, lane.served)
@@ -322,13 +329,27 @@ class Deliveries:
         """Stop a conversation in which two agents do nothing but answer each other."""
         event, now = ctx.event, self._engine.clock.unix()
         assert isinstance(event, Message)
-        reason = self.guards[event.identity].answered(event.conversation, ctx.peer, now, hops_of(event.metadata))
+        if (guard := self.guards.get(event.identity)) is None:  # it was taken from service meanwhile
+            return
+        reason = guard.answered(event.conversation, ctx.peer, now, hops_of(event.metadata))
         if reason is None or self._engine.pauses.get(lane.number) is not None:
             return
-        fields = {"identity": event.identity, "conversation": event.conversation}
-        log.warning("paused, since it looks like a loop: %s; see: agentd resume", reason, extra=fields)
+        log.warning(
+            "paused, since it looks like a loop: %s; see: agentd resume",
+            reason,
+            extra={"identity": event.identity, "conversation": event.conversation},
+        )
         metrics.LOOPS_STOPPED.inc(event.identity)
-        self._pause(Paused(number=lane.number, at=now, until=None, reason=f"loop guard: {reason}", **fields))
+        self._pause(
+            Paused(
+                number=lane.number,
+                identity=event.identity,
+                conversation=event.conversation,
+                at=now,
+                until=None,
+                reason=f"loop guard: {reason}",
+            )
+        )
 
     def _finish(self, lane: Lane, deliveries: Sequence[Delivery]) -> None:
         """The deliveries at the head of this lane have their fate."""
@@ -413,7 +434,8 @@ class Deliveries:
     def _stand_still(self, lane: Lane, keep: Delivery) -> None:
         """The lane does not move for a while: what comes behind this delivery costs no memory meanwhile."""
         lane.still = True
-        self._loading.unload(lane, keep)
+        if not lane.gone:
+            self._loading.unload(lane, keep)
 
     def _bury(self, lane: Lane, stretch: Stretch, failure: Failure) -> Callable[[], None]:
         own = failure.handler.on_dead if failure.handler is not None else None
@@ -443,6 +465,9 @@ class Deliveries:
     def _park(self, lane: Lane, stretch: Stretch) -> None:
         """Its events are dead letters, and the lane stands still until somebody lets it go on."""
         event, name = stretch.first.record.event, lane.served.plugin.name
+        if lane.gone:
+            self._engine.done(lane.served, lane.number)
+            return
         lane.served.lanes.hold(lane.number)
         self._stand_still(lane, stretch.last)
         self.parked[name, event.identity, event.conversation] = lane, stretch
@@ -472,24 +497,40 @@ class Deliveries:
         self._engine.enlist(lane.served)
         return fresh
 
+    # --- service
+
+    def carry(self, identity: str) -> None:
+        """This identity carries itself in another way than before, or is new."""
+        self.guards[identity] = LoopGuard(_budget(self._conduct[identity].loop_guard))
+
+    def part(self) -> set[int]:
+        """Some lanes are gone. Returns the numbers of those that are held, and that nobody would let go on."""
+        parked = [place for place, (lane, _) in self.parked.items() if lane.gone]
+        return {self.parked.pop(place)[0].number for place in parked}
+
     # --- going back
 
     async def rewind(self, served: Served, rewind: Rewind, serves: Sequence[Served]) -> None:
         """A lane goes back in the journal; what it has in memory is read again when it gets there."""
         engine, number = self._engine, rewind.number
         while True:
+            if rewind.identity not in served.identities:
+                engine.done(served, number)  # which fails the rewind, as all that waits in the lane
+                return
             line = self._backlog.line(number, rewind.identity, serves)
             lane = next(each for each in line.lanes if each.served is served)
             position, offered, last = min(rewind.position, lane.told), line.offered, line.last
             behind = await engine.journal.count_between(number, position, last)
             again = await engine.journal.count_between(number, position, lane.told)
             # All that was known of it may have been handled, and forgotten, meanwhile.
-            if self._backlog.line(number, rewind.identity, serves) is line:
+            if rewind.identity in served.identities and self._backlog.line(number, rewind.identity, serves) is line:
                 break
         self._loading.unload_all(lane)
         replay, until = served.replays.get(number, (0, 0))
         served.replays[number] = replay + 1, max(lane.told, until)
-        commit = engine.commits.rewound(lane, Rewound(served.plugin.name, number, position, *served.replays[number]))
+        noted = _set_back(served.plugin.name, number, position, lane.told, engine.clock.unix())
+        rewound = Rewound(served.plugin.name, number, position, *served.replays[number])
+        commit = engine.commits.rewound(lane, rewound, noted)
         lane.loaded = position
         lane.before = None
         lane.fresh()
@@ -520,6 +561,10 @@ def _again(served: Served, number: int, position: int) -> str:
         return ""
     replay, until = replayed
     return f"replay {replay}" if position <= until else ""
+
+
+def _set_back(plugin: str, number: int, position: int, told: int, now: float) -> Outcome:
+    return Outcome(plugin, number, position + 1, told, SET_BACK, None, now)
 
 
 def _budget(settings: config.LoopGuard) -> Budget:

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from agentd import metrics
@@ -24,7 +24,7 @@ from agentd.core.retry import Again, Backoff, Bury, after_failure
 from agentd.dispatcher.backlog import Delivery, Inherited, Item, Key, Served
 from agentd.dispatcher.clock import Clock
 from agentd.dispatcher.commits import Commits, Log, succeeded
-from agentd.dispatcher.fates import effects, log_failure, reminders
+from agentd.dispatcher.fates import asked_wait_s, effects, log_failure, reminders
 from agentd.dispatcher.handing import Successor
 from agentd.dispatcher.pauses import Pauses
 from agentd.dispatcher.room import Room
@@ -52,8 +52,9 @@ def calls_max(concurrency: int, plugins: int) -> int:
 class Engine:
     """The engine of one dispatcher. `carry_out`, `on_deadline` and `on_paused` are hung in before `start`.
 
-    served: every plugin by name. outbox_room: how many more sends an identity's outbox takes. on_queued: a commit put
-    these sends into the outbox. chance: at random from [0, 1). taken_at: monotonic seconds of the last hand-out.
+    served: every plugin by name. slots: calls that can be marked as running, whatever their share. outbox_room: how
+    many more sends an identity's outbox takes. on_queued: a commit put these sends into the outbox. chance: at random
+    from [0, 1). taken_at: monotonic seconds of the last hand-out.
     under_way: the turns that run. overruns: threads that run on past their deadline, and the lanes that wait for them.
     successor: who decides what becomes of the turns that run, once that is another process.
     """
@@ -65,8 +66,9 @@ class Engine:
     def __init__(
         self,
         journal: Log,
-        served: Mapping[str, Served],
+        served: dict[str, Served],
         concurrency: int,
+        slots: int,
         *,
         clock: Clock,
         backoff: Backoff,
@@ -92,10 +94,11 @@ class Engine:
         self._holding = False
         self._after_overruns: list[Callable[[], None]] = []
         self._on_queued = on_queued
-        self._limit = calls_max(concurrency, len(served))
-        self._share = self._limit // max(1, len(served))
+        self._concurrency = concurrency
+        self._slots = slots
         self._short: list[Served] = []
-        self._workers = Workers(self._limit, self._take, lambda work, waits: self.carry_out(work, waits), self.stir)
+        self._workers = Workers(concurrency, self._take, lambda work, waits: self.carry_out(work, waits), self.stir)
+        self.shared_anew()
         self._rota: deque[Served] = deque()
         self._committing = 0
         self._timer_at: float | None = None
@@ -103,6 +106,11 @@ class Engine:
         self._stirred: asyncio.Future[None] | None = None
 
     # --- life
+
+    def shared_anew(self) -> None:
+        """There are more plugins, or fewer: each has its share of the calls that may run at once."""
+        self._limit = self._workers.limit = min(calls_max(self._concurrency, len(self.served)), self._slots)
+        self._share = self._limit // max(1, len(self.served))
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Workers are born in this group from now on, and a journal that fails ends it."""
@@ -348,7 +356,8 @@ class Engine:
         if ctx.reminders:
             for timer in reminders(ctx):
                 self.timers.put(timer)
-            self.served[ctx.name].plugin.timers = self.timers.count(ctx.name)
+            if (served := self.served.get(ctx.name)) is not None:
+                served.plugin.timers = self.timers.count(ctx.name)
             self.arm()
         if ctx.sends:
             self._on_queued(ctx.sends)
@@ -370,7 +379,7 @@ class Engine:
     def postponed(self, served: Served, key: Key, ctx: TurnContext[Any], failure: Failure) -> bool:
         """Tell the breaker of a failure. True if the whole plugin is out of order: the same again later, uncounted."""
         error = failure.error
-        asked_s = error.after_s if isinstance(error, RetryLater) else None
+        asked_s = asked_wait_s(error)
         if self._is_its_own(served, key, error, asked_s):
             return False
         now = self.clock.monotonic()
@@ -404,7 +413,7 @@ class Engine:
             0 if isinstance(error, GiveUp) else own or served.plugin.settings.attempts,
             self.backoff,
             self.chance(),
-            error.after_s if isinstance(error, RetryLater) else None,
+            asked_wait_s(error),
         )
 
     def once_it_ended(self, error: BaseException, served: Served, key: Key, then: Callable[[], None]) -> None:

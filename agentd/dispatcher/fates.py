@@ -15,7 +15,7 @@ from agentd import logs
 from agentd.core.events import Event
 from agentd.dispatcher.backlog import Lane
 from agentd.dispatcher.suspects import ProcessDied
-from agentd.errors import GiveUp, RetryLater
+from agentd.errors import GiveUp, RetryLater, Unavailable
 from agentd.host.calls import WorkerDied
 from agentd.host.context import TurnContext
 from agentd.host.isolated import Hosted
@@ -27,7 +27,7 @@ log = logging.getLogger("agentd.dispatcher")
 _ERROR_MAX_CHARS = 500
 _TRACEBACK_MAX_CHARS = 8_000
 
-_EXPECTED = (RetryLater, GiveUp, DeadlinePassed, ProcessDied, WorkerDied)
+_EXPECTED = (RetryLater, Unavailable, GiveUp, DeadlinePassed, ProcessDied, WorkerDied)
 
 
 def effects(ctx: TurnContext[Any], now: float, first: int, last: int) -> list[Change]:
@@ -97,6 +97,13 @@ def dead_letter(
         plugin_version=plugin.version,
         died_at=now,
     )
+
+
+def asked_wait_s(error: BaseException) -> float | None:
+    """How long to wait before the next attempt, if the failure says so: the plugin's word, or the platform's."""
+    if isinstance(error, RetryLater):
+        return error.after_s
+    return error.retry_after_s if isinstance(error, Unavailable) else None
 
 
 def told(error: BaseException) -> str:

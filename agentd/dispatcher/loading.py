@@ -57,10 +57,12 @@ class Loading:
 
     # --- in
 
-    def offer(self, records: Sequence[Record], serves: Callable[[str], Sequence[Served]]) -> None:
+    def offer(self, records: Sequence[Record], serves: Callable[[str], Sequence[Served] | None]) -> None:
         """Take records that are on disk, in the order of their positions."""
         for record in records:
             plugins = serves(record.event.identity)
+            if plugins is None:  # it was taken from service; what is on disk waits there for its return
+                continue
             line = self._backlog.met(record, plugins)
             for lane in line.lanes:
                 if lane.behind:
@@ -94,6 +96,21 @@ class Loading:
         lane.behind = True
         self._engine.push(lane.served, lane.number, ReadOn(lane))
 
+    async def join(self, lane: Lane) -> None:
+        """Count how far behind a plugin is that begins to serve an identity; then it reads on like any other."""
+        line, offered = lane.line, lane.line.offered
+        behind = await self._engine.journal.count_between(line.number, lane.loaded, line.last)
+        if not lane.gone:
+            behind += line.offered - offered
+            self._backlog.set_back(lane, behind)
+            if behind:
+                self.read_on(lane)
+            else:  # what was recorded then has been trimmed since
+                lane.behind = False
+                lane.loaded = line.last
+                self.advance(lane)
+        self._engine.done(lane.served, lane.number)
+
     async def read_back(self, lane: Lane) -> None:
         """Load the lane's next records from the journal, up to the last that was offered."""
         line = lane.line
@@ -102,6 +119,9 @@ class Loading:
         least = BATCH_MAX if lane.before is not None and lane.before.until else 1
         room = max(least, min(self._lane_memory, self._marks.low - self._backlog.in_memory))
         stored = await self._engine.journal.read_lane(line.number, lane.loaded, room)
+        if lane.gone:
+            self._engine.done(lane.served, lane.number)
+            return
         # What is on disk but not offered yet will be offered.
         known = [each for each in stored if each.position <= line.last]
         for each in known:

@@ -34,12 +34,25 @@ class Pauses:
         """Hand nothing out in this conversation, or not until another time than was said before."""
         self._pauses[pause.number] = pause
 
+    def pause_for(self, number: int, served: Served) -> Paused | None:
+        """The pause of a conversation, if this plugin stands still in it."""
+        pause = self._pauses.get(number)
+        return None if pause is None or (served.plugin.watches and not pause.watchers) else pause
+
     def met(self, number: int, served: Served) -> bool:
         """Whether this lane must not run; it is named again when the pause ends."""
-        if number not in self._pauses:
+        if self.pause_for(number, served) is None:
             return False
         self._stopped.setdefault(number, []).append(served)
         return True
+
+    def leave(self, number: int, served: Served) -> bool:
+        """This lane is gone. Returns whether a pause had stopped it."""
+        stopped = self._stopped.get(number, [])
+        was_stopped = served in stopped
+        if was_stopped:
+            stopped.remove(served)
+        return was_stopped
 
     def end(self, number: int) -> list[Served]:
         """Forget a pause. Returns whose lanes it stopped."""

@@ -1,6 +1,7 @@
 """Shows what a plugin would do about a recorded event, and lets nothing come of it.
 
-Always true: what the turn stages is not committed, what it would say at once is not said, and what it reads is what is
+Always true: what the turn stages is not committed, what it would say at once is not said, of its calls of `ctx.api`
+only those that read are made, and what it reads is what is
 stored now, under its own puts. What a handler does without its context (a request of its own, a file) happens.
 Not here: which events (whoever asks), lanes: it runs beside them.
 """
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from agentd.core.events import Record, Send, Sent
+from agentd.host.api import NoChanges, Port
 from agentd.host.context import Reminder, TurnContext
 from agentd.host.handlers import matching
 from agentd.host.isolated import Hosted
@@ -48,6 +50,11 @@ class _Stage:
         """Take it for said."""
         self.said.append(send)
         return Sent(client_msg_id=send.client_msg_id, id=f"{AGAIN}-{len(self.said)}", conversation=send.target, seq=0)
+
+    def api_of(self, identity: str) -> Port | None:
+        """Calls that change nothing."""
+        port: Port | None = self._plugin.api_of(identity)
+        return None if port is None else NoChanges(port)
 
 
 async def rehearse(plugin: Hosted, record: Record) -> Rehearsed | None:

@@ -72,6 +72,12 @@ class Timers:
             self._counts[timer.plugin] -= 1
         self._waiting.pop(id_, None)
 
+    def forget(self, plugin: str, identity: str) -> None:
+        """Have those of an identity no more; their rows stay on disk."""
+        for timer in self.of(plugin):
+            if timer.identity == identity:
+                self.drop(timer.id)
+
     def next_due(self) -> float | None:
         """Unix seconds of the first, or None."""
         while self._heap and not self._is_current(self._heap[0]):

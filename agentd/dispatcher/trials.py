@@ -12,6 +12,7 @@ Not here: who is suspect (core/quarantine), the clock (callers pass monotonic se
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import NamedTuple
 
 from agentd.dispatcher.backlog import Key, Served
@@ -67,6 +68,13 @@ class Trials:
         if self._called and (self._called[0].served, self._called[0].key) == (served, key):
             self._called.popleft()
             self._ends_at = None
+
+    def leave(self, served: Served, keys: Collection[Key]) -> None:
+        """These lanes are gone."""
+        ours = [each for each in self._called if each.served is served and each.key in keys]
+        if self._called and self._called[0] in ours:
+            self._ends_at = None
+        self._called = deque(each for each in self._called if each not in ours)
 
     def next_end(self) -> float | None:
         """When somebody else may begin at the latest."""

@@ -69,13 +69,18 @@ class Wakeups:
     def push_due(self) -> None:
         """Put what is due at the end of its lane."""
         for timer in self._engine.timers.pop_due(self._engine.clock.unix()):
-            self._engine.push(self._engine.served[timer.plugin], timer.conversation or ("timer", timer.id), Due(timer))
+            served = self._engine.served.get(timer.plugin)
+            if served is not None and timer.identity in served.identities:
+                self._engine.push(served, timer.conversation or ("timer", timer.id), Due(timer))
+            else:  # a turn that ended after it was taken from service wanted it; its row waits on disk
+                self._engine.timers.drop(timer.id)
 
     def put(self, rows: Sequence[TimerSet]) -> None:
         """These were handed to the journal; what becomes of them is handed in behind that."""
         for row in rows:
             self._engine.timers.put(row)
-            self._engine.served[row.plugin].plugin.timers = self._engine.timers.count(row.plugin)
+            if (served := self._engine.served.get(row.plugin)) is not None:
+                served.plugin.timers = self._engine.timers.count(row.plugin)
         self.push_due()
         self._engine.arm()
         self._engine.wake()

@@ -40,7 +40,7 @@ class Workers(Generic[W]):
         on_rest: Callable[[], None],
     ) -> None:
         self.running = 0
-        self._limit = limit
+        self.limit = limit
         self._take = take
         self._carry_out = carry_out
         self._on_rest = on_rest
@@ -64,7 +64,7 @@ class Workers(Generic[W]):
                 resting.set_result(None)
                 self._has_taker = True
                 return
-        if len(self._tasks) < self._limit:
+        if len(self._tasks) < self.limit:
             task = self._group.create_task(self._work(), name=f"handlers-{len(self._tasks)}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -20,8 +20,10 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from agentd.apis import Api
 from agentd.core.events import Content, Event, Message, Send, Sent, Signal, Timer
 from agentd.core.loop_guard import HOPS_KEY, hops_of
+from agentd.host.api import Port, api_of
 from agentd.host.state import PLUGIN_WIDE, PluginState, Puts, Scope
 from agentd.plugin import C, Log, State
 
@@ -51,6 +53,7 @@ class Home(Protocol):
     minds_timers: bool
     send_now: Callable[[Send], Awaitable[Sent]]
     backlog_of: Callable[[str, str], int | None]
+    api_of: Callable[[str], Port | None]
     state: PluginState
     loop: asyncio.AbstractEventLoop
 
@@ -85,6 +88,7 @@ class TurnContext(Generic[C]):
     event: what it is about; of a batch the newest, which is what `reply` answers. cause: the event that its keys are
     derived from; of a batch the oldest. again: sets the keys of a repeat that was asked for apart, else "".
     sends, puts, reminders, outcomes: what it staged, or None if nothing. said: how many messages, at once or staged.
+    called: how many calls of `api` it made that change something.
     conversation: the journal's number, or None for a signal. deadline_at: monotonic seconds, set before each call.
     progressed: JSON of what was last told to `progress`. running: what must know when the deadline moves. owner: who
     keeps progress, or None where nobody does; about: what the owner tells the turn by.
@@ -100,6 +104,7 @@ class TurnContext(Generic[C]):
         "_timeout_s",
         "about",
         "attempt",
+        "called",
         "conversation",
         "deadline_at",
         "event",
@@ -137,6 +142,7 @@ class TurnContext(Generic[C]):
         self.reminders: list[Reminder] | None = None
         self.outcomes: list[tuple[str, bytes | None]] | None = None
         self.said = 0
+        self.called = 0
         self.progressed = progressed
         self.running: Running | None = None
         self.owner = owner
@@ -163,9 +169,12 @@ class TurnContext(Generic[C]):
 
     @property
     def peer(self) -> str:
-        """The agent whose message this turn answers, or "": what the guard against loops counts by."""
+        """The agent whose message this turn answers, or "": what the guard against loops counts by.
+
+        Not of a repeat that somebody asked for, which is no loop however many there are.
+        """
         event = self.event
-        if isinstance(event, Message) and not event.own and event.context.sender_kind == "agent":
+        if isinstance(event, Message) and not event.own and not self._again and event.context.sender_kind == "agent":
             return event.sender
         return ""
 
@@ -284,9 +293,28 @@ class TurnContext(Generic[C]):
         """See agentd.plugin.Context."""
         content = self._content(text, data, attachment_id, kind, metadata)
         send = self._next_send(_address(target), content, self._speaker(identity), _expiry(expires_s))
+        await self.says_now()
+        return await self.home.send_now(send)
+
+    @property
+    def api(self) -> Api:
+        """See agentd.plugin.Context."""
+        port = self.home.api_of(self.event.identity)
+        if port is None:
+            raise RuntimeError(f"the platform of {self.event.identity} offers plugins no calls")
+        return api_of(port, self)
+
+    def next_call_key(self) -> str:
+        """See host.api.Turn."""
+        self.must_be_open()
+        ordinal = self.called
+        self.called += 1
+        return f"{self._key()}-a{ordinal}"
+
+    async def says_now(self) -> None:
+        """See host.api.Turn."""
         if self.owner is not None:
             await self.owner.says_now(self)
-        return await self.home.send_now(send)
 
     @property
     def peer_backlog(self) -> int | None:
@@ -297,7 +325,7 @@ class TurnContext(Generic[C]):
 
     def remind(self, after_s: float | None = None, *, at: datetime | None = None, data: object = None) -> str:
         """See agentd.plugin.Context."""
-        self._must_be_open()
+        self.must_be_open()
         if (after_s is None) == (at is None):
             raise ValueError("give after_s or at")
         if after_s is not None and not (math.isfinite(after_s) and after_s >= 0):
@@ -317,7 +345,7 @@ class TurnContext(Generic[C]):
 
     def progress(self, data: object = None) -> None:
         """See agentd.plugin.Context."""
-        self._must_be_open()
+        self.must_be_open()
         encoded = msgspec.json.encode(data)
         if len(encoded) > self.home.state.value_max_bytes:
             raise ValueError(
@@ -346,7 +374,7 @@ class TurnContext(Generic[C]):
 
     def outcome(self, word: str, data: object = None) -> None:
         """See agentd.plugin.Context."""
-        self._must_be_open()
+        self.must_be_open()
         if not isinstance(word, str) or not word or len(word) > _WORD_MAX_CHARS or not word.isprintable():
             raise ValueError(f"outcome {word!r}: give a word of 1 to {_WORD_MAX_CHARS} characters")
         if self.outcomes is None:
@@ -376,7 +404,7 @@ class TurnContext(Generic[C]):
         return send.client_msg_id
 
     def _next_send(self, target: str, content: Content, identity: str, expires_at: float | None) -> Send:
-        self._must_be_open()
+        self.must_be_open()
         ordinal = self.said
         self.said += 1
         peer = self.peer
@@ -409,12 +437,13 @@ class TurnContext(Generic[C]):
         return self._cause_key
 
     def _staged_puts(self) -> Puts:
-        self._must_be_open()
+        self.must_be_open()
         if self.puts is None:
             self.puts = {}
         return self.puts
 
-    def _must_be_open(self) -> None:
+    def must_be_open(self) -> None:
+        """Raises RuntimeError once the turn has ended."""
         if self._ended:
             raise RuntimeError("this turn has ended; whatever a handler does, it does before it returns")
 

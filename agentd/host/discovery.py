@@ -32,9 +32,14 @@ class FoundFile(NamedTuple):
     attribute: str
 
     @property
+    def files(self) -> list[Path]:
+        """The file, or every module of the folder."""
+        return [self.path] if self.folder is None else sorted(self.folder.rglob("*.py"))
+
+    @property
     def version(self) -> str:
-        """What the file holds, in a few characters: it has no other version."""
-        return hashlib.blake2b(self.path.read_bytes(), digest_size=6).hexdigest()
+        """What the files hold, in a few characters: it has no other version."""
+        return hashlib.blake2b(b"\0".join(file.read_bytes() for file in self.files), digest_size=6).hexdigest()
 
 
 class FoundModule(NamedTuple):

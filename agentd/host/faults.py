@@ -1,7 +1,8 @@
 """Errors that cross from one process to another: taken apart there, made again here.
 
-What is made again is of the same kind where the kind decides something (RetryLater, GiveUp, NotSent, DeadlinePassed),
-has the name and the text that it had, and tells the traceback of the process that it was raised in as its cause.
+What is made again is of the same kind where the kind decides something (RetryLater, GiveUp, NotSent, Unavailable,
+Refused, DeadlinePassed), has the name and the text that it had, and tells the traceback of the process that it was
+raised in as its cause.
 
 Always true: making one up imports nothing of the plugin's. Texts and tracebacks are cut, and hold no key that this
 process knows.
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 
 from agentd import logs
-from agentd.errors import GiveUp, NotSent, RetryLater
+from agentd.errors import GiveUp, NotSent, Refused, RetryLater, Unavailable
 from agentd.host.turns import DeadlinePassed
 
 _TEXT_MAX_CHARS = 10_000  # of an error's own words, which may quote anything
@@ -48,7 +49,7 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
 
 
 _KINDS: dict[str, type[BaseException]] = {
-    kind.__name__: kind for kind in (DeadlinePassed, RetryLater, GiveUp, NotSent, Elsewhere)
+    kind.__name__: kind for kind in (DeadlinePassed, RetryLater, GiveUp, NotSent, Unavailable, Refused, Elsewhere)
 }
 
 
@@ -96,7 +97,23 @@ def _known(error: BaseException) -> tuple[type[BaseException], dict[str, Any]]:
             return GiveUp, {"reason": _told(str(error.reason))}
         if isinstance(error, NotSent):
             return NotSent, {"state": _told(str(error.state))}
-    except (TypeError, ValueError, AttributeError):  # a fate that makes no sense is an error like any other
+        if isinstance(error, Unavailable):
+            wait_s = None if error.retry_after_s is None else float(error.retry_after_s)
+            return Unavailable, {"retry_after_s": wait_s, "request_id": _told_or_none(error.request_id)}
+        if isinstance(error, Refused):
+            return Refused, {
+                "status": int(error.status),
+                "code": _told(str(error.code)),
+                "message": _told(str(error.message))[:_TEXT_MAX_CHARS],
+                "details": msgspec.msgpack.decode(msgspec.msgpack.encode(error.details)),
+                "request_id": _told_or_none(error.request_id),
+            }
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+    ):  # a fate that makes no sense is an error like any other
         return Elsewhere, {}
     return (DeadlinePassed if isinstance(error, DeadlinePassed) else Elsewhere), {}
 
@@ -109,6 +126,10 @@ def encodable(text: str) -> str:
 def _told(text: str) -> str:
     # Here, since the keys that a worker has read are known to it alone.
     return encodable(logs.redacted(text))
+
+
+def _told_or_none(text: str | None) -> str | None:
+    return None if text is None else _told(text)
 
 
 def _text(error: BaseException) -> str:

@@ -32,6 +32,7 @@ from agentd.core.events import Digest, Send, Sent, Timer
 from agentd.core.retry import Again, Backoff, after_failure
 from agentd.errors import ConfigError, PluginLoadError
 from agentd.host import pipe
+from agentd.host.api import Port, no_api
 from agentd.host.calls import Bounds, Calls
 from agentd.host.context import TurnContext, plugin_log
 from agentd.host.faults import made_again, taken_apart
@@ -73,8 +74,9 @@ class Isolated:
         self.state = PluginState(name, read, settings.state_value_max_bytes, settings.state_max_mb << 20)
         self.timers = 0
         self.timers_max = settings.timers_max
-        self.minds_timers = self.takes_digests = False
+        self.minds_timers = self.takes_digests = self.watches = False
         self.backlog_of: Callable[[str, str], int | None] = lambda identity, target: None
+        self.api_of: Callable[[str], Port | None] = no_api
         self.loop = asyncio.get_running_loop()
         self.turns = _Turns(self)
         self.up = False
@@ -127,6 +129,7 @@ class Isolated:
         self.handlers = Handlers(self.name, declared_again(loaded.handlers))
         self.minds_timers = any(each.event is Timer and each.every_s is None for each in self.handlers.all)
         self.takes_digests = any(each.event is Digest for each in self.handlers.all)
+        self.watches = loaded.watches
         self._declared = loaded.handlers
         self._place_handlers(loaded)
 
@@ -264,7 +267,7 @@ class Isolated:
             case pipe.Progress():
                 if (call := self._calls[message.id]) is not None:
                     self._calls.got_on(call, message.noted)
-            case pipe.AskState() | pipe.AskSend():
+            case pipe.AskState() | pipe.AskSend() | pipe.AskApi():
                 answer = asyncio.create_task(self._answer(message), name=f"{self.name}: answer {message.id}")
                 self._answering.add(answer)
                 answer.add_done_callback(self._answering.discard)
@@ -281,25 +284,42 @@ class Isolated:
     def _print(self, level: int, line: str) -> None:
         logging.getLogger(f"agentd.plugins.{self.name}").log(level, "%s", line, extra={"plugin": self.name})
 
-    async def _answer(self, ask: pipe.AskState | pipe.AskSend) -> None:
+    async def _answer(self, ask: pipe.AskState | pipe.AskSend | pipe.AskApi) -> None:
         process = self._process
         try:
             if isinstance(ask, pipe.AskState):
                 answer = pipe.Answer(ask.id, await self.state.read((ask.conversation, ask.key)))
-            else:
+            elif isinstance(ask, pipe.AskSend):
                 answer = pipe.Answer(ask.id, msgspec.json.encode(await self._sent(ask)))
+            else:
+                answer = pipe.Answer(ask.id, msgspec.json.encode(await self._called(ask)))
         except Exception as error:
             answer = pipe.Answer(ask.id, fault=taken_apart(error))
-        if process is not None:
+        if process is None:
+            return
+        try:
             process.tell(answer)
+        except pipe.FrameTooLarge as error:
+            process.tell(pipe.Answer(ask.id, fault=taken_apart(error)))
 
     async def _sent(self, ask: pipe.AskSend) -> Sent:
-        call = self._calls[ask.call]
+        ctx = self._turn_of(ask.call)
+        await ctx.says_now()
+        return await ctx.home.send_now(msgspec.json.decode(ask.send, type=Send))
+
+    async def _called(self, ask: pipe.AskApi) -> Any:
+        ctx = self._turn_of(ask.call)
+        port = ctx.home.api_of(ctx.identity)
+        assert port is not None, "the worker was told that there is none"
+        if ask.key is not None:
+            await ctx.says_now()
+        return await port.ask(ask.name, msgspec.msgpack.decode(ask.arguments), ask.key)
+
+    def _turn_of(self, call_id: int) -> TurnContext[Any]:
+        call = self._calls[call_id]
         if call is None:
             raise RuntimeError("this turn has ended; whatever a handler does, it does before it returns")
-        if call.ctx.owner is not None:
-            await call.ctx.owner.says_now(call.ctx)
-        return await call.ctx.home.send_now(msgspec.json.decode(ask.send, type=Send))
+        return call.ctx
 
     # --- calls
 

@@ -1,8 +1,9 @@
 """A plugin from its file to its end: imported, checked against its settings, set up, torn down.
 
-Always true: a plugin from a file gets a module of its own at every load, so that two of them, or two generations of
-one, share nothing. An installed one is imported by its ordinary name: its own submodules import it by that name, and a
-second copy would split it. What cannot run is refused with file, line or key, and with the remedy.
+Always true: a plugin from a file or folder gets modules of its own at every load, so that two of them, or two
+generations of one, share nothing, and they are made of what the files hold at that moment. An installed one is imported
+by its ordinary name: its own submodules import it by that name, and a second copy would split it. What cannot run is
+refused with file, line or key, and with the remedy.
 Not here: which plugins there are (the configuration), when they run (the dispatcher).
 """
 
@@ -11,13 +12,15 @@ from __future__ import annotations
 import asyncio
 import difflib
 import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import itertools
 import logging
 import re
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -27,6 +30,7 @@ import msgspec
 from agentd.config import PluginSettings, Secret, resolve_key
 from agentd.core.events import Digest, Send, Sent, Timer
 from agentd.errors import ConfigError, PluginLoadError
+from agentd.host.api import Port, no_api
 from agentd.host.context import plugin_log
 from agentd.host.discovery import Found, FoundFile, find
 from agentd.host.handlers import Handlers, check_hooks, code_of, is_async, place_of
@@ -37,6 +41,7 @@ from agentd.plugin import Log, Plugin
 
 log = logging.getLogger("agentd.host.lifecycle")
 
+_ALIAS = "agentd_plugin_"
 _generation = itertools.count(1)
 
 
@@ -47,7 +52,7 @@ class Loaded:
     runs in this process, and may end it.
     alias: the module name that it was given, if it came from a file; forgotten at teardown. serves: names of the
     identities that have it among their plugins; the dispatcher says which. backlog_of: what a recipient (identity,
-    target) had not taken yet, or None; the daemon knows.
+    target) had not taken yet, or None; the daemon knows. api_of: who makes the calls of `ctx.api` for an identity.
     Raises PluginLoadError for wrong declarations, ConfigError for settings that do not fit.
     """
 
@@ -77,9 +82,11 @@ class Loaded:
         self.state = PluginState(name, read, settings.state_value_max_bytes, settings.state_max_mb << 20)
         self.timers = 0
         self.timers_max = settings.timers_max
+        self.watches = plugin.watches
         self.takes_digests = any(each.event is Digest for each in self.handlers.all)
         self.minds_timers = any(each.event is Timer and each.every_s is None for each in self.handlers.all)
         self.backlog_of: Callable[[str, str], int | None] = _no_backlog
+        self.api_of: Callable[[str], Port | None] = no_api
         self.on_up: Callable[[], None] = _nothing
         self._alias = alias
         self._secrets = dict(secrets or {})
@@ -107,7 +114,7 @@ class Loaded:
         for hook in self.plugin.setups:
             try:
                 await self._call(hook)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 reason = str(error) or type(error).__name__
                 place = _raised_at(error, place_of(hook).rpartition(":")[0])
                 raise PluginLoadError(f"{place}: plugin {self.name}: its setup failed: {reason}") from error
@@ -117,7 +124,7 @@ class Loaded:
         for hook in reversed(self.plugin.teardowns):
             try:
                 await self._call(hook)
-            except Exception:
+            except (Exception, SystemExit):
                 log.exception("teardown failed", extra={"plugin": self.name})
         self._threads.close()
         _forget(self._alias)
@@ -155,7 +162,7 @@ def load(name: str, settings: PluginSettings, base: Path, read: Read) -> Loaded:
     Raises PluginLoadError or ConfigError.
     """
     found = find(settings.use, base)
-    alias = re.sub(r"\W", "_", f"agentd_plugin_{name}_{next(_generation)}")
+    alias = re.sub(r"\W", "_", f"{_ALIAS}{name}_{next(_generation)}")
     try:
         module = _imported(name, found, alias)
         plugin = getattr(module, found.attribute, None)
@@ -227,15 +234,47 @@ def _imported(name: str, found: Found, alias: str) -> ModuleType:
         raise
     except SyntaxError as error:
         raise PluginLoadError(f"{error.filename}:{error.lineno}: plugin {name}: {error.msg}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin does not end the daemon
         place = _raised_at(error, str(found.path) if isinstance(found, FoundFile) else "")
         reason = f"{type(error).__name__}: {error}"
         raise PluginLoadError(f"{place}: plugin {name}: importing it failed: {reason}") from error
 
 
+class _Source(importlib.machinery.SourceFileLoader):
+    """Compiles what the file holds now. A cache of bytecode does not tell two versions of one size and second apart."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The module's code."""
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
+class _Submodules(importlib.abc.MetaPathFinder):
+    """Finds the submodules of plugins that are folders, which are compiled the same way."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """See importlib."""
+        for folder in path or () if fullname.startswith(_ALIAS) else ():
+            finder = importlib.machinery.FileFinder(folder, (_Source, importlib.machinery.SOURCE_SUFFIXES))
+            spec = finder.find_spec(fullname)
+            if spec is not None and spec.loader is not None:
+                return spec
+        return None
+
+
+_submodules = _Submodules()
+
+
 def _run_file(found: FoundFile, alias: str) -> ModuleType:
+    if _submodules not in sys.meta_path:
+        sys.meta_path.insert(0, _submodules)
     spec = importlib.util.spec_from_file_location(
-        alias, found.path, submodule_search_locations=[str(found.folder)] if found.folder else None
+        alias,
+        found.path,
+        loader=_Source(alias, str(found.path)),
+        submodule_search_locations=[str(found.folder)] if found.folder else None,
     )
     assert spec is not None
     assert spec.loader is not None

@@ -93,6 +93,7 @@ class Declares(_Message, frozen=True):
     """It is loaded. steps: how many middlewares, setups and teardowns it has, each of which may take a timeout."""
 
     version: str
+    watches: bool
     handlers: list[Declaration]
     middlewares: int
     setups: int
@@ -124,6 +125,16 @@ class AskSend(_Message, frozen=True):
     id: int
     call: int
     send: bytes
+
+
+class AskApi(_Message, frozen=True):
+    """Make this call of `ctx.api` for a call. arguments: by name, as msgpack. Its answer: what came, as JSON."""
+
+    id: int
+    call: int
+    name: str
+    arguments: bytes
+    key: str | None
 
 
 class Progress(_Message, frozen=True):
@@ -167,7 +178,18 @@ class TornDown(_Message, frozen=True):
 
 ToWorker = Start | SetUp | Serves | Call | Cancel | Answer | TearDown
 FromWorker = (
-    Declares | Refused | IsSetUp | AskState | AskSend | Progress | Done | OverrunEnded | Said | Dying | TornDown
+    Declares
+    | Refused
+    | IsSetUp
+    | AskState
+    | AskSend
+    | AskApi
+    | Progress
+    | Done
+    | OverrunEnded
+    | Said
+    | Dying
+    | TornDown
 )
 
 _encode = msgspec.msgpack.Encoder().encode

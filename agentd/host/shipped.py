@@ -62,7 +62,7 @@ class TurnIn(msgspec.Struct, frozen=True, array_like=True):
 
     shown: what its handlers get: one event, or a batch for the handler of this number. event, cause: as of TurnContext,
     where they are not the last and the first of `shown`. backlog: `ctx.peer_backlog` then. timers: how many the plugin
-    has. state_bytes: how much it has stored.
+    has. state_bytes: how much it has stored. platform: whose calls `ctx.api` has, or None.
     """
 
     shown: list[Parcel]
@@ -76,11 +76,13 @@ class TurnIn(msgspec.Struct, frozen=True, array_like=True):
     backlog: int | None
     timers: int
     state_bytes: int
+    platform: str | None
 
     @classmethod
     def of(cls, shown: Shown, ctx: TurnContext[Any], batch_for: int | None) -> TurnIn:
         """In the daemon: what to tell the worker of this turn."""
         events = shown if isinstance(shown, tuple) else (shown,)
+        port = ctx.home.api_of(ctx.identity)
         return cls(
             shown=[packed(each) for each in events],
             batch_for=batch_for,
@@ -93,6 +95,7 @@ class TurnIn(msgspec.Struct, frozen=True, array_like=True):
             backlog=ctx.peer_backlog,
             timers=ctx.home.timers,
             state_bytes=ctx.home.state.taken_bytes,
+            platform=None if port is None else port.platform,
         )
 
     def turn(self, plugin: Loaded) -> tuple[Shown, TurnContext[Any]]:

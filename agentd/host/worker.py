@@ -20,7 +20,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +30,7 @@ import msgspec
 from agentd.core.events import Send, Sent
 from agentd.errors import ConfigError, PluginLoadError
 from agentd.host import pipe
+from agentd.host.api import SURFACES, Port
 from agentd.host.context import TurnContext
 from agentd.host.faults import encodable, made_again, taken_apart
 from agentd.host.handlers import Handler
@@ -174,7 +175,14 @@ class Worker:
         self._plugin = plugin
         hooks = plugin.plugin
         self._pipe.tell(
-            pipe.Declares(plugin.version, handlers, len(hooks.middlewares), len(hooks.setups), len(hooks.teardowns))
+            pipe.Declares(
+                plugin.version,
+                hooks.watches,
+                handlers,
+                len(hooks.middlewares),
+                len(hooks.setups),
+                len(hooks.teardowns),
+            )
         )
 
     async def _set_up(self) -> None:
@@ -209,6 +217,8 @@ class Worker:
         plugin = self._loaded
         shown, ctx = call.turn.turn(plugin)
         ctx.home.send_now = partial(self._send_now, call.id)
+        port = None if call.turn.platform is None else _Port(self, call.id, call.turn.platform)
+        ctx.home.api_of = partial(_only, port)
         ctx.owner, ctx.about = self, call.id
         if call.turn.batch_for is None:
             # Matched here as well: a `where` is known here alone, and one that raises is the turn's failure.
@@ -268,7 +278,14 @@ class Worker:
         assert answer is not None
         return msgspec.json.decode(answer, type=Sent)
 
-    async def _answer_to(self, ask: pipe.AskState | pipe.AskSend) -> bytes | None:
+    async def call_api(self, call_id: int, name: str, arguments: Mapping[str, Any], key: str | None) -> bytes:
+        """Have the daemon make a call of `ctx.api`. Returns its answer as JSON."""
+        ask = pipe.AskApi(next(self._numbers), call_id, name, msgspec.msgpack.encode(arguments), key)
+        answer = await self._answer_to(ask)
+        assert answer is not None
+        return answer
+
+    async def _answer_to(self, ask: pipe.AskState | pipe.AskSend | pipe.AskApi) -> bytes | None:
         answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self._asked[ask.id] = answer
         try:
@@ -290,6 +307,25 @@ class Worker:
         if isinstance(context.get("exception"), MemoryError):
             self._pipe.die_out_of_memory()
         loop.default_exception_handler(context)
+
+
+class _Port:
+    """See host.api.Port: the daemon makes the calls, and the key of the identity stays there."""
+
+    def __init__(self, worker: Worker, call_id: int, platform: str) -> None:
+        self.platform = platform
+        self._worker = worker
+        self._call_id = call_id
+
+    async def ask(self, name: str, arguments: Mapping[str, Any], key: str | None) -> Any:
+        """See host.api.Port."""
+        answer = await self._worker.call_api(self._call_id, name, arguments, key)
+        return msgspec.json.decode(answer, type=SURFACES[self.platform].method(name).returns)
+
+
+def _only(port: Port | None, identity: str) -> Port | None:
+    """A turn asks for no identity but its own."""
+    return port
 
 
 def _no_other_waits() -> None:

@@ -13,11 +13,12 @@ from agentd.wire.agentchat.types import ErrorCode, Header
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """An HTTP answer. body: JSON bytes."""
+    """An HTTP answer. body: JSON bytes, unless `content_type` says otherwise."""
 
     body: bytes
     status: int = 200
     headers: Mapping[str, str] = {}
+    content_type: str = "application/json"
 
 
 def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:

@@ -172,6 +172,12 @@ class Control:
         found = None if conversation is None else self._find(conversation)
         return self.service.mailbox.ledger(found, after, -1 if limit is None else limit)
 
+    def content(self, row: LedgerRow) -> wire.MessageContent:
+        """What the message of a ledger's row holds."""
+        payload = self.service.mailbox.repeated(self.service.accounts.get(row.sender), row.client_msg_id)
+        assert payload is not None, row
+        return msgspec.json.decode(payload, type=wire.MessageRow).content or wire.MessageContent()
+
     def counters(self) -> dict[str, int]:
         """Everything that was counted: frames by type, acks, REST calls by route, connections, faults by name."""
         counted = dict(self.service.counters)

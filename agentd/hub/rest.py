@@ -23,22 +23,26 @@ from agentd.hub.accounts import Account
 from agentd.hub.answers import Answer, ApiError, answer, invalid, not_found
 from agentd.hub.faults import Action, Fault, Point
 from agentd.hub.greeting import read_bearer
+from agentd.hub.idempotency import Ticket
 from agentd.hub.service import Service
 from agentd.wire.agentchat.types import CODE_BY_STATUS, SOCKET_PATH, ErrorCode, Header
 
 _log = logging.getLogger("agentd.hub")
+
+_TOO_LARGE = ApiError(413, ErrorCode.PAYLOAD_TOO_LARGE, "The body is too large")
 
 _Body = TypeVar("_Body")
 Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Call(msgspec.Struct, frozen=True):
-    """One request. path: the route's named parts, decoded. query: the first value of each name."""
+    """One request. path: the route's named parts, decoded. query: the first value of each name. base: as it came in."""
 
     caller: Account | None
     path: Mapping[str, str]
     query: Mapping[str, str]
     body: bytes
+    base: str = ""
 
     @property
     def account(self) -> Account:
@@ -66,7 +70,7 @@ class Call(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct, frozen=True):
     """One REST route. name: what faults and counters call it. keyless: works without a key.
 
-    suspended: works for a suspended agent too.
+    suspended: works for a suspended agent too. file: its body is a file, as large as one may be.
     """
 
     method: str
@@ -75,6 +79,7 @@ class Route(msgspec.Struct, frozen=True):
     work: Callable[[Service, Call], Answer]
     keyless: bool = False
     suspended: bool = False
+    file: bool = False
 
 
 def endpoint(service: Service, route: Route) -> Endpoint:
@@ -85,25 +90,63 @@ def endpoint(service: Service, route: Route) -> Endpoint:
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            too_large = ApiError(413, ErrorCode.PAYLOAD_TOO_LARGE, "The body is too large")
-            return respond(request, too_large.answer())
+            return respond(request, _TOO_LARGE.answer())
+        if len(body) > (service.settings.attachment_max_bytes if route.file else service.settings.body_max_bytes):
+            return respond(request, _TOO_LARGE.answer())
         caller = _caller(service, request)
-        fault = service.faults.at(
-            Point.REST,
-            now=asyncio.get_running_loop().time(),
-            identity="" if caller is None else caller.handle,
-            route=route.name,
-        )
-        if fault is not None:
-            early = await fail_before(service, fault, request)
-            if early is not None:
-                return early
-        made = _carry_out(service, route, Call(caller, request.match_info, request.query, body))
-        if fault is not None:
-            made = _spoil(made, fault, request)
-        return respond(request, made)
+        try:
+            ticket = _ticket(service, route, request, caller, body)
+        except ApiError as error:
+            return respond(request, error.answer())
+        if isinstance(ticket, Answer):
+            return respond(request, ticket)
+        try:
+            return await _served(
+                service, route, request, Call(caller, request.match_info, request.query, body, _base(request)), ticket
+            )
+        finally:
+            if ticket is not None:
+                service.idempotency.end(ticket)
 
     return serve
+
+
+async def _served(
+    service: Service, route: Route, request: web.Request, call: Call, ticket: Ticket | None
+) -> web.StreamResponse:
+    caller = call.caller
+    fault = service.faults.at(
+        Point.REST,
+        now=asyncio.get_running_loop().time(),
+        identity="" if caller is None else caller.handle,
+        route=route.name,
+    )
+    if fault is not None:
+        early = await fail_before(service, fault, request)
+        if early is not None:
+            return early
+    made = _carry_out(service, route, call)
+    if ticket is not None:
+        service.idempotency.keep(ticket, made)
+    if fault is not None:
+        made = _spoil(made, fault, request)
+    return respond(request, made)
+
+
+def _ticket(
+    service: Service, route: Route, request: web.Request, caller: Account | None, body: bytes
+) -> Ticket | Answer | None:
+    """What a changing call runs under, or the answer that its key has already had. Raises ApiError."""
+    key = request.headers.get(Header.IDEMPOTENCY_KEY)
+    # Messages have keys of their own.
+    if key is None or caller is None or route.method == "GET" or route.path == "/v1/messages":
+        return None
+    now = asyncio.get_running_loop().time()
+    return service.idempotency.begin(caller, key, f"{route.method} {request.raw_path}".encode() + body, now)
+
+
+def _base(request: web.Request) -> str:
+    return f"{request.scheme}://{request.host}"
 
 
 def socket_endpoint(service: Service) -> Endpoint:
@@ -145,7 +188,7 @@ def respond(request: web.Request, made: Answer) -> web.Response:
     """An answer as aiohttp's response."""
     request_id = request.headers.get(Header.REQUEST_ID) or f"req_{secrets.token_hex(8)}"
     headers = {**made.headers, Header.REQUEST_ID: request_id}
-    return web.Response(status=made.status, body=made.body, headers=headers, content_type="application/json")
+    return web.Response(status=made.status, body=made.body, headers=headers, content_type=made.content_type)
 
 
 async def fail_before(service: Service, fault: Fault, request: web.Request) -> web.Response | None:

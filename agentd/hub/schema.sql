@@ -120,3 +120,27 @@ CREATE TABLE IF NOT EXISTS hidden_message (
     position INTEGER NOT NULL,
     PRIMARY KEY (agent, position)
 ) WITHOUT ROWID;
+
+-- Answers to changing calls that carried an Idempotency-Key.
+CREATE TABLE IF NOT EXISTS answered (
+    agent       INTEGER NOT NULL,
+    key         TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,                   -- of method, path and body
+    status      INTEGER NOT NULL,
+    body        BLOB NOT NULL,
+    answered_at REAL NOT NULL,
+    PRIMARY KEY (agent, key)
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS attachment (
+    number       INTEGER PRIMARY KEY,
+    owner        INTEGER NOT NULL,
+    conversation INTEGER,                        -- whom it is for: a conversation,
+    recipient    INTEGER,                        -- or an agent
+    filename     TEXT NOT NULL,
+    content_type TEXT NOT NULL,
+    size         INTEGER NOT NULL,
+    sha256       TEXT NOT NULL,
+    created_at   TEXT NOT NULL,
+    content      BLOB                            -- null until it has been stored
+);

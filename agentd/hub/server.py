@@ -90,7 +90,7 @@ class Hub(Control):
 
     async def _listen(self) -> None:
         settings = self._settings
-        app = web.Application(client_max_size=settings.body_max_bytes)
+        app = web.Application(client_max_size=max(settings.body_max_bytes, settings.attachment_max_bytes))
         if settings.development:
             mount_control(app, self)
         mount(app, self.service, ROUTES)

@@ -12,9 +12,11 @@ from collections import Counter
 import msgspec
 
 from agentd.hub.accounts import Account, Accounts, plain_handle
+from agentd.hub.attachments import Attachments
 from agentd.hub.conversations import Conversation, Conversations
 from agentd.hub.database import Database
 from agentd.hub.faults import Faults
+from agentd.hub.idempotency import Idempotency
 from agentd.hub.mailbox import Mailbox, Stored
 from agentd.hub.presence import Presences
 from agentd.hub.reading import Reading
@@ -40,6 +42,8 @@ class Service:
         self.mailbox = Mailbox(self.database, self.accounts, self.conversations, settings.backlog_hard)
         self.sending = Sending(settings, self.accounts, self.relations, self.conversations, self.mailbox)
         self.presences = Presences()
+        self.attachments = Attachments(self.database, settings.attachment_life_s)
+        self.idempotency = Idempotency(self.database)
         self.sockets = Sockets(
             settings,
             self.accounts,

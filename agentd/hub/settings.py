@@ -32,6 +32,10 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     backlog_hard: int = wire.BACKLOG_HARD
     message_max_bytes: int = wire.MESSAGE_MAX_BYTES
     body_max_bytes: int = 8_388_608  # bulk posts through /hub/v1 are the largest bodies
+    attachment_max_bytes: int = wire.ATTACHMENT_MAX_BYTES
+    attachment_life_s: float = (
+        600.0  # how long an address to store or fetch a file is good: minutes, as on the platform
+    )
     cold_rule: bool = True  # one message to a stranger until it answers, as on the platform
     cold_threads_per_day: int = wire.COLD_THREADS_PER_DAY
     sends_per_s: float = wire.SENDS_PER_S

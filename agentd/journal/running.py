@@ -45,19 +45,47 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 class Running:
-    """The marks of one process. slots: handler calls at once. Without a file they live in memory only."""
+    """The marks of one process. slots: handler calls at once. Without a file they live in memory only.
 
-    def __init__(self, plugins: Sequence[str], slots: int, words: memoryview | None = None) -> None:
+    words, head: what the file holds, mapped.
+    """
+
+    def __init__(
+        self,
+        plugins: Sequence[str],
+        slots: int,
+        words: memoryview | None = None,
+        head: memoryview | None = None,
+    ) -> None:
         assert len(plugins) < 1 << _TAG_BITS, len(plugins)
         self._plugins = list(plugins)
+        self._head = head
+        self.slots = slots
         self._words: memoryview | array[int] = (
             array("Q", bytes(slots * _WORDS * _WORD_BYTES)) if words is None else words
         )
         self._free = list(range(0, slots * _WORDS, _WORDS))
 
     def tag(self, plugin: str) -> int:
-        """What stands for a plugin among the marks."""
+        """What stands for a plugin among the marks; one that was not there at the start takes a free tag."""
+        if plugin not in self._plugins:
+            free = self._plugins.index("") if "" in self._plugins else len(self._plugins)
+            self._plugins[free : free + 1] = [plugin]
+            self._write_head()
         return self._plugins.index(plugin)
+
+    def untag(self, plugin: str) -> None:
+        """Nothing of this plugin runs any more, nor will: its tag is free for another."""
+        self._plugins[self._plugins.index(plugin)] = ""
+
+    def _write_head(self) -> None:
+        """Say in the file what the tags stand for, before one of them is used."""
+        if self._head is None:
+            return
+        head = msgspec.json.encode(_Head(_boot(), self._plugins))
+        assert len(head) <= _HEAD_BYTES, len(head)
+        self._head[: len(head)] = head
+        self._head[len(head) :] = bytes(_HEAD_BYTES - len(head))
 
     def began(self, tag: int, position: int, until: int) -> int:
         """A turn about these records begins. Returns its slot, for `ended`."""
@@ -88,7 +116,9 @@ def open_running(path: Path, plugins: Sequence[str], slots: int) -> tuple[Runnin
     """
     unfinished = _left_in(path)
     try:
-        return Running(plugins, slots, _mapped(path, plugins, slots)), unfinished
+        whole = _mapped(path, plugins, slots)
+        head, words = whole[:_HEAD_BYTES], whole[_HEAD_BYTES:].cast("Q")
+        return Running(plugins, slots, words, head), unfinished
     except OSError as error:
         log.warning("%s cannot be written (%s): a plugin that kills the process will not be found out", path, error)
         return Running(plugins, slots), unfinished
@@ -107,7 +137,7 @@ def _mapped(path: Path, plugins: Sequence[str], slots: int) -> memoryview:
     finally:
         os.close(file)
     fresh.replace(path)
-    return memoryview(whole)[_HEAD_BYTES:].cast("Q")
+    return memoryview(whole)
 
 
 def _left_in(path: Path) -> list[Unfinished]:

@@ -133,7 +133,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 class Paused(msgspec.Struct, frozen=True, kw_only=True):
     """Change and row: no handler runs in a conversation until it is resumed; its mail is kept.
 
-    number: the journal's. at, until: Unix seconds; until None for "until somebody resumes it".
+    number: the journal's. at, until: Unix seconds; until None for "until somebody resumes it". watchers: plugins that
+    only watch stand still, too.
     """
 
     number: int
@@ -142,6 +143,7 @@ class Paused(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     until: float | None
     reason: str
+    watchers: bool = True
 
 
 class Resumed(msgspec.Struct, frozen=True):
@@ -427,6 +429,10 @@ class Journal(Protocol):
 
     async def pauses(self) -> list[Paused]: ...
     async def conversation_find(self, identity: str, conversation: str) -> Conversation | None: ...
+    async def conversation_with(self, identity: str, handle: str) -> str | None:
+        """Id of the conversation in which a send to this handle arrived lately; None if there was none."""
+        ...
+
     async def read_lane(self, conversation: int, after: int, limit: int) -> list[StoredRecord]:
         """Records of one conversation behind a position, in the order of delivery."""
         ...
@@ -438,6 +444,17 @@ class Journal(Protocol):
 
     async def read_log(self, identity: str | None, after: int, limit: int) -> list[StoredRecord]:
         """Records behind a position over all conversations."""
+        ...
+
+    async def position_of_seq(self, conversation: int, epoch: int, seq: int) -> int | None:
+        """The first position in a conversation at or above a seq; None if there is none."""
+        ...
+
+    async def position_since(self, moment: float) -> int | None:
+        """The first position in the log that was received from this moment on, Unix seconds; None if there is none.
+
+        One that waited for longer than ten minutes until it was in order may be missed.
+        """
         ...
 
     async def last_position(self) -> int: ...

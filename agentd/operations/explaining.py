@@ -14,14 +14,31 @@ from typing import Any, NamedTuple
 from agentd.control.refusal import ControlError
 from agentd.core.events import Event, Record
 from agentd.core.moments import iso
+from agentd.dispatcher.deliveries import PASSED, SET_BACK, TRIED_AGAIN
 from agentd.host.handlers import Handler, Verdict
-from agentd.journal.storage import Attempt, DeadRow, StoredRecord
+from agentd.journal.storage import Attempt, DeadRow, Outcome, StoredRecord, TimerSet
 from agentd.operations.parts import Parts
-from agentd.operations.rows import record_row
+from agentd.operations.rows import outcome_row, pause_row, record_row
 
-STATES = ("handled", "passed_over", "waiting", "failing", "held", "dead", "never_offered")
-"""What can have become of an event in a lane. passed_over: no handler wants it. held: dead, and the lane waits behind
-it. never_offered: it was recorded before the plugin began to serve the identity."""
+STATES = (
+    "handled",
+    "passed_over",
+    "passed",
+    "waiting",
+    "running",
+    "failing",
+    "paused",
+    "aside",
+    "held",
+    "dead",
+    "never_offered",
+)
+"""What can have become of an event in a lane. passed_over: no handler wants it. passed: it grew stale, and newer ones
+say more. paused: it waits, and its conversation is paused. aside: it comes by itself, and the lane does not wait for
+it. held: dead, and the lane waits behind it. never_offered: it was recorded before the plugin began to serve the
+identity. An event that a replay goes back to waits again."""
+
+_NOTES = (TRIED_AGAIN, SET_BACK)  # outcomes that tell what somebody asked for, and not what came of it
 
 _STRIDE = 20_000  # positions read at once in search of an id, so that the dispatcher's reads come in between
 _LOOK_BACK = 1_000_000  # positions looked through for an id, the newest: some seconds; a position is found at once
@@ -31,7 +48,7 @@ class Fate(NamedTuple):
     """What became of an event in a lane. state: one of STATES. attempts, error: where it failed.
 
     not_before: Unix seconds of the next attempt. letter: number of its dead letter. behind: position of the failing
-    event that it waits for.
+    event that it waits for. replays: how often somebody wanted it to be handled again.
     """
 
     state: str
@@ -40,28 +57,69 @@ class Fate(NamedTuple):
     not_before: float | None = None
     letter: int | None = None
     behind: int | None = None
+    replays: int = 0
 
 
-def fate_of(
-    position: int, *, since: int, cursor: int, failed: Sequence[Attempt], letter: DeadRow | None, wanted: bool
-) -> Fate:
-    """What became of the event at this position.
+class Known(NamedTuple):
+    """What is known of an event and its lane.
 
-    since, cursor: from where on the lane is served, and how far it has handled. failed: its failed events. letter: the
-    event's dead letter. wanted: a handler matches it, or raised in trying.
+    since, cursor: from where on the lane is served, and how far it has handled. failed: its events that failed, or
+    noted progress. aside: the row under which this event comes by itself. letter: its dead letter. outcomes: what
+    turns about it came to, oldest first. wanted: a handler matches it, or raised in trying. paused: the plugin
+    stands still in its conversation. running: a turn about it is under way.
     """
-    failure = next((each for each in failed if each.position == position), None)
-    if letter is not None:
-        held = failure is not None and failure.not_before == math.inf
-        return Fate("held" if held else "dead", letter.attempts, letter.error, letter=letter.number)
-    if position <= since:
+
+    since: int
+    cursor: int
+    failed: Sequence[Attempt] = ()
+    aside: TimerSet | None = None
+    letter: DeadRow | None = None
+    outcomes: Sequence[Outcome] = ()
+    wanted: bool = True
+    paused: bool = False
+    running: bool = False
+
+
+def fate_of(position: int, known: Known) -> Fate:
+    """What became of the event at this position."""
+    replays = sum(each.word in _NOTES for each in known.outcomes)
+    return _fate(position, known)._replace(replays=replays)
+
+
+def _fate(position: int, known: Known) -> Fate:
+    letter, aside = known.letter, known.aside
+    failure = next((each for each in known.failed if each.position <= position <= max(each.position, each.until)), None)
+    if letter is not None and failure is not None and failure.not_before == math.inf:
+        return Fate("held", letter.attempts, letter.error, letter=letter.number)
+    if aside is not None:
+        return Fate("aside", aside.failures, aside.error or None, aside.due_at)
+    if letter is not None and not _tried_since(letter, known.outcomes):
+        return Fate("dead", letter.attempts, letter.error, letter=letter.number)
+    if position > known.cursor:
+        return _ahead(position, known, failure)
+    if position <= known.since and not any(each.word == SET_BACK for each in known.outcomes):
         return Fate("never_offered")
-    if position <= cursor:
-        return Fate("handled" if wanted else "passed_over")
-    if failure is not None:
-        return Fate("failing", failure.count, failure.error, failure.not_before)
-    ahead = [each.position for each in failed if cursor < each.position < position]
+    came_to = [each.word for each in known.outcomes if each.word not in _NOTES]
+    if PASSED in came_to[-1:]:
+        return Fate("passed")
+    return Fate("handled" if known.wanted else "passed_over")
+
+
+def _ahead(position: int, known: Known, failure: Attempt | None) -> Fate:
+    """Of an event that the lane has not handled yet, or is to handle again."""
+    if known.running:
+        return Fate("running", failure.count if failure is not None and failure.count else None)
+    if failure is not None and (failure.count or failure.deaths):
+        return Fate("failing", failure.count + failure.deaths, failure.error or None, failure.not_before)
+    if known.paused:
+        return Fate("paused")
+    ahead = [each.position for each in known.failed if known.cursor < each.position < position and each.count]
     return Fate("waiting", behind=min(ahead, default=None))
+
+
+def _tried_since(letter: DeadRow, outcomes: Sequence[Outcome]) -> bool:
+    """Whether somebody wanted the event to be handled again after it had died."""
+    return any(each.word in _NOTES and each.at >= letter.died_at for each in outcomes)
 
 
 class Explaining:
@@ -125,22 +183,34 @@ class Explaining:
         }
 
     async def _in_lane(self, plugin: str, record: Record, letter: DeadRow | None) -> dict[str, Any]:
-        event = record.event
+        event, number, position = record.event, record.conversation, record.position
+        dispatcher, journal = self._parts.dispatcher, self._journal
         handlers = [_handler_row(handler, event) for handler in self._parts.plugins[plugin].handlers.all]
-        since = self._parts.dispatcher.since(event.identity, plugin)
-        fate = fate_of(
-            record.position,
+        since = dispatcher.since(event.identity, plugin)
+        pause = dispatcher.pause_for(plugin, number)
+        asides = [
+            each for each in await journal.timers(plugin) if (each.conversation, each.position) == (number, position)
+        ]
+        outcomes = await journal.outcomes(plugin, number, position)
+        known = Known(
             since=since,
-            cursor=(await self._journal.cursors(plugin)).get(record.conversation, since),
-            failed=[each for each in await self._journal.attempts(plugin) if each.conversation == record.conversation],
+            cursor=(await journal.cursors(plugin)).get(number, since),
+            failed=[each for each in await journal.attempts(plugin) if each.conversation == number],
+            aside=asides[0] if asides else None,
             letter=letter,
+            outcomes=outcomes,
             wanted=any(row["matches"] is not False for row in handlers),
+            paused=pause is not None,
+            running=dispatcher.runs(plugin, number, position),
         )
+        fate = fate_of(position, known)
         not_before = None if fate.not_before is None else iso(fate.not_before)
         return {
             "plugin": plugin,
-            "breaker": self._parts.dispatcher.standing(plugin)["breaker"],
+            "breaker": dispatcher.standing(plugin)["breaker"],
+            "pause": None if pause is None else pause_row(pause),
             "fate": {**fate._asdict(), "not_before": not_before},
+            "outcomes": [outcome_row(each) for each in outcomes],
             "handlers": handlers,
         }
 

@@ -1,4 +1,4 @@
-"""Dead letters: shown, and taken off the list.
+"""Dead letters: shown, delivered again, and taken off the list.
 
 Always true: a letter that nobody needs to look at any more stays in the journal.
 Not here: what becomes one (dispatcher).
@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from agentd.control.refusal import ControlError
+from agentd.core.events import Record
 from agentd.journal.storage import DeadDropped, DeadRow
 from agentd.operations.parts import Parts
 from agentd.operations.rows import dead_row, record_row
@@ -29,11 +30,29 @@ class Letters:
     async def show(self, number: int) -> dict[str, Any]:
         """See control.api.Daemon."""
         row = await self._find(number)
-        stored = await self._journal.read_lane(row.conversation, row.position - 1, 1)
-        # Its identity may be gone, or that it cannot be read is the very reason why it is dead.
-        record = self._parts.record(stored[0]) if stored and stored[0].position == row.position else None
+        record = await self._record(row)
         event = None if record is None else record_row(record)
-        return {**dead_row(row), "traceback": row.traceback, "event": event}
+        return {**dead_row(row), "held": self._is_held(row), "traceback": row.traceback, "event": event}
+
+    async def replay(self, number: int) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        row = await self._find(number)
+        if row.plugin not in self._parts.plugins or row.identity not in self._parts.served_by(row.plugin):
+            raise ControlError(
+                409,
+                "NOT_SERVED",
+                f"plugin {row.plugin} does not serve identity {row.identity} any more",
+                "configure it as it was, or take the letter off the list: agentd dead drop",
+            )
+        if await self._record(row) is None:
+            raise ControlError(
+                409,
+                "UNREADABLE_EVENT",
+                f"the event of dead letter {number} cannot be read",
+                f"take it off the list: agentd dead drop {number}",
+            )
+        await self._parts.dispatcher.try_again(row)
+        return await self.show(number)
 
     async def drop(self, number: int) -> dict[str, Any]:
         """See control.api.Daemon."""
@@ -43,6 +62,16 @@ class Letters:
             if row.identity in self._parts.dispatcher.dead:
                 self._parts.dispatcher.dead[row.identity] -= 1
         return await self.show(number)
+
+    async def _record(self, row: DeadRow) -> Record | None:
+        # Its identity may be gone, or that it cannot be read is the very reason why it is dead.
+        stored = await self._journal.read_lane(row.conversation, row.position - 1, 1)
+        return self._parts.record(stored[0]) if stored and stored[0].position == row.position else None
+
+    def _is_held(self, row: DeadRow) -> bool:
+        held = self._parts.dispatcher.standing(row.plugin).get("held", ())
+        place = (row.identity, row.conversation_id)
+        return row.dropped_at is None and any((each["identity"], each["conversation"]) == place for each in held)
 
     async def _find(self, number: int) -> DeadRow:
         if (row := await self._journal.dead_find(number)) is None:

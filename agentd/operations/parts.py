@@ -15,30 +15,43 @@ from agentd import config
 from agentd.core.events import Event, Record
 from agentd.dispatcher import Dispatcher
 from agentd.errors import WireViolation
+from agentd.generations import Generations
 from agentd.host.isolated import Hosted
 from agentd.host.stalls import StallWatch
 from agentd.journal.storage import Journal, StoredRecord
+from agentd.operations.vitals import Vitals
 from agentd.supervisor import Supervisor
 
 
 class Parts(NamedTuple):
     """What there is to ask.
 
-    supervisors, plugins: by name. revive: decodes what was stored; raises KeyError for an identity that is gone, and
-    msgspec.DecodeError. hub_url: of the embedded hub, or None. began: monotonic seconds. stopping: set once the daemon
-    stops; `stop` sets it.
+    current: the settings as they are now. supervisors: by name. revive: decodes what was stored; raises KeyError for an
+    identity that is gone, and msgspec.DecodeError. hub_url: of the embedded hub, or None. began: monotonic seconds.
+    stopping: set once the daemon stops; `stop` sets it.
     """
 
-    settings: config.Settings
+    current: Callable[[], config.Settings]
     journal: Journal
     supervisors: Mapping[str, Supervisor]
-    plugins: Mapping[str, Hosted]
+    generations: Generations
     dispatcher: Dispatcher
     stalls: StallWatch
+    vitals: Vitals
     revive: Callable[[StoredRecord], Event]
     hub_url: str | None
     began: float
     stopping: asyncio.Event
+
+    @property
+    def settings(self) -> config.Settings:
+        """The settings that run."""
+        return self.current()
+
+    @property
+    def plugins(self) -> Mapping[str, Hosted]:
+        """Those in service."""
+        return self.generations.plugins
 
     def names(self, identity: str | None) -> list[str]:
         """This identity, or all of them."""

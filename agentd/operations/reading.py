@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 
-from agentd.control.refusal import ControlError
 from agentd.core import exported
 from agentd.journal.storage import StoredRecord
 from agentd.operations.following import Followers
+from agentd.operations.naming import find_conversation
 from agentd.operations.parts import Parts
 from agentd.operations.rows import gap_row, record_row
 
@@ -29,6 +29,17 @@ class Reading:
         self._parts = parts
         self._journal = parts.journal
         self._followers = followers
+
+    async def conversations(self, identity: str | None, prefix: str, limit: int) -> list[dict[str, Any]]:
+        """See control.api.Daemon."""
+        found = [
+            each
+            for name in self._parts.names(identity)
+            for each in await self._journal.conversations(name)
+            if each.conversation.startswith(prefix)
+        ]
+        newest = sorted(found, key=lambda each: each.position, reverse=True)[:limit]
+        return [{"identity": each.identity, "conversation": each.conversation} for each in newest]
 
     async def gaps(self, identity: str | None, open_only: bool, limit: int) -> list[dict[str, Any]]:
         """See control.api.Daemon."""
@@ -78,22 +89,5 @@ class Reading:
         """What reads a page behind a position: of everything, of an identity, or of one conversation."""
         if conversation is None:
             return lambda after: self._journal.read_log(identity, after, _PAGE)
-        found = {
-            name: each.number
-            for name in self._parts.names(identity)
-            for each in await self._journal.conversations(name)
-            if each.conversation == conversation
-        }
-        if not found:
-            raise ControlError(
-                404, "UNKNOWN_CONVERSATION", f"nothing is recorded of conversation {conversation!r}", "see: agentd tail"
-            )
-        if len(found) > 1:
-            raise ControlError(
-                400,
-                "WHICH_IDENTITY",
-                f"several identities are in conversation {conversation!r}",
-                f"name one with --as: {', '.join(found)}",
-            )
-        (number,) = found.values()
+        number = (await find_conversation(self._parts, self._parts.names(identity), conversation)).number
         return lambda after: self._journal.read_lane(number, after, _PAGE)

@@ -11,7 +11,7 @@ import msgspec
 
 from agentd.core.events import Message, Record
 from agentd.core.moments import iso
-from agentd.journal.storage import DeadRow, GapNoted, OutboxRow
+from agentd.journal.storage import DeadRow, GapNoted, OutboxRow, Outcome, Paused
 
 
 def gap_row(identity: str, conversation: str, gap: GapNoted) -> dict[str, Any]:
@@ -69,6 +69,23 @@ def dead_row(row: DeadRow) -> dict[str, Any]:
         "error": row.error,
         "died_at": iso(row.died_at),
         "dropped_at": None if row.dropped_at is None else iso(row.dropped_at),
+    }
+
+
+def outcome_row(outcome: Outcome) -> dict[str, Any]:
+    """What a turn came to, or what was decided about its events."""
+    data = None if outcome.data is None else msgspec.json.decode(outcome.data)
+    return {"word": outcome.word, "data": data, "at": iso(outcome.at), "first": outcome.first, "last": outcome.last}
+
+
+def pause_row(pause: Paused) -> dict[str, Any]:
+    """A conversation in which no handler runs."""
+    return {
+        "identity": pause.identity,
+        "conversation": pause.conversation,
+        "paused_at": iso(pause.at),
+        "until": None if pause.until is None else iso(pause.until),
+        "reason": pause.reason,
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from agentd import __version__
 from agentd.core.moments import iso
 from agentd.host.isolated import Isolated
 from agentd.operations.parts import Parts
+from agentd.operations.rows import pause_row
+from agentd.supervisor import Change
+
+_CHANGES_REMEMBERED = 20_000  # changes of state, which look the same from one question to the next
 
 
 class Status:
@@ -33,12 +38,13 @@ class Status:
             "uptime_s": round(time.monotonic() - parts.began, 3),
             "state_dir": str(Path(parts.settings.agentd.state).absolute()),
             "hub_url": parts.hub_url,
-            "identities": [self._identity(name) for name in parts.supervisors],
+            "identities": [self._identity(name) for name in parts.supervisors if self._is_whole(name)],
             "plugins": [
                 {
                     "name": name,
                     "use": plugin.use,
                     "identities": parts.served_by(name),
+                    **parts.generations.standing(name),
                     "worker": self._worker(name),
                     "state_bytes": parts.journal.state_bytes(name),
                     "state_max_bytes": plugin.state_max_mb << 20,
@@ -47,11 +53,19 @@ class Status:
                 }
                 for name, plugin in parts.settings.plugin.items()
             ],
+            "pauses": [pause_row(pause) for pause in parts.dispatcher.pauses()],
             "journal": self._journal(),
             "signals_dropped": parts.dispatcher.signals_dropped,
             "loop_stalls": parts.stalls.stalls,
             "turns_in_predecessor": parts.dispatcher.inherited,
+            "undispatched": parts.dispatcher.undispatched,
+            "undispatched_bytes": parts.dispatcher.undispatched_bytes,
+            **parts.vitals.status(self._loop.time()),
         }
+
+    def _is_whole(self, name: str) -> bool:
+        """It is not on its way in or out."""
+        return name in self._parts.settings.identity and name in self._parts.dispatcher.handled
 
     def _worker(self, plugin: str) -> dict[str, Any] | None:
         """How the process of a plugin that has one of its own fares."""
@@ -66,7 +80,7 @@ class Status:
             **status,
             "url": parts.settings.identity[name].url,
             "state_since": iso(status["state_since"]),
-            "history": [{**change, "at": iso(change["at"])} for change in status["history"]],
+            "history": [_change_row(change) for change in status["history"]],
             "plugins": list(parts.settings.identity[name].plugins),
             "handled": parts.dispatcher.handled[name],
             "pending": parts.dispatcher.pending[name],
@@ -93,3 +107,8 @@ class Status:
         """See control.api.Daemon."""
         names = [identity] if identity is not None else self._parts.served_by(plugin)
         return sum(self._parts.dispatcher.release(plugin, name, conversation) for name in names)
+
+
+@lru_cache(maxsize=_CHANGES_REMEMBERED)
+def _change_row(change: Change) -> dict[str, Any]:
+    return {"state": change.state, "at": iso(change.at), "reason": change.reason}

@@ -4,7 +4,7 @@ One `Rest` serves one identity; the connections underneath are a `Pool`, shared 
 
 Always true: every attempt has a deadline. Only what is safe to repeat is repeated here, by the platform's table. No
 redirect is followed, no cookie kept: the key goes to `base_url` and nowhere else, and no URL, log, exception or repr
-holds it. An answer takes at most `answer_max_bytes` of memory, inflated.
+holds it. An answer takes at most `answer_max_bytes` of memory, inflated; a file `attachment_max_bytes`.
 Not here: what an answer means (wire/), repeating a send under its own key (sender).
 """
 
@@ -29,11 +29,11 @@ from yarl import URL
 from agentd import __version__
 from agentd.config import Rest as RestSettings
 from agentd.core.reconnect import backoff_s
-from agentd.errors import AgentdError, CredentialsRefused, OutcomeUnknown, Unavailable, WireViolation
-from agentd.transport.address import proxy_for, require_safe
+from agentd.errors import AgentdError, CredentialsRefused, OutcomeUnknown, Refused, Unavailable, WireViolation
+from agentd.transport.address import is_loopback, proxy_for, require_safe
 from agentd.transport.retry_after import retry_after_s
 from agentd.transport.tls import tls_context
-from agentd.wire.platform import Request, Response
+from agentd.wire.platform import Request, Response, Transfer
 
 IDENTITY_HEADERS = {"X-AgentChat-Client": "agentd", "X-AgentChat-Client-Version": __version__}
 """How AgentChat asks clients to name themselves; advisory."""
@@ -144,6 +144,37 @@ class Rest:
             failures += 1
             await self._sleep(self._delay_s(request, outcome, failures, request_id))
 
+    async def transfer(self, transfer: Transfer) -> Response:
+        """Bring bytes to an address that the platform named, or get them from there: one attempt, without the key.
+
+        Raises Refused for an address that is no place for them, such as this machine's own for a platform elsewhere.
+        Unavailable without an answer, WireViolation if it is too large.
+        """
+        host = require_safe(transfer.url)
+        if is_loopback(host) and not is_loopback(require_safe(self._base_url)):
+            raise Refused(0, "BAD_URL", "the platform names an address on this machine, which it cannot know")
+        attempt = self._transferred(transfer)
+        outcome = await self._outcome(attempt, self._settings.transfer_timeout_s, self._settings.attachment_max_bytes)
+        if isinstance(outcome, Response):
+            return outcome
+        # Not the path: it is signed, and whoever has it needs no key.
+        raise Unavailable(f"{transfer.method} at {host}: {outcome.why}")
+
+    def _transferred(self, transfer: Transfer) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"}
+        if transfer.content_type is not None:
+            headers["Content-Type"] = transfer.content_type
+        assert self._pool is not None
+        return self._pool.session.request(
+            transfer.method,
+            URL(transfer.url, encoded=True),
+            headers=headers,
+            data=transfer.body,
+            allow_redirects=False,
+            proxy=proxy_for(transfer.url),
+            trace_request_ctx=_Progress(),
+        )
+
     def _delay_s(self, request: Request, outcome: Response | _Failure, failures: int, request_id: str) -> float:
         why, asked = f"{request.method} {request.path}: ", None
         if isinstance(outcome, Response):
@@ -161,24 +192,33 @@ class Rest:
         # Failures are given back, not raised: a cause or context from aiohttp may carry the request's headers, which
         # hold the key.
         progress = _Progress()
+        opened = self._open(request, request_id, progress)
+        outcome = await self._outcome(opened, self._settings.timeout_s, self._settings.answer_max_bytes)
+        return outcome if isinstance(outcome, Response) else _Failure(outcome.why, progress.connected)
+
+    async def _outcome(
+        self, opened: AbstractAsyncContextManager[aiohttp.ClientResponse], timeout_s: float, max_bytes: int
+    ) -> Response | _Failure:
         try:
-            async with (
-                asyncio.timeout(self._settings.timeout_s),
-                self._open(request, request_id, progress) as answer,
-            ):
-                body = await _read(answer, self._settings.answer_max_bytes)
+            async with asyncio.timeout(timeout_s), opened as answer:
+                body = await _read(answer, max_bytes)
                 headers = {name.lower(): value for name, value in answer.headers.items()}
                 asked_s = retry_after_s(headers.get("retry-after"), self._clock())
                 return Response(status=answer.status, headers=headers, body=body, retry_after_s=asked_s)
         except TimeoutError:
-            return _Failure(f"no answer within {self._settings.timeout_s:g} s", progress.connected)
+            return _Failure(f"no answer within {timeout_s:g} s")
         except (aiohttp.ClientError, OSError) as exc:
-            return _Failure(type(exc).__name__, progress.connected)
+            return _Failure(type(exc).__name__)
 
     def _open(
         self, request: Request, request_id: str, progress: _Progress
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        headers = {**self._headers, "Authorization": f"Bearer {self._key()}", "x-request-id": request_id}
+        headers = {
+            **self._headers,
+            **request.headers,
+            "Authorization": f"Bearer {self._key()}",
+            "x-request-id": request_id,
+        }
         if request.body is not None:
             headers["Content-Type"] = "application/json"
         assert self._pool is not None
@@ -210,7 +250,7 @@ class _Failure(msgspec.Struct, frozen=True):
     """An attempt without an answer. connected: the server may have seen the request."""
 
     why: str
-    connected: bool
+    connected: bool = False
 
 
 def _unanswered(request: Request, failure: _Failure, request_id: str) -> AgentdError:

@@ -8,19 +8,22 @@ Always true: what a platform lacks is said (`acks`, `deduplicates_sends`, `looku
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from agentd.core.events import Event, Position, Send, Signal, Source
 from agentd.core.reconnect import CloseMeaning
+from agentd.errors import Unavailable
+
+T = TypeVar("T")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One REST call. `path` starts at the platform's base and is percent-encoded; `body`: JSON bytes or None.
 
-    repeatable: carrying it out twice is the same as once, so transport may retry it.
+    repeatable: carrying it out twice is the same as once, so transport may retry it. headers: besides transport's own.
     """
 
     method: str
@@ -28,6 +31,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     query: Mapping[str, str] = {}
     body: bytes | None = None
     repeatable: bool = True
+    headers: Mapping[str, str] = {}
+
+
+class Transfer(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes to or from an address that the platform named, which is not the platform's own and must not see the key."""
+
+    method: str
+    url: str
+    body: bytes | None = None
+    content_type: str | None = None
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +50,40 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str]
     body: bytes
     retry_after_s: float | None = None
+
+
+class Say(msgspec.Struct, frozen=True):
+    """A frame for the socket, to which no answer comes."""
+
+    frame: bytes
+
+
+class Call(msgspec.Struct, Generic[T], frozen=True):
+    """One call of a plugin: what is asked, and what its answer means.
+
+    read: gives the result, or the call that comes next. Raises Refused, Unavailable (StillRunning among it),
+    WireViolation.
+    """
+
+    ask: Request | Transfer
+    read: Callable[[Response], T | Call[T]]
+
+
+class StillRunning(Unavailable):
+    """The first attempt at a call under this key has not ended: asking again after `retry_after_s` tells its answer."""
+
+
+class Calls(Protocol):
+    """What plugins may ask of one identity's platform; `agentd.apis` names it."""
+
+    platform: str
+
+    def call(self, name: str, arguments: Mapping[str, Any], key: str | None) -> Call[Any] | Say:
+        """How a call such as "contacts.add" is made. key: of one that is carried out once.
+
+        Raises ValueError for what cannot be asked.
+        """
+        ...
 
 
 class Hello(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from agentd.control.client import Client
 from agentd.control.refusal import ControlError, UnreachableError
 from agentd.core.events import Content
 from agentd.errors import JournalFull, OutcomeUnknown, Refused, Unavailable
-from tests.conftest import ScriptedDaemon
+from tests.conftest import ScriptedDaemon, pause_row
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -125,6 +125,16 @@ def test_a_fault_of_the_daemons_is_in_its_log_and_not_in_the_answer(
     assert "inner words" in caplog.text
 
 
+def test_conversations_are_told_by_how_they_begin(served: Any) -> None:
+    client = Client(served.path)
+    assert client.conversations("alice", prefix="conv_", limit=7) == [
+        {"identity": "alice", "conversation": "conv_2"},
+        {"identity": "alice", "conversation": "conv_1"},
+    ]
+    assert served.daemon.asked == [("conversations", "alice", "conv_", 7)]
+    assert refused(lambda: client.conversations("alise")).code == "UNKNOWN_IDENTITY"
+
+
 def test_gaps_are_asked_for_as_wanted(served: Any) -> None:
     served.daemon.gap_list = [{"identity": "alice", "start": 3, "stop": 5}]
     client = Client(served.path)
@@ -170,11 +180,13 @@ def test_dead_letters_are_asked_for_as_wanted(served: Any) -> None:
     assert client.dead() == list(served.daemon.letters.values())
     client.dead("alice", dropped_too=True, limit=7)
     assert client.dead_show(3)["event"]["seq"] == 9
+    assert client.dead_replay(3)["dropped_at"] is not None
     assert client.dead_drop(3)["dropped_at"] is not None
     assert served.daemon.asked == [
         ("dead", None, False, 100),
         ("dead", "alice", True, 7),
         ("dead_show", 3),
+        ("dead_replay", 3),
         ("dead_drop", 3),
     ]
 
@@ -187,6 +199,7 @@ def test_dead_letters_are_asked_for_as_wanted(served: Any) -> None:
         ("POST /v1/outbox/drop", b'{"client_msg_id": ""}'),
         ("POST /v1/outbox/drop", b'{"client_msg_id": "k", "force": true}'),
         ("POST /v1/dead/drop", b'{"number": 0}'),
+        ("POST /v1/dead/replay", b"{}"),
         ("GET /v1/dead/letter?number=x", b""),
         ("GET /v1/dead?limit=0", b""),
     ],
@@ -294,6 +307,36 @@ def test_an_export_of_what_there_is_not_is_refused_before_it_begins(served: Any)
     assert refused(lambda: client.export(conversation="c")).code == "UNKNOWN_CONVERSATION"
 
 
+def test_a_replay_gives_each_line_as_it_comes(either: Any) -> None:
+    client = Client(either.path)
+    for step, lines in either.daemon.replays.items():
+        assert list(client.replay(step, "echo", "alice", "conv_1", 7, "2026-01-01T00:00:00Z")) == lines
+    assert either.daemon.asked == [
+        ("replay", step, "echo", "alice", "conv_1", 7, 1_767_225_600.0) for step in either.daemon.replays
+    ]
+
+
+def test_a_replay_that_the_daemon_breaks_off_is_not_taken_for_all(served: Any) -> None:
+    served.daemon.replays["count"].insert(2, {"gone": True})
+    with pytest.raises(UnreachableError, match="broke off"):
+        list(Client(served.path).replay("count", "echo"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("count", "echo", None, None, 7), "from_seq is a place in one conversation, and none is named"),
+        (("count", "echo", None, None, None, "yesterday"), "since must be a moment"),
+        (("count", "echo", None, "c", -1), "$.from_seq"),
+        (("go", "echo"), "Invalid enum value 'go'"),
+    ],
+)
+def test_a_replay_that_makes_no_sense_is_refused(served: Any, asked: tuple[Any, ...], message: str) -> None:
+    error = refused(lambda: list(Client(served.path).replay(*asked)))
+    assert (error.code, message in error.message) == ("BAD_REQUEST", True)
+    assert served.daemon.asked == []
+
+
 def test_an_event_is_explained_as_asked(served: Any) -> None:
     client = Client(served.path)
     assert client.explain("msg_ä/?&9", "alice", "echo") == served.daemon.explained
@@ -390,6 +433,28 @@ def test_a_client_looks_where_a_socket_is(tmp_path: Path, monkeypatch: pytest.Mo
     assert find_socket(config, environ) == runtime
     assert find_socket(config, {}) == named
     assert find_socket(config, {**environ, "AGENTD_STATE": "/elsewhere"}) == Path("/elsewhere/control.sock")
+
+
+def test_a_conversation_is_paused_and_resumed(served):
+    client = Client(served.path)
+    assert client.pause("@bob")["until"] is None
+    assert client.pause("conv_1", "alice", for_s=7_200.0)["until"] is not None
+    assert client.resume("conv_1", "alice")["reason"] == "by command"
+    assert served.daemon.asked == [
+        ("pause", None, "@bob", None),
+        ("pause", "alice", "conv_1", 7_200.0),
+        ("resume", "alice", "conv_1"),
+    ]
+    assert refused(lambda: client.pause("conv_1", "alise")).code == "UNKNOWN_IDENTITY"
+    for wrong in (0.0, -1.0, 1e9):
+        assert refused(lambda wrong=wrong: client.pause("conv_1", for_s=wrong)).code == "BAD_REQUEST"
+
+
+def test_the_status_of_one_identity_tells_its_pauses_only(served):
+    served.daemon.pauses = [pause_row("conv_1"), pause_row("conv_2", identity="bob")]
+    client = Client(served.path)
+    assert len(client.status()["pauses"]) == 2
+    assert [each["conversation"] for each in client.status("bob")["pauses"]] == ["conv_2"]
 
 
 def test_a_conversation_is_released(served):

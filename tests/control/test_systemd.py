@@ -27,12 +27,17 @@ def test_the_manager_hears_each_word(manager: socket.socket) -> None:
     told.status("2 identities live")
     told.alive()
     told.stopping()
+    before_us = time.monotonic_ns() // 1_000
+    told.reloading()
     assert [manager.recv(100) for _ in range(4)] == [
         b"READY=1",
         b"STATUS=2 identities live",
         b"WATCHDOG=1",
         b"STOPPING=1",
     ]
+    word, _, moment = manager.recv(100).decode().partition("\nMONOTONIC_USEC=")
+    assert word == "RELOADING=1"
+    assert before_us <= int(moment) <= time.monotonic_ns() // 1_000
 
 
 def test_an_abstract_address_is_understood() -> None:

@@ -228,3 +228,26 @@ def test_finishing_what_does_not_run_is_a_broken_invariant() -> None:
     lanes.push("a", 1)
     with pytest.raises(AssertionError):
         lanes.done("a")
+
+
+@pytest.mark.parametrize("fate", ["done", "delay", "release", "drop"])
+def test_a_closed_lane_is_gone_when_its_head_is_back_whatever_becomes_of_it(fate: str) -> None:
+    lanes: Lanes[str, int] = Lanes(2)
+    gone: list[str] = []
+    for item in (1, 2):
+        lanes.push("out", item)
+        lanes.push("waits", item)
+    lanes.take(0.0)
+    lanes.close("out", lambda: gone.append("out"))
+    lanes.close("waits", lambda: gone.append("waits"))
+    assert (gone, "waits" in lanes, lanes.running) == (["waits"], False, 1)
+    if fate in ("release", "drop"):
+        lanes.hold("out")
+        assert gone == ["waits"]
+    {"done": lanes.done, "release": lanes.release, "drop": lanes.drop, "delay": lambda key: lanes.delay(key, 5.0)}[
+        fate
+    ]("out")
+    assert (gone, len(lanes), lanes.running) == (["waits", "out"], 0, 0)
+    lanes.push("out", 3)
+    assert lanes.take(10.0) == ("out", 3)
+    assert lanes.take(10.0) is None

@@ -123,6 +123,27 @@ async def test_what_was_said_at_once_about_a_batch_is_about_that_batch_after_a_c
         assert h.texts == ["2 in one", "1 in one"]
 
 
+async def test_what_was_changed_for_a_batch_is_asked_for_again_by_that_batch_after_a_crash() -> None:
+    seen: Seen = []
+    plugin = Plugin("changing")
+
+    @plugin.on(Message, batch=10, settle_s=0.1)
+    async def together(messages: tuple[Message, ...], ctx: Context) -> None:
+        seen.append([message.text for message in messages])
+        await ctx.api.messages.mark_read(messages[-1].id)
+
+    async with Harness(plugin) as h:
+        h.api.answers("messages.mark_read")
+        await say(h, "1", "2")
+        h.crash_after_handler()
+        await h.advance(0.2)
+        await say(h, "3")
+        await h.advance(0.2)
+        assert seen == [["1", "2"], ["1", "2"], ["3"]]
+        first, again, other = h.api.calls
+        assert first == again != other
+
+
 async def test_one_poisonous_event_in_a_batch_takes_no_other_with_it() -> None:
     seen: Seen = []
     plugin = Plugin("poisoned")
@@ -428,6 +449,26 @@ async def test_a_rehearsal_shows_effects_and_has_none() -> None:
         assert (h.sent, h.journal.values, h.timers) == before
 
 
+async def test_a_rehearsal_makes_the_calls_that_read_and_none_that_changes() -> None:
+    plugin = Plugin("calling")
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        ctx.reply((await ctx.api.agents.get(message.sender)).handle)
+        await ctx.api.contacts.add(message.sender)
+
+    async with Harness(plugin) as h:
+        h.api.answers("agents.get", {"handle": "peer"})
+        h.api.answers("contacts.add")
+        await say(h, "1")
+        shown = await dispatcher(h).rehearse("calling", (await h.journal.read_lane(1, 0, 1))[0])
+        assert shown is not None
+        assert [send.content.text for send in shown.sends] == ["peer"]
+        assert shown.failure is not None
+        assert "ctx.api.contacts.add is not made in a rehearsal" in str(shown.failure.error)
+        assert [call.name for call in h.api.calls] == ["agents.get", "contacts.add", "agents.get"]
+
+
 # --- outcomes
 
 
@@ -560,6 +601,29 @@ async def test_a_pause_ends_at_its_time() -> None:
         assert h.journal.paused == {}
 
 
+async def test_who_only_watches_goes_on_while_a_person_speaks_but_not_when_it_was_told_to_stop() -> None:
+    seen: Seen = []
+    plugin = Plugin("watching", watches=True)
+
+    @plugin.on(Message)
+    async def look(message: Message, ctx: Context) -> None:
+        seen.append(message.text)
+
+    async with Harness(plugin, catch_up=CatchUp(policy="latest", after_s=60)) as h:
+        await say(h, "1", "2", created_at=past(h, 600))
+        person = Paused(
+            number=1, identity="me", conversation="conv_peer", at=0.0, until=None, reason="a person", watchers=False
+        )
+        await dispatcher(h).pause(person)
+        assert dispatcher(h).pause_for("watching", 1) is None
+        await say(h, "3")
+        assert seen == ["1", "2", "3"]
+        await dispatcher(h).pause(paused(h))
+        assert dispatcher(h).pause_for("watching", 1) == paused(h)
+        await say(h, "4")
+        assert seen == ["1", "2", "3"]
+
+
 async def test_a_timer_of_a_paused_conversation_waits_with_it() -> None:
     seen: Seen = []
     plugin = counting(seen)
@@ -610,6 +674,18 @@ async def test_two_agents_that_only_answer_each_other_are_stopped_and_their_mail
         await dispatcher(h).resume(1)
         await h.settle()
         assert seen == ["0", "1", "2", "3", "4", "x", "5", "6", "7"]
+
+
+async def test_a_replay_is_no_loop_however_long() -> None:
+    seen: Seen = []
+    async with Harness(counting(seen), loop_guard=LoopGuard(answers_max=5, window_s=60)) as h:
+        for n in range(12):
+            await say(h, str(n), agent=True)
+            await h.advance(30)
+        await dispatcher(h).rewind("counting", "me", 1, 0)
+        await h.settle()
+        assert len(seen) == 24
+        assert dispatcher(h).pauses() == []
 
 
 async def test_the_budget_outlives_the_process() -> None:

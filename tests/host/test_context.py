@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agentd.core.events import Context as EventContext
 from agentd.core.events import Message, Presence
+from agentd.host.api import no_api
 from agentd.host.context import TurnContext, cause_key
 from agentd.host.state import PluginState
 
@@ -24,6 +25,7 @@ class Home:
 
     def __init__(self) -> None:
         self.backlog_of = lambda identity, target: self.backlogs.get((identity, target))
+        self.api_of = no_api
         self.state = PluginState(self.name, self.read)
         self.loop = asyncio.new_event_loop()
         self.loop.close()

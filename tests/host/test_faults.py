@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentd.errors import GiveUp, NotSent, RetryLater
+from agentd.errors import CredentialsRefused, GiveUp, NotSent, Refused, RetryLater, Unavailable
 from agentd.host.faults import made_again, taken_apart
 from agentd.host.turns import DeadlinePassed
 
@@ -25,6 +25,12 @@ def crossed(error: BaseException) -> Any:
         (RetryLater(3, "busy", whole_plugin=True), {"after_s": 3.0, "reason": "busy", "whole_plugin": True}),
         (GiveUp("never"), {"reason": "never"}),
         (NotSent("refused", "403"), {"state": "refused"}),
+        (Unavailable("down", 2.5, "req_1"), {"retry_after_s": 2.5, "request_id": "req_1"}),
+        (Unavailable("down"), {"retry_after_s": None, "request_id": None}),
+        (
+            Refused(404, "NOT_FOUND", "no such", {"group_id": "g"}, "req_2"),
+            {"status": 404, "code": "NOT_FOUND", "message": "no such", "details": {"group_id": "g"}},
+        ),
         (DeadlinePassed("handle", 2.5), {"overrun": None}),
         (ValueError("no"), {}),
         (KeyboardInterrupt(), {}),
@@ -45,6 +51,12 @@ def test_a_subclass_of_a_fate_is_that_fate_under_its_own_name() -> None:
     again = crossed(Sleepy(7))
     assert isinstance(again, RetryLater)
     assert (type(again).__name__, again.after_s) == ("Sleepy", 7.0)
+
+
+def test_a_refused_key_is_a_refusal_like_any_other_over_there() -> None:
+    again = crossed(CredentialsRefused(401, "UNAUTHORIZED"))
+    assert isinstance(again, Refused)
+    assert (type(again).__name__, again.status) == ("CredentialsRefused", 401)
 
 
 def test_a_fate_that_makes_no_sense_is_none() -> None:

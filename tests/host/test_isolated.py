@@ -12,18 +12,20 @@ import textwrap
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from agentd import apis
 from agentd.config import KeySource, PluginSettings
 from agentd.core.events import Message, Presence, Sent, Timer
 from agentd.dispatcher.fates import told
-from agentd.errors import ConfigError, GiveUp, NotSent, PluginLoadError, RetryLater
+from agentd.errors import ConfigError, GiveUp, NotSent, PluginLoadError, Refused, RetryLater, Unavailable
 from agentd.host.calls import WorkerDied
-from agentd.host.context import TurnContext
+from agentd.host.context import TurnContext, cause_key
 from agentd.host.isolated import Isolated, load_hosted
 from agentd.host.lifecycle import load
 from agentd.host.turns import DeadlinePassed, Failure
@@ -328,6 +330,95 @@ async def test_state_is_bounded_as_in_process_and_says_when_it_is_full(trial: Tr
     plugin.state.stored_bytes = lambda: 600_010
     assert "state_max_mb" in str(await error_of(plugin))
     assert plugin.state.full
+
+
+async def test_calls_of_the_api_are_made_by_the_daemon_and_their_answers_and_refusals_come_back(trial: Trial) -> None:
+    plugin = await trial.start(
+        """
+        from datetime import UTC, datetime
+
+        @plugin.on(Message)
+        async def handle(message: Message, ctx: Context) -> None:
+            api = ctx.api
+            assert api.platform == "agentchat"
+            [said] = await api.conversations.history(message.conversation, after_seq=0)
+            until = datetime(2026, 1, 2, tzinfo=UTC)
+            await api.mutes.agent("bob", until)
+            stored = await api.attachments.upload(b"\\xff\\x00", "a", "image/png", to="bob")
+            content = await api.attachments.fetch(stored)
+            rows = [row.handle async for row in api.directory.search("bo")]
+            try:
+                await api.groups.get("grp_gone")
+            except Refused as error:
+                ctx.reply(f"{said.data} {content} {rows} {error.status} {error.code} {error.details}")
+            await api.conversations.typing(message.conversation)
+        """
+    )
+    asked: list[tuple[str, dict[str, Any], str | None]] = []
+    said = message("x", data={"n": 10**30})
+
+    class Port:
+        platform = "agentchat"
+
+        async def ask(self, name: str, arguments: Any, key: str | None) -> Any:
+            asked.append((name, dict(arguments), key))
+            match name:
+                case "conversations.history":
+                    return (said,)
+                case "mutes.agent":
+                    return apis.MuteEntry(target_kind="agent", target_id="bob")
+                case "attachments.upload":
+                    return "att_1"
+                case "attachments.fetch":
+                    return b"\xff\x01"
+                case "directory.search":
+                    return () if arguments["offset"] else (apis.DirectoryRow(handle="bob"),)
+                case "groups.get":
+                    raise Refused(410, "GROUP_DELETED", "gone", {"group_id": "grp_gone"})
+            raise Unavailable("no socket", 2.5)
+
+    plugin.api_of = {"me": Port()}.get
+    error = await error_of(plugin)
+    assert isinstance(error, Unavailable)
+    assert error.retry_after_s == 2.5
+    calls = {name: (arguments, key) for name, arguments, key in asked}
+    assert calls["mutes.agent"][0] == {"handle": "bob", "until": datetime(2026, 1, 2, tzinfo=UTC)}
+    assert calls["attachments.upload"][0]["content"] == b"\xff\x00"
+    assert [name for name, _, key in asked if key is not None] == ["mutes.agent"]
+    assert calls["mutes.agent"][1] == f"{cause_key('trial', message())}-a0"
+
+
+async def test_an_answer_that_no_frame_can_hold_fails_the_turn_and_nothing_waits_for_it(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = await trial.start(
+        """
+        @plugin.on(Message)
+        async def handle(message: Message, ctx: Context) -> None:
+            await ctx.api.attachments.fetch("att_1")
+        """
+    )
+
+    class Port:
+        platform = "agentchat"
+
+        async def ask(self, name: str, arguments: Any, key: str | None) -> Any:
+            return bytes(200_000)
+
+    plugin.api_of = {"me": Port()}.get
+    monkeypatch.setattr("agentd.host.pipe.FRAME_MAX_BYTES", 100_000)
+    assert "more than the 100,000 that may pass at once" in str(await error_of(plugin))
+
+
+async def test_without_an_api_a_worker_is_told_so(trial: Trial) -> None:
+    plugin = await trial.start(
+        """
+        @plugin.on(Message)
+        async def handle(message: Message, ctx: Context) -> None:
+            ctx.api
+        """
+    )
+    assert "offers plugins no calls" in str(await error_of(plugin))
 
 
 async def test_send_now_is_sent_by_the_daemon_and_its_refusal_comes_back(trial: Trial) -> None:

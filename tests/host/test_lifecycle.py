@@ -1,5 +1,6 @@
 """From the file to the end: fresh modules, settings that fit, setup and teardown, and what is told when they do not."""
 
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -205,3 +206,40 @@ def test_a_plugins_code_is_known_by_its_name() -> None:
     names = dict(Loaded("p", plugin, PluginSettings(use="p"), "", nothing_stored).codes())
     assert names[greet.__code__].startswith("plugin p, handler ")
     assert names[wanted.__code__].startswith("plugin p, the filter of ")
+
+
+def test_every_load_compiles_what_the_files_hold_even_of_one_size_and_second(tmp_path: Path) -> None:
+    text = """
+        from agentd.plugin import Plugin
+        from .words import WORD
+        plugin = Plugin("greeter", version=WORD)
+        """
+    write(tmp_path, "packed/__init__.py", text)
+    versions = []
+    for word in ("one", "two"):
+        write(tmp_path, "packed/words.py", f'WORD = "{word}"\n')
+        os.utime(tmp_path / "packed" / "words.py", (1_767_225_600, 1_767_225_600))
+        versions.append(load_from(tmp_path, "./packed").version)
+    assert versions == ["one", "two"]
+
+
+async def test_a_plugin_that_wants_to_exit_ends_nothing_but_its_own_start(tmp_path: Path) -> None:
+    use = write(tmp_path, "exits.py", "import sys\nsys.exit(3)\n")
+    with pytest.raises(PluginLoadError, match=r"exits\.py:2: plugin greeter: importing it failed: SystemExit: 3"):
+        load_from(tmp_path, use)
+    text = """
+        from agentd.plugin import Plugin
+        plugin = Plugin("greeter")
+
+        @plugin.setup
+        async def begin(ctx):
+            raise SystemExit(3)
+
+        @plugin.teardown
+        def end(ctx):
+            raise SystemExit(4)
+        """
+    loaded = load_from(tmp_path, write(tmp_path, "exits_later.py", text))
+    with pytest.raises(PluginLoadError, match=r"exits_later\.py:7: plugin greeter: its setup failed: 3"):
+        await loaded.setup()
+    await loaded.teardown()

@@ -16,6 +16,7 @@ from agentd.core.events import Digest, Event, Message, Signal, Timer
 from agentd.core.stretches import Batch
 from agentd.errors import PluginLoadError
 from agentd.host import pipe
+from agentd.host.api import no_api
 from agentd.host.context import TurnContext
 from agentd.host.handlers import Handlers
 from agentd.host.shipped import TurnIn, TurnOut, declarations, declared_again, packed, unpacked
@@ -46,6 +47,7 @@ class Home:
 
     def __init__(self) -> None:
         self.backlog_of = lambda identity, target: 77
+        self.api_of = no_api
         self.state = PluginState(self.name, self.read)
         self.loop = asyncio.new_event_loop()
         self.loop.close()

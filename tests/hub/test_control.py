@@ -7,6 +7,7 @@ import json
 import urllib.request
 from typing import Any
 
+import msgspec
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -14,6 +15,7 @@ from agentd.hub.answers import ApiError
 from agentd.hub.faults import Action
 from agentd.hub.server import Hub, serve
 from agentd.hub.settings import HubSettings
+from agentd.wire.agentchat import types as wire
 
 
 async def test_an_agent_made_over_http_can_sign_in(world: Any) -> None:
@@ -164,6 +166,8 @@ async def test_a_hub_on_a_file_finds_everything_again(tmp_path: Any) -> None:
     async with Hub(settings) as hub:
         assert [row.id for row in hub.ledger()] == [before[0].id]
         assert hub.undelivered("alice") == 1
+        seen = msgspec.json.encode(hub.service.accounts.get("alice").own_view())
+        assert msgspec.json.decode(seen, type=wire.Agent).handle == "alice"
 
 
 async def test_after_a_restart_an_account_is_on_the_wire_what_it_was_before(tmp_path: Any) -> None:

@@ -100,6 +100,14 @@ def test_its_lists_parse(report: dict[str, Any]) -> None:
     assert [report["muted"], report["mute_status"]] == ["bob", None]
 
 
+def test_it_stores_a_file_and_the_other_side_fetches_it_without_a_key(report: dict[str, Any]) -> None:
+    assert report["attachment"] == [200, "hello, file", "text/plain"]
+
+
+def test_its_idempotency_key_lets_a_call_happen_once(report: dict[str, Any]) -> None:
+    assert report["once"] == [True, "second", 422, "IDEMPOTENCY_KEY_CONFLICT"]
+
+
 def test_it_lives_in_a_group_from_invitation_to_deletion(report: dict[str, Any]) -> None:
     assert report["group"] == {
         "invited": ["invited"],

@@ -1,7 +1,10 @@
 """The log of events through a real file."""
 
+import msgspec
+import pytest
+
 from agentd.core.events import Source
-from agentd.journal.storage import StoredRecord
+from agentd.journal.storage import Appended, StoredRecord
 
 
 async def test_a_record_comes_back_as_it_was_written(journal, arrived):
@@ -65,3 +68,32 @@ async def test_an_id_is_found_between_two_positions(journal, arrived):
     assert await journal.positions_of("msg_conv_a_1_2", 0, 9) == [3, 4]
     assert await journal.positions_of("msg_conv_a_1_2", 3, 4) == [4]
     assert await journal.positions_of("msg_conv_a_1_2", 0, 2) == []
+
+
+async def test_a_seq_tells_its_position_or_that_of_the_first_behind_it(journal, arrived):
+    for seq in (1, 3, 7, 4):
+        await journal.commit(*arrived("conv_a", seq), *arrived("conv_b", seq + 1))
+    assert await journal.position_of_seq(1, 1, 3) == 3
+    assert await journal.position_of_seq(1, 1, 4) == 5, "what came late stands where it came"
+    assert await journal.position_of_seq(1, 1, 8) is None
+    assert await journal.position_of_seq(1, 2, 1) is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 64])
+async def test_a_moment_tells_the_first_position_that_was_received_from_then_on(journal, arrived, count):
+    for number in range(count):
+        mark, appended = arrived(seq=number + 1)
+        record = msgspec.structs.replace(appended.record, received_at=1_000.0 + number)
+        await journal.commit(mark, Appended(record))
+    for number in range(count):
+        assert await journal.position_since(999.5 + number) == number + 1
+        assert await journal.position_since(1_000.0 + number) == number + 1
+    assert await journal.position_since(1_000.0 + count) is None
+
+
+async def test_what_was_received_early_and_recorded_late_does_not_lead_the_search_astray(journal, arrived):
+    for seq, received_at in enumerate((1_000.0, 5_000.0, 4_500.0, 5_001.0, 4_800.0, 9_000.0), start=1):
+        mark, appended = arrived(seq=seq)
+        await journal.commit(mark, Appended(msgspec.structs.replace(appended.record, received_at=received_at)))
+    assert await journal.position_since(4_900.0) == 2
+    assert await journal.position_since(5_001.0) == 4

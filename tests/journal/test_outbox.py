@@ -102,3 +102,13 @@ async def test_a_send_that_is_retried_is_open_again_and_keeps_the_reason_of_its_
 async def test_news_of_a_send_that_was_never_queued_is_refused(journal):
     with pytest.raises(JournalError, match="outbox"):
         await journal.commit(Carried("k1", "alice", "sent", 1))
+
+
+async def test_a_handle_tells_the_conversation_in_which_the_newest_send_to_it_arrived(journal, send):
+    sends = [("k1", "@bob", "conv_a"), ("k2", "@Bob", "conv_b"), ("k3", "@eve", "conv_c"), ("k4", "@bob", None)]
+    for key, target, conversation in sends:
+        journal.commit(Queued(msgspec.structs.replace(send(key), target=target), 1.0))
+        await journal.commit(Carried(key, "alice", "sent", 1, conversation=conversation))
+    assert await journal.conversation_with("alice", "@BOB") == "conv_b"
+    assert await journal.conversation_with("alice", "@nobody") is None
+    assert await journal.conversation_with("bob", "@bob") is None

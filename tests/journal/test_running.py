@@ -71,3 +71,13 @@ def test_as_many_calls_as_there_are_slots_are_marked_at_once() -> None:
     marks.ended(slots[1])
     marks.began(0, 4, 4)
     assert sorted(each.position for each in marks.unfinished()) == [1, 3, 4]
+
+
+def test_a_plugin_that_came_later_is_known_by_name_and_takes_the_tag_of_one_that_left(tmp_path: Path) -> None:
+    path = tmp_path / "running"
+    marks, _ = open_running(path, ["a", "b"], 3)
+    marks.untag("a")
+    assert [marks.tag("later"), marks.tag("b"), marks.tag("last"), marks.tag("later")] == [0, 1, 2, 0]
+    marks.began(marks.tag("later"), 7, 7)
+    marks.began(marks.tag("last"), 9, 9)
+    assert sorted(open_running(path, ["a"], 1)[1]) == [Unfinished("last", 9, 9), Unfinished("later", 7, 7)]

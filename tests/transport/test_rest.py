@@ -21,7 +21,7 @@ from agentd import __version__
 from agentd.config import Rest as RestSettings
 from agentd.errors import AgentdError, CredentialsRefused, OutcomeUnknown, Refused, Unavailable, WireViolation
 from agentd.transport.rest import Pool, Rest
-from agentd.wire.platform import Request, Response
+from agentd.wire.platform import Request, Response, Transfer
 
 from .far_end import KEY
 
@@ -459,6 +459,74 @@ async def test_a_redirect_is_an_answer_since_the_key_must_not_go_there(server: S
         answer = await subject.perform(GET)
     assert (answer.status, answer.headers["location"]) == (302, location)
     assert followed == []
+
+
+# Files
+
+
+async def test_a_file_travels_without_the_key_and_without_our_name_for_ourselves(server: StartServer) -> None:
+    seen: list[web.BaseRequest] = []
+    port = await server(answering((200, {}), seen=seen))
+    async with client(port) as subject:
+        put = Transfer(method="PUT", url=f"http://127.0.0.1:{port}/x?sig=%2Fa", body=b"bytes", content_type="image/png")
+        answer = await subject.transfer(put)
+    [request] = seen
+    assert answer.status == 200
+    assert (request.method, request.raw_path, request.headers["Content-Type"]) == ("PUT", "/x?sig=%2Fa", "image/png")
+    assert "Authorization" not in request.headers
+    assert not [name for name in request.headers if name.lower().startswith("x-")]
+    assert KEY not in str(request.headers)
+
+
+async def test_a_file_is_asked_for_once_and_its_address_is_shown_to_nobody(server: StartServer) -> None:
+    seen: list[web.BaseRequest] = []
+    port = await server(answering((503, {}), seen=seen))
+    async with client(port) as subject:
+        where = Transfer(method="GET", url=f"http://127.0.0.1:{port}/signed-word")
+        assert (await subject.transfer(where)).status == 503
+    assert len(seen) == 1
+    async with client(port) as subject:
+        with socket.socket() as taken:  # bound, and nobody listens
+            taken.bind(("127.0.0.1", 0))
+            nowhere = Transfer(method="GET", url=f"http://127.0.0.1:{taken.getsockname()[1]}/signed-word")
+            with pytest.raises(Unavailable) as failed:
+                await subject.transfer(nowhere)
+    assert "signed-word" not in str(failed.value)
+
+
+async def test_a_file_larger_than_the_bound_is_not_read(server: StartServer) -> None:
+    async def large(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(body=b"x" * 2_001)
+
+    port = await server(large)
+    async with client(port, RestSettings(attachment_max_bytes=2_000)) as subject:
+        with pytest.raises(WireViolation, match="2000 bytes"):
+            await subject.transfer(Transfer(method="GET", url=f"http://127.0.0.1:{port}/x"))
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://127.0.0.1:1/x", "an address on this machine"),
+        ("https://localhost/x", "an address on this machine"),
+        ("http://store.example/x", "PLAIN_TEXT"),
+        ("file:///etc/passwd", "BAD_URL"),
+    ],
+)
+async def test_a_platform_elsewhere_cannot_send_us_to_what_is_not_its_own(url: str, why: str) -> None:
+    async with client(1, base="https://chat.example:{}") as subject:
+        with pytest.raises(Refused, match=why):
+            await subject.transfer(Transfer(method="GET", url=url))
+
+
+async def test_a_request_brings_headers_of_its_own_and_they_cannot_replace_the_key(server: StartServer) -> None:
+    seen: list[web.BaseRequest] = []
+    port = await server(answering((200, {}), seen=seen))
+    async with client(port) as subject:
+        headers = {"idempotency-key": "agentd-0-a0", "Authorization": "Bearer another"}
+        await subject.perform(Request(method="POST", path="/v1/groups", body=b"{}", headers=headers))
+    assert seen[0].headers["Idempotency-Key"] == "agentd-0-a0"
+    assert seen[0].headers.getall("Authorization") == [f"Bearer {KEY}"]
 
 
 # Connections

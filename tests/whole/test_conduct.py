@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from agentd import config
+from agentd.control.refusal import ControlError
 from agentd.hub.mailbox import Stored
 from agentd.journal.storage import Paused
 
@@ -121,3 +125,41 @@ async def test_a_pause_by_command_keeps_mail_over_a_restart(rig: Rig, tmp_path: 
     assert answered(rig) == ids(first)
     await daemon.operations.resume("agent", conversation)
     await rig.until(lambda: answered(rig) == [*ids(first), *ids(waiting)])
+
+
+async def refused(operation: Awaitable[object]) -> ControlError:
+    with pytest.raises(ControlError) as told:
+        await operation
+    return told.value
+
+
+async def test_a_conversation_may_be_named_by_the_peer_once_something_was_sent_there(rig: Rig) -> None:
+    await an_agent(rig)
+    assert rig.daemon is not None
+    operations = rig.daemon.operations
+    stranger = await refused(operations.pause(None, "@peer", None))
+    assert (stranger.status, stranger.code) == (404, "UNKNOWN_CONVERSATION")
+    assert "name its id" in stranger.remedy
+    first = rig.hub.post("peer", "agent", "first")
+    await rig.until(lambda: answered(rig) == ids(first) and rig.status()[0]["journaled"] == 2)
+    async with asyncio.timeout(20.0):
+        while await rig._journal.conversation_with("agent", "@peer") is None:
+            await asyncio.sleep(0.01)
+    pause = await operations.pause(None, "@Peer", 2.0)
+    assert (pause["identity"], pause["conversation"]) == ("agent", rig.hub.conversation("peer", "agent"))
+    assert operations.status()["pauses"] == [pause]
+    second = rig.hub.post("peer", "agent", "second")
+    await rig.until(lambda: answered(rig) == [*ids(first), *ids(second)])
+    assert operations.status()["pauses"] == []  # it ended by itself
+
+
+async def test_what_is_not_paused_or_not_known_cannot_be_resumed(rig: Rig) -> None:
+    await an_agent(rig)
+    first = rig.hub.post("peer", "agent", "first")
+    await rig.until(lambda: answered(rig) == ids(first))
+    assert rig.daemon is not None
+    resume = rig.daemon.operations.resume
+    idle = await refused(resume("agent", rig.hub.conversation("peer", "agent")))
+    assert (idle.status, idle.code) == (409, "NOT_PAUSED")
+    assert "agentd release" in idle.remedy
+    assert (await refused(resume(None, "conv_nowhere"))).code == "UNKNOWN_CONVERSATION"

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from agentd.core.health import STATES
 from agentd.demo import ledger
 from agentd.demo.proof import IMPATIENT, Proof
 from agentd.hub.faults import Action, Point, Rule
-from agentd.supervisor import STATES
 from agentd.testing import Harness
 
 TIMEOUT_S = 20.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from agentd import config, daemon
+from agentd import config, identities
 from agentd.core.events import Content
 from agentd.demo.proof import IMPATIENT, Proof
 from agentd.hub.faults import Action, Point, Rule
@@ -29,7 +29,7 @@ CUT_BEFORE_IT_WAS_STORED = Rule(point=Point.REST, action=Action.DISCONNECT, rout
 @pytest.fixture
 async def talk(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     """An identity on a platform without keys, whom a peer has spoken to and who has answered."""
-    monkeypatch.setattr(daemon, "AgentChat", Keyless)
+    monkeypatch.setattr(identities, "AgentChat", Keyless)
     rig.settings = msgspec.structs.replace(rig.settings, sending=SENDING)
     rig.identity("agent")
     rig.hub.create_agent("peer")

@@ -210,7 +210,7 @@ async def test_a_rotated_key_parks_the_identity_until_it_has_the_new_one(rig: Ri
 async def test_every_close_code_is_survived_and_loses_nothing(rig: Rig) -> None:
     await begin(rig)
     assert rig.daemon is not None
-    platform = rig.daemon._platforms["agent"]
+    platform = rig.daemon._identities.platforms["agent"]
     for number, code in enumerate((1000, 1001, 1011, 1013, 4409), start=1):
         assert platform.close_meaning(code, "") is CloseMeaning.AGAIN
         rig.hub.afflict(Action.CLOSE, "agent", code=code)

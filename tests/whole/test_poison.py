@@ -92,7 +92,7 @@ async def counted(rig: Rig) -> int:
 
 def held(rig: Rig) -> list[dict[str, Any]]:
     assert rig.daemon is not None
-    found: list[dict[str, Any]] = rig.daemon.status()["plugins"][0]["held"]
+    found: list[dict[str, Any]] = rig.daemon.operations.status()["plugins"][0]["held"]
     return found
 
 
@@ -116,12 +116,12 @@ async def test_poison_holds_its_conversation_alone_until_it_is_released(rig: Rig
     await rig.until(lambda: answered(rig, "other") == said(rig, "other"))
     assert answered(rig) == []
     assert rig.daemon is not None
-    assert rig.daemon.release("plugin", "agent", held(rig)[0]["conversation"]) == 1
+    assert rig.daemon.operations.release("plugin", "agent", held(rig)[0]["conversation"]) == 1
     await rig.until(lambda: answered(rig) == said(rig)[1:2] and len(held(rig)) == 1)
     await rig.stop()
     await rig.start()
     await rig.until(lambda: len(held(rig)) == 1)
-    assert rig.daemon.release("plugin", "agent", held(rig)[0]["conversation"]) == 1
+    assert rig.daemon.operations.release("plugin", "agent", held(rig)[0]["conversation"]) == 1
     await rig.until(lambda: answered(rig) == [said(rig)[1], said(rig)[3]])
     assert await counted(rig) == 2
     assert rig.status()[0]["dead"] == 2

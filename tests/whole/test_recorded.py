@@ -135,6 +135,23 @@ async def test_an_export_is_of_everything_of_an_identity_or_from_a_moment_on(rig
     assert (await export(rig, None, None, moment + 3_600))[1] == {"exported": 0, "unreadable": 0}
 
 
+async def test_conversations_are_told_newest_first_by_how_they_begin(rig: Rig) -> None:
+    rig.identity("agent")
+    for peer in ("first", "second"):
+        rig.hub.create_agent(peer)
+    await rig.start()
+    for peer in ("first", "second", "first"):
+        before = rig.status()[0]["journaled"]
+        rig.hub.post(peer, "agent", "hello")
+        await rig.until(lambda before=before: rig.status()[0]["journaled"] == before + 2)
+    assert rig.daemon is not None
+    told = await rig.daemon.operations.conversations("agent", "conv_", 10)
+    ids = [rig.hub.conversation(peer, "agent") for peer in ("first", "second")]
+    assert told == [{"identity": "agent", "conversation": each} for each in ids]
+    assert await rig.daemon.operations.conversations(None, ids[1], 10) == told[1:]
+    assert await rig.daemon.operations.conversations(None, "", 1) == told[:1]
+
+
 async def test_a_conversation_that_is_unknown_or_in_two_identities_is_refused_with_the_remedy(rig: Rig) -> None:
     for name in ("alice", "work"):
         rig.identity(name)

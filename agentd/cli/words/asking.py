@@ -9,14 +9,15 @@ from pathlib import Path
 
 import click
 
+from agentd.cli import completing
 from agentd.cli.group import EXIT_FAILED
-from agentd.cli.options import environ_with, limit_option, reads_daemon
+from agentd.cli.options import as_option, environ_with, limit_option, name_argument, reads_daemon
 
 _SEND_WAIT_S = 10.0
 
 
 @click.command()
-@click.argument("name", required=False)
+@name_argument
 @reads_daemon
 def status(name: str | None, config: Path | None, state: Path | None, as_json: bool) -> None:
     """Show the daemon and its identities, or the one called NAME."""
@@ -26,9 +27,31 @@ def status(name: str | None, config: Path | None, state: Path | None, as_json: b
 
 
 @click.command()
-@click.argument("target")
+@reads_daemon
+def reload(config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Apply the configuration and plugins as they are now.
+
+    The configuration is applied whole, or refused with every problem. What did not change does not notice.
+    """
+    from agentd.cli import verbs
+
+    verbs.reload(verbs.client(config, environ_with(state)), as_json=as_json)
+
+
+@click.command()
+@click.option("--open", "opened", is_flag=True, help="Start a browser with it.")
+@reads_daemon
+def dashboard(opened: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Print a link that opens the page, once."""
+    from agentd.cli import invitation, verbs
+
+    invitation.show(verbs.client(config, environ_with(state)), opened=opened, as_json=as_json)
+
+
+@click.command()
+@click.argument("target", shell_complete=completing.conversations)
 @click.argument("text")
-@click.option("--as", "identity", metavar="NAME", help="The identity that speaks; not needed if there is only one.")
+@as_option("The identity that speaks; not needed if there is only one.")
 @click.option(
     "--wait",
     "wait_s",
@@ -73,7 +96,7 @@ def send(
 
 
 @click.command()
-@click.argument("name", required=False)
+@name_argument
 @click.option("--since", type=click.IntRange(min=0), metavar="POSITION", help="Start behind this journal position.")
 @reads_daemon
 def tail(name: str | None, since: int | None, config: Path | None, state: Path | None, as_json: bool) -> None:
@@ -84,7 +107,7 @@ def tail(name: str | None, since: int | None, config: Path | None, state: Path |
 
 
 @click.command()
-@click.argument("name", required=False)
+@name_argument
 @click.option("--all", "closed_too", is_flag=True, help="Closed ones too, with what became of them.")
 @limit_option
 @reads_daemon

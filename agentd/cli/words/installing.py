@@ -1,4 +1,4 @@
-"""Verbs on this machine: service, doctor.
+"""Verbs on this machine: service, doctor, completion.
 
 Always true: a verb imports what it needs when it runs.
 """
@@ -64,7 +64,10 @@ def service_status(ctx: click.Context, user: bool, hub: bool, root: Path | None,
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def uninstall(user: bool, hub: bool, root: Path | None, dry_run: bool, yes: bool) -> None:
-    """Stop the service and remove its unit; configuration, keys and state stay."""
+    """Stop the service and remove its unit.
+
+    Configuration, keys and state stay.
+    """
     from agentd.cli import service as services
 
     services.uninstall(services.chosen(user, hub, root, os.environ), dry_run=dry_run, yes=yes)
@@ -82,3 +85,20 @@ def doctor(ctx: click.Context, config: Path | None, state: Path | None, as_json:
     from agentd.cli import doctor as checks
 
     ctx.exit(0 if checks.doctor(config, environ_with(state), as_json=as_json) else EXIT_FAILED)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print what makes a SHELL complete this command.
+
+    Verbs and options, and from a running daemon identities, plugins and conversations. For bash, in ~/.bashrc:
+    eval "$(agentd completion bash)"; the same in ~/.zshrc for zsh; for fish, into
+    ~/.config/fish/completions/agentd.fish.
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None, "click knows these three"
+    click.echo(kind(ctx.find_root().command, {}, "agentd", "_AGENTD_COMPLETE").source())

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import click
 
+from agentd.cli import completing
 from agentd.cli.group import EXIT_FAILED, Verbs
-from agentd.cli.options import F, environ_with, limit_option, reads_daemon
+from agentd.cli.options import as_option, environ_with, limit_option, name_argument, reads_daemon
 
 
 @click.group(cls=Verbs)
@@ -18,14 +19,11 @@ def outbox() -> None:
     """Sends that wait or failed: list, show, retry, drop."""
 
 
-def _as_option(command: F) -> F:
-    return click.option("--as", "identity", metavar="NAME", help="Whose send, if several identities have the key.")(
-        command
-    )
+_as_option = as_option("Whose send, if several identities have the key.")
 
 
 @outbox.command("ls")
-@click.argument("name", required=False)
+@name_argument
 @click.option("--only", "states", multiple=True, metavar="STATE", help="In this state, for example refused.")
 @click.option("--all", "every", is_flag=True, help="What is sent or dropped too.")
 @limit_option
@@ -95,9 +93,9 @@ def outbox_drop(
 
 
 @click.command()
-@click.argument("plugin")
-@click.argument("conversation")
-@click.option("--as", "identity", metavar="NAME", help="Of this identity only.")
+@click.argument("plugin", shell_complete=completing.plugins)
+@click.argument("conversation", shell_complete=completing.conversations)
+@as_option("Of this identity only.")
 @reads_daemon
 @click.pass_context
 def release(
@@ -118,11 +116,11 @@ def release(
 
 @click.group(cls=Verbs)
 def dead() -> None:
-    """Events that a plugin could not handle: list, show, drop."""
+    """What plugins could not handle: list, show, replay, drop."""
 
 
 @dead.command("ls")
-@click.argument("name", required=False)
+@name_argument
 @click.option("--all", "dropped_too", is_flag=True, help="Dropped ones too.")
 @limit_option
 @reads_daemon
@@ -146,6 +144,21 @@ def dead_show(number: int, config: Path | None, state: Path | None, as_json: boo
     from agentd.cli import held, verbs
 
     held.show_letter(verbs.client(config, environ_with(state)), number, as_json=as_json)
+
+
+@dead.command("replay")
+@click.argument("numbers", metavar="NUMBER...", nargs=-1, required=True, type=click.IntRange(min=1))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@reads_daemon
+def dead_replay(numbers: tuple[int, ...], yes: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Deliver the events of these again.
+
+    Handlers run, and may send. A conversation that is held behind the event begins with it anew; in others it comes by
+    itself, marked late, and what its handlers sent before they gave up does not stand for what they send now.
+    """
+    from agentd.cli import held, verbs
+
+    held.replay_letters(verbs.client(config, environ_with(state)), numbers, yes=yes, as_json=as_json)
 
 
 @dead.command("drop")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentd.hub.rest import Route
-from agentd.hub.routes import accounts, conversations, groups, messages, social
+from agentd.hub.routes import accounts, attachments, conversations, groups, messages, social
 
 ROUTES: list[Route] = [
     *accounts.ROUTES,
@@ -11,5 +11,6 @@ ROUTES: list[Route] = [
     *conversations.ROUTES,
     *groups.ROUTES,
     *social.ROUTES,
+    *attachments.ROUTES,
 ]
 """Every route. A fixed path stands before a path with a name in its place."""

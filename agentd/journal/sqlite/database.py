@@ -302,6 +302,10 @@ class SqliteJournal:
         """One conversation by the platform's id, or None."""
         return await self._read(lambda db: marks.find(db, identity, conversation))
 
+    async def conversation_with(self, identity: str, handle: str) -> str | None:
+        """Id of the conversation in which a send to this handle arrived lately; None if there was none."""
+        return await self._read(lambda db: outbox.conversation_with(db, identity, handle))
+
     async def read_lane(self, conversation: int, after: int, limit: int) -> list[StoredRecord]:
         """Records of one conversation behind a position, in the order of delivery."""
         return await self._read(lambda db: events.read_lane(db, conversation, after, limit))
@@ -317,6 +321,14 @@ class SqliteJournal:
     async def read_log(self, identity: str | None, after: int, limit: int) -> list[StoredRecord]:
         """Records behind a position over all conversations."""
         return await self._read(lambda db: events.read_log(db, identity, after, limit))
+
+    async def position_of_seq(self, conversation: int, epoch: int, seq: int) -> int | None:
+        """The first position in a conversation at or above a seq; None if there is none."""
+        return await self._read(lambda db: events.position_of_seq(db, conversation, epoch, seq))
+
+    async def position_since(self, moment: float) -> int | None:
+        """The first position in the log that was received from this moment on, Unix seconds; None if there is none."""
+        return await self._read(lambda db: events.position_since(db, moment))
 
     async def last_position(self) -> int:
         """The highest position on disk, or 0."""

@@ -14,6 +14,10 @@ from agentd.journal.sqlite.names import Names
 from agentd.journal.sqlite.statements import SQL, Row, write_rows
 from agentd.journal.storage import Appended, StoredRecord
 
+# An event that came early has waited for those before it, and stands behind others that were received after it. The
+# search by times looks back so far, and may miss one that has waited longer.
+_EARLY_MAX_S = 600.0
+
 
 def write(connection: sqlite3.Connection, identities: Names, changes: Sequence[Appended]) -> None:
     """Append the records and count them for their identities."""
@@ -85,6 +89,26 @@ def count_between(connection: sqlite3.Connection, conversation: int, after: int,
 def positions_of(connection: sqlite3.Connection, id_: str, after: int, up_to: int) -> list[int]:
     """Where an event with this platform id stands."""
     return [row[0] for row in connection.execute(SQL["event_positions_of"], (after, up_to, id_))]
+
+
+def position_of_seq(connection: sqlite3.Connection, conversation: int, epoch: int, seq: int) -> int | None:
+    """The first position in a conversation at or above a seq."""
+    position: int | None = connection.execute(SQL["event_position_of_seq"], (conversation, epoch, seq)).fetchone()[0]
+    return position
+
+
+def position_since(connection: sqlite3.Connection, moment: float) -> int | None:
+    """The first position in the log that was not received before a moment, Unix seconds."""
+    low, high = 0, last_position(connection) + 1
+    while low < high:
+        middle = (low + high) // 2
+        row = connection.execute(SQL["event_received_at"], (middle,)).fetchone()
+        if row is None or row[0] >= moment - _EARLY_MAX_S:
+            high = middle
+        else:
+            low = middle + 1
+    found = connection.execute(SQL["event_position_since"], (low, moment)).fetchone()
+    return None if found is None else int(found[0])
 
 
 def last_position(connection: sqlite3.Connection) -> int:

@@ -125,3 +125,9 @@ def _send(
         caused_in=caused_in,
         caused_by=caused_by,
     )
+
+
+def conversation_with(connection: sqlite3.Connection, identity: str, handle: str) -> str | None:
+    """Id of the conversation in which a send to this handle arrived lately."""
+    row = connection.execute(SQL["outbox_conversation_with"], (identity, handle)).fetchone()
+    return None if row is None else str(row[0])

@@ -16,7 +16,7 @@ from agentd.journal.storage import Paused, Resumed
 def write(connection: sqlite3.Connection, changes: Sequence[Paused | Resumed]) -> None:
     """Pause conversations, and resume them."""
     newest = {change.number: change for change in changes}.values()
-    paused = [(p.number, p.at, p.until, p.reason) for p in newest if isinstance(p, Paused)]
+    paused = [(p.number, p.at, p.until, p.reason, p.watchers) for p in newest if isinstance(p, Paused)]
     write_rows(connection, SQL["pause_put"], paused)
     for change in newest:
         if isinstance(change, Resumed):
@@ -26,6 +26,14 @@ def write(connection: sqlite3.Connection, changes: Sequence[Paused | Resumed]) -
 def pauses(connection: sqlite3.Connection) -> list[Paused]:
     """All of them, the oldest first."""
     return [
-        Paused(number=number, identity=identity, conversation=conversation, at=at, until=until, reason=reason)
-        for number, identity, conversation, at, until, reason in connection.execute(SQL["pause_list"])
+        Paused(
+            number=number,
+            identity=identity,
+            conversation=conversation,
+            at=at,
+            until=until,
+            reason=reason,
+            watchers=bool(watchers),
+        )
+        for number, identity, conversation, at, until, reason, watchers in connection.execute(SQL["pause_list"])
     ]

@@ -138,6 +138,20 @@ SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.pa
          LIMIT ?3)
  ORDER BY e.position;
 
+-- name: event_position_of_seq
+-- Where a conversation is at a seq, or first behind it; by the unique index alone. Not every later seq stands behind
+-- that: what came late stands where it came.
+SELECT min(position) FROM event WHERE conversation = ? AND epoch = ? AND seq >= ?;
+
+-- name: event_received_at
+-- When the event at a position was received, or the next one there is. A step of a search by halves: times of receipt
+-- have no index, but rise with the positions, or nearly.
+SELECT received_at FROM event WHERE position >= ? ORDER BY position LIMIT 1;
+
+-- name: event_position_since
+-- The first event from a position on that was not received before a moment: the end of that search.
+SELECT position FROM event WHERE position >= ? AND received_at >= ? ORDER BY position LIMIT 1;
+
 -- name: event_positions_of
 -- A platform id within a stretch of the log, which is read whole: the id has no index.
 SELECT position FROM event WHERE position > ? AND position <= ? AND id = ? ORDER BY position;
@@ -246,8 +260,9 @@ SELECT p.name, o.conversation, o.first, o.last, o.word, o.data, o.at
 
 -- name: pause_put
 -- A conversation that is paused again has the newer end and reason.
-INSERT INTO pause (conversation, at, until, reason) VALUES (?, ?, ?, ?)
-ON CONFLICT (conversation) DO UPDATE SET at = excluded.at, until = excluded.until, reason = excluded.reason;
+INSERT INTO pause (conversation, at, until, reason, watchers) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (conversation) DO UPDATE SET
+    at = excluded.at, until = excluded.until, reason = excluded.reason, watchers = excluded.watchers;
 
 -- name: pause_delete
 -- Handlers run in it again.
@@ -255,7 +270,7 @@ DELETE FROM pause WHERE conversation = ?;
 
 -- name: pause_list
 -- All of them, read once at start.
-SELECT p.conversation, i.name, c.id, p.at, p.until, p.reason
+SELECT p.conversation, i.name, c.id, p.at, p.until, p.reason, p.watchers
   FROM pause AS p
   JOIN conversation AS c ON c.number = p.conversation
   JOIN identity AS i ON i.number = c.identity
@@ -327,6 +342,16 @@ SELECT caused_in, caused_by, queued_at
    AND identity = (SELECT number FROM identity WHERE name = ?) AND queued_at > ? AND caused_by <> ''
  ORDER BY number;
 
+-- name: outbox_conversation_with
+-- The conversation in which the newest send to a handle arrived; among the newest rows only, since targets have no
+-- index.
+SELECT conversation
+  FROM outbox
+ WHERE number > (SELECT coalesce(max(number), 0) - 100000 FROM outbox)
+   AND identity = (SELECT number FROM identity WHERE name = ?) AND lower(target) = lower(?) AND conversation IS NOT NULL
+ ORDER BY number DESC
+ LIMIT 1;
+
 -- name: outbox_retried
 -- Why it was not sent stays readable until there is other news.
 UPDATE outbox SET state = 'ready', not_before = 0, expires_at = NULL, changed_at = ?
@@ -374,6 +399,10 @@ DELETE FROM state WHERE plugin = ? AND conversation = ? AND key = ?;
 -- name: state_get
 -- One value.
 SELECT value FROM state WHERE plugin = (SELECT number FROM plugin WHERE name = ?) AND conversation = ? AND key = ?;
+
+-- name: state_keys
+-- What a plugin keeps that belongs to no conversation.
+SELECT key FROM state WHERE plugin = (SELECT number FROM plugin WHERE name = ?) AND conversation = 0;
 
 -- name: state_sizes
 -- Bytes of keys and values per plugin, read once when the journal opens.

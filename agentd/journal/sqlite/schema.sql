@@ -121,12 +121,14 @@ CREATE TABLE outcome (
 
 CREATE INDEX outcome_lane ON outcome (plugin, conversation, last);
 
--- Conversations in which no handler runs for the time being. until: null for "until somebody resumes it".
+-- Conversations in which no handler runs for the time being. until: null for "until somebody resumes it". watchers:
+-- not those of plugins that only watch, either.
 CREATE TABLE pause (
     conversation INTEGER PRIMARY KEY REFERENCES conversation,
     at           REAL NOT NULL,
     until        REAL,
-    reason       TEXT NOT NULL
+    reason       TEXT NOT NULL,
+    watchers     INTEGER NOT NULL
 ) STRICT;
 
 -- One row per delivery that was given up; giving it up again after a replay renews the row. dropped_at: when somebody

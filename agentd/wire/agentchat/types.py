@@ -17,6 +17,8 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from agentd import apis
+
 # --- Addresses, headers ---------------------------------------------------------------------------------------------
 
 DEFAULT_BASE: Final = "https://api.agentchat.me"
@@ -231,6 +233,23 @@ class Row(Wire, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """Base of what arrives in thousands. JSON cannot hold a cycle, so the collector need not look at these."""
 
 
+# --- What plugins get, too ------------------------------------------------------------------------------------------
+
+AddResult = apis.AddResult
+Agent = apis.Agent
+AgentSettings = apis.AgentSettings
+Contact = apis.Contact
+ConversationRow = apis.ConversationRow
+DirectoryRow = apis.DirectoryRow
+Group = apis.Group
+GroupCreated = apis.GroupCreated
+GroupInvitation = apis.GroupInvitation
+GroupMember = apis.GroupMember
+GroupSettings = apis.GroupSettings
+MuteEntry = apis.MuteEntry
+Participant = apis.Participant
+PresenceState = apis.PresenceState
+
 # --- Frames ---------------------------------------------------------------------------------------------------------
 
 
@@ -342,19 +361,6 @@ class RateLimitPayload(Wire, frozen=True, kw_only=True):
     remaining: int | None = None
     reset_at: str | int | float | None = None
     message: str | None = None
-
-
-class GroupInvitation(Wire, frozen=True, kw_only=True):
-    """Payload of `group.invite.received`, and a row of `GET /v1/groups/invites`."""
-
-    id: str
-    group_id: str
-    group_name: str
-    inviter_handle: str
-    group_description: str | None = None
-    group_avatar_url: str | None = None
-    group_member_count: int | None = None
-    created_at: str | None = None
 
 
 class DeletedGroup(Wire, frozen=True, kw_only=True):
@@ -475,33 +481,6 @@ class SyncAcked(Wire, frozen=True, kw_only=True, omit_defaults=False):
 # --- REST: accounts -------------------------------------------------------------------------------------------------
 
 
-class AgentSettings(Wire, frozen=True, kw_only=True):
-    """Who may write to an agent and invite it: "open" or "contacts_only"."""
-
-    inbox_mode: str | None = None
-    group_invite_policy: str | None = None
-
-
-class Agent(Wire, frozen=True, kw_only=True):
-    """Answer to `GET /v1/agents/me`, and in part the public profile.
-
-    status: active, restricted, suspended, deleted. paused_by_owner: none, send, full. `id` and `email` may be absent.
-    """
-
-    handle: str
-    id: str | None = None
-    email: str | None = None
-    display_name: str | None = None
-    description: str | None = None
-    avatar_url: str | None = None
-    status: str | None = None
-    paused_by_owner: str | None = None
-    settings: AgentSettings | None = None
-    is_system: bool = False
-    created_at: str | None = None
-    updated_at: str | None = None
-
-
 class RegisterRequest(Wire, frozen=True, kw_only=True):
     """Body of `POST /v1/register`; a six-digit code goes to the mail address."""
 
@@ -561,69 +540,6 @@ class UpdateAgentRequest(Wire, frozen=True, kw_only=True):
 # --- REST: conversations, groups ------------------------------------------------------------------------------------
 
 
-class Participant(Wire, frozen=True, kw_only=True):
-    """One side of a conversation."""
-
-    handle: str
-    display_name: str | None = None
-    avatar_url: str | None = None
-
-
-class ConversationRow(Wire, frozen=True, kw_only=True):
-    """Row of `GET /v1/conversations`, most recent first. type: "direct" or "group".
-
-    The unread fields and the preview are known to one of the two official clients only. They count what others wrote:
-    `newest_unread_seq` is null when everything is read, so it is a hint at the top, not the top.
-    """
-
-    id: str
-    type: str | None = None
-    participants: list[Participant] | None = None
-    group_name: str | None = None
-    group_avatar_url: str | None = None
-    group_member_count: int | None = None
-    last_message_at: str | None = None
-    updated_at: str | None = None
-    is_muted: bool | None = None
-    last_message_preview: str | None = None
-    last_message_is_own: bool | None = None
-    last_message_type: str | None = None
-    unread_count: int | None = None
-    oldest_unread_seq: int | None = None
-    newest_unread_seq: int | None = None
-
-
-class GroupSettings(Wire, frozen=True, kw_only=True):
-    """who_can_invite: "admin"."""
-
-    who_can_invite: str | None = None
-
-
-class GroupMember(Wire, frozen=True, kw_only=True):
-    """role: "admin" or "member"."""
-
-    handle: str
-    display_name: str | None = None
-    role: str | None = None
-    joined_at: str | None = None
-
-
-class Group(Wire, frozen=True, kw_only=True):
-    """A group. `members` and `your_role` come with the detail only."""
-
-    id: str
-    name: str
-    description: str | None = None
-    avatar_url: str | None = None
-    created_by: str | None = None
-    settings: GroupSettings | None = None
-    member_count: int | None = None
-    created_at: str | None = None
-    last_message_at: str | None = None
-    members: list[GroupMember] | None = None
-    your_role: str | None = None
-
-
 class CreateGroupRequest(Wire, frozen=True, kw_only=True):
     """Body of `POST /v1/groups`."""
 
@@ -649,21 +565,6 @@ class HandleRequest(Wire, frozen=True, kw_only=True):
     handle: str
 
 
-class AddResult(Wire, frozen=True, kw_only=True):
-    """What became of one handle that was to be added. outcome: invited, already_member or joined."""
-
-    handle: str
-    outcome: str
-    invite_id: str | None = None
-
-
-class GroupCreated(Wire, frozen=True, kw_only=True):
-    """Answer 201 to `POST /v1/groups`. Handles that could not be added are missing from `add_results`."""
-
-    group: Group
-    add_results: list[AddResult] | None = None
-
-
 # --- REST: mutes, contacts, presence, directory ---------------------------------------------------------------------
 
 
@@ -679,28 +580,6 @@ class MuteRequest(Wire, frozen=True, kw_only=True):
     muted_until: str | None = None
 
 
-class MuteEntry(Wire, frozen=True, kw_only=True, omit_defaults=False):
-    """A mute that is in force. muted_until: null for good."""
-
-    target_kind: str
-    target_id: str
-    muter_agent_id: str | None = None
-    muted_until: str | None = None
-    created_at: str | None = None
-
-
-class Contact(Wire, frozen=True, kw_only=True):
-    """Row of `GET /v1/contacts`."""
-
-    handle: str
-    display_name: str | None = None
-    description: str | None = None
-    avatar_url: str | None = None
-    status: str | None = None
-    notes: str | None = None
-    added_at: str | None = None
-
-
 class PresenceRequest(Wire, frozen=True, kw_only=True):
     """Body of `PUT /v1/presence`. status: online, offline or busy."""
 
@@ -708,29 +587,10 @@ class PresenceRequest(Wire, frozen=True, kw_only=True):
     custom_message: str | None = None
 
 
-class PresenceState(Wire, frozen=True, kw_only=True, omit_defaults=False):
-    """Answer to `GET /v1/presence/{handle}`; contacts only, anybody else is a 404."""
-
-    handle: str
-    status: str
-    custom_message: str | None = None
-    last_seen: str | None = None
-
-
 class PresenceBatchRequest(Wire, frozen=True, kw_only=True):
     """Body of `POST /v1/presence/batch`; at most 100 handles."""
 
     handles: list[str]
-
-
-class DirectoryRow(Wire, frozen=True, kw_only=True):
-    """Row of `GET /v1/directory`, which finds by handle prefix."""
-
-    handle: str
-    display_name: str | None = None
-    description: str | None = None
-    created_at: str | None = None
-    in_contacts: bool | None = None
 
 
 # --- REST: attachments, reply claims, webhooks ----------------------------------------------------------------------

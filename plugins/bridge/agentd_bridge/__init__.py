@@ -65,7 +65,7 @@ class Mark(msgspec.Struct, frozen=True):
     sender: str = ""
 
 
-plugin = Plugin("bridge", config=Settings)
+plugin = Plugin("bridge", config=Settings, watches=True)
 
 
 def is_said_by_somebody(message: Message) -> bool:

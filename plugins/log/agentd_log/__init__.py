@@ -34,7 +34,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fsync: bool = False
 
 
-plugin = Plugin("log", config=Settings)
+plugin = Plugin("log", config=Settings, watches=True)
 
 # Between looking for a torn line and writing behind it, no other thread writes.
 _writing = threading.Lock()

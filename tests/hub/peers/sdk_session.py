@@ -8,11 +8,14 @@ own models, so an answer that the SDK could not use ends the script.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import sys
 from typing import Any
 
+import httpx
 from agentchatme import AgentChatClient, AsyncAgentChatClient, RealtimeClient
+from agentchatme._client import CallOptions
 from agentchatme.errors import (
     AgentChatError,
     AwaitingReplyError,
@@ -21,7 +24,16 @@ from agentchatme.errors import (
     RecipientBackloggedError,
     UnauthorizedError,
 )
-from agentchatme.types import Agent, AgentProfile, Contact, ConversationListItem, GroupDetail, GroupInvitation, Message
+from agentchatme.types import (
+    Agent,
+    AgentProfile,
+    Contact,
+    ConversationListItem,
+    CreateUploadResponse,
+    GroupDetail,
+    GroupInvitation,
+    Message,
+)
 
 WAIT_S = 10.0
 
@@ -143,6 +155,8 @@ async def session(base: str, ws_base: str) -> dict[str, Any]:
     await alice.unmute_agent("bob")
     report["mute_status"] = await alice.get_agent_mute_status("bob")
 
+    report["attachment"] = await attachment(base, alice, bob)
+    report["once"] = await once(alice)
     report["group"] = await group(alice, bob, stream, bob_stream)
 
     for name, call in {
@@ -173,6 +187,34 @@ async def session(base: str, ws_base: str) -> dict[str, Any]:
     await alice.aclose()
     await bob.aclose()
     return report
+
+
+async def attachment(base: str, alice: AsyncAgentChatClient, bob: AsyncAgentChatClient) -> list[Any]:
+    content = b"hello, file"
+    asked = {"filename": "a.txt", "content_type": "text/plain", "size": len(content), "to": "bob"}
+    upload = CreateUploadResponse.model_validate(
+        await alice.create_upload({**asked, "sha256": hashlib.sha256(content).hexdigest()})
+    )
+    async with httpx.AsyncClient() as anybody:
+        put = await anybody.put(upload.upload_url, content=content)
+        await alice.send_message(to="bob", attachment_id=upload.attachment_id, type="file", client_msg_id="file-1")
+        got = await anybody.get(await bob.get_attachment_download_url(upload.attachment_id))
+    return [put.status_code, got.text, got.headers["content-type"].split(";")[0]]
+
+
+async def once(alice: AsyncAgentChatClient) -> list[Any]:
+    """Notes under one key: the second call is given the first one's answer, another one is refused."""
+    opts = CallOptions(idempotency_key="sdk-once-1")
+    await alice.add_contact("bob")
+    first = await alice.update_contact_notes("bob", "first", opts)
+    await alice.update_contact_notes("bob", "second")
+    again = await alice.update_contact_notes("bob", "first", opts)
+    kept = (await alice.check_contact("bob"))["notes"]
+    try:
+        await alice.update_contact_notes("bob", "third", opts)
+    except AgentChatError as error:
+        return [first == again, kept, error.status, error.code]
+    return [first == again, kept]
 
 
 async def group(

@@ -134,9 +134,10 @@ CREATE TABLE pause (
     conversation INTEGER PRIMARY KEY REFERENCES conversation,
     at           REAL NOT NULL,
     until        REAL,
-    reason       TEXT NOT NULL
+    reason       TEXT NOT NULL,
+    watchers     INTEGER NOT NULL
 ) STRICT;
-INSERT INTO "pause" VALUES(1,2.5,NULL,'operator');
+INSERT INTO "pause" VALUES(1,2.5,NULL,'operator',0);
 CREATE TABLE plugin (
     number INTEGER PRIMARY KEY,
     name   TEXT NOT NULL UNIQUE

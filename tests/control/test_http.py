@@ -1,0 +1,418 @@
+"""The HTTP surface: who may ask, what is answered, and what nobody gets out of it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentd import logs
+from agentd.control.http import _HEADERS
+from agentd.control.sessions import Sessions, take_token
+from tests.control.pages import HOSTILE, Page, identity, record
+
+SECRET_PATHS = [
+    ("GET", "/readyz"),
+    ("GET", "/metrics"),
+    ("GET", "/api/status"),
+    ("GET", "/api/stream"),
+    ("GET", "/api/dead/letter?number=3"),
+    ("POST", "/api/invitations"),
+    ("POST", "/api/dead/drop"),
+    ("POST", "/api/outbox/retry"),
+    ("POST", "/api/outbox/drop"),
+    ("POST", "/api/release"),
+    ("POST", "/api/say"),
+    ("POST", "/session/end"),
+    ("GET", "/nothing"),
+]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Page]]:
+    running: list[Page] = []
+
+    def start(**http: Any) -> Page:
+        running.append(Page(tmp_path, **http))
+        return running[-1]
+
+    yield start
+    for page in running:
+        page.close()
+
+
+@pytest.fixture
+def page(serve: Callable[..., Page]) -> Page:
+    return serve()
+
+
+# --- health
+
+
+def test_healthz_answers_whoever_asks_and_tells_nothing_else(page: Page) -> None:
+    page.daemon.broken()
+    status, _, text = page.ask("GET", "/healthz", bare=True)
+    assert (status, json.loads(text)) == (200, {"alive": True})
+
+
+def test_readyz_is_200_while_mail_flows(page: Page) -> None:
+    status, _, text = page.ask("GET", "/readyz")
+    assert (status, json.loads(text)) == (200, {"ready": True, "reasons": []})
+
+
+def test_readyz_is_503_with_every_reason_when_it_does_not(page: Page) -> None:
+    page.daemon.broken()
+    status, _, text = page.ask("GET", "/readyz")
+    told = json.loads(text)
+    assert status == 503
+    assert not told["ready"]
+    assert {(each["code"], each["identity"]) for each in told["reasons"]} == {
+        ("disk_full", None),
+        ("loop_blocked", None),
+        ("shedding", None),
+        ("key_refused", "alice"),
+        ("deaf", "bob"),
+        ("not_connected", "carol"),
+    }
+    for each in told["reasons"]:
+        assert each["words"]
+        assert each["since"].endswith("Z")
+
+
+# --- metrics
+
+
+def samples(text: str) -> dict[str, float]:
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
+
+
+def test_metrics_tell_the_state_as_it_is_when_they_are_asked_for(page: Page) -> None:
+    page.daemon.busy()
+    page.daemon.identities[1] = identity("bob", "parked")
+    status, headers, text = page.ask("GET", "/metrics")
+    found = samples(text)
+    assert status == 200
+    assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert found['agentd_identity_state{identity="alice",state="live"}'] == 1
+    assert found['agentd_identity_state{identity="bob",state="parked"}'] == 1
+    assert found['agentd_identity_state{identity="bob",state="live"}'] == 0
+    assert found['agentd_pending_events{identity="alice"}'] == 812
+    assert found['agentd_lane_depth{plugin="greeter"}'] == 512
+    assert found['agentd_lanes{plugin="greeter"}'] == 31
+    assert found['agentd_lanes_held{plugin="greeter"}'] == 1
+    assert found['agentd_outbox_sends{identity="alice",state="ready"}'] == 2
+    assert found['agentd_breaker_standing{plugin="greeter",standing="closed"}'] == 1
+    assert found["agentd_journal_bytes"] == 81_920
+    assert found["agentd_ready"] == 0
+    assert found['agentd_not_ready{reason="key_refused"}'] == 1
+
+
+def test_what_the_kernel_knows_of_the_process_is_told_truly(page: Page) -> None:
+    found = samples(page.ask("GET", "/metrics")[2])
+    assert 0 < found["process_open_fds"] <= found["process_max_fds"]
+    assert 1e6 < found["process_resident_memory_bytes"] < found["process_virtual_memory_bytes"]
+    began = os.stat("/proc/self").st_ctime
+    assert abs(found["process_start_time_seconds"] - began) < 60
+    assert found["process_cpu_seconds_total"] > 0
+
+
+# --- who may ask
+
+
+@pytest.mark.parametrize(("method", "path"), SECRET_PATHS)
+def test_without_a_token_nothing_is_told_or_done(page: Page, method: str, path: str) -> None:
+    for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {page.token}"}):
+        status, _, text = page.ask(method, path, bare=True, **header)
+        assert (status, json.loads(text)["code"]) == (401, "NO_TOKEN")
+    assert page.daemon.asked == []
+
+
+def test_the_token_is_no_use_in_a_url(page: Page) -> None:
+    assert page.ask("GET", f"/readyz?token={page.token}", bare=True)[0] == 401
+
+
+def test_a_browser_is_let_in_by_an_invitation_once(page: Page) -> None:
+    invitation = page.invitation()
+    status, headers, _ = page.ask("POST", "/session", {"invitation": invitation}, bare=True)
+    assert status == 200
+    cookie, *marks = headers["Set-Cookie"].split("; ")
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(marks)
+    assert page.ask("GET", "/api/status", bare=True, Cookie=cookie)[0] == 200
+    assert page.ask("POST", "/session", {"invitation": invitation}, bare=True)[0] == 403
+
+
+def test_signing_out_ends_the_session_for_good(page: Page) -> None:
+    cookie = page.cookie()
+    status, _, _ = page.ask("POST", "/session/end", {}, bare=True, Cookie=cookie, Origin=page.url)
+    assert status == 200
+    assert page.ask("GET", "/api/status", bare=True, Cookie=cookie)[0] == 401
+
+
+def test_a_session_may_not_invite_others(page: Page) -> None:
+    status, _, text = page.ask("POST", "/api/invitations", {}, bare=True, Cookie=page.cookie(), Origin=page.url)
+    assert (status, json.loads(text)["code"]) == (403, "NO_TOKEN")
+
+
+def test_a_call_that_changes_something_must_come_from_the_page_itself(page: Page) -> None:
+    page.daemon.busy()
+    cookie = page.cookie()
+    drop = {"number": 3}
+    assert page.ask("POST", "/api/dead/drop", drop, bare=True, Cookie=cookie)[0] == 401
+    for origin in ("http://127.0.0.1:1", "http://evil.example", "null"):
+        assert page.ask("POST", "/api/dead/drop", drop, bare=True, Cookie=cookie, Origin=origin)[0] == 403
+    assert page.daemon.asked == []
+    assert page.ask("POST", "/api/dead/drop", drop, bare=True, Cookie=cookie, Origin=page.url)[0] == 200
+    assert page.daemon.asked == [("dead_drop", 3)]
+
+
+def test_a_form_of_another_page_is_not_understood(page: Page) -> None:
+    body = b'{"number": 3}'
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        assert page.ask("POST", "/api/dead/drop", body, Content_Type=kind)[0] == 415
+
+
+def test_a_name_that_was_pointed_here_is_refused(page: Page) -> None:
+    for host in ("evil.example", f"evil.example:{page.port}", "127.0.0.1.evil.example", "", "["):
+        status, _, text = page.ask("GET", "/healthz", Host=host)
+        assert (status, json.loads(text)["code"]) == (421, "UNKNOWN_HOST"), host
+
+
+def test_an_address_localhost_and_a_configured_name_are_known(serve: Callable[..., Page]) -> None:
+    page = serve(hosts=("agentd.lan",))
+    for host in ("127.0.0.1", f"localhost:{page.port}", "[::1]:1", "agentd.lan"):
+        assert page.ask("GET", "/healthz", Host=host)[0] == 200
+
+
+# --- bounds
+
+
+def test_a_body_a_header_and_a_line_past_their_bounds_are_refused(serve: Callable[..., Page]) -> None:
+    page = serve(body_max_bytes=1_000, header_max_bytes=2_000)
+    status, _, text = page.ask("POST", "/api/dead/drop", b" " * 1_001)
+    assert (status, json.loads(text)["code"]) == (413, "TOO_LARGE")
+    assert page.ask("GET", "/healthz", X_Long="x" * 2_001)[0] == 400
+    assert page.ask("GET", f"/healthz?{'x' * 2_001}")[0] in (400, 414)
+
+
+def test_connections_past_the_bound_are_closed_and_leave_again_room(serve: Callable[..., Page]) -> None:
+    page = serve(connections_max=3)
+    idle = [socket.create_connection(("127.0.0.1", page.port)) for _ in range(3)]
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        while True:  # until the three are taken in
+            page.ask("GET", "/healthz")
+    for each in idle:
+        each.close()
+    answered = 0
+    for _ in range(1_000):
+        try:
+            answered = page.ask("GET", "/healthz")[0]
+            break
+        except (ConnectionError, http.client.HTTPException):
+            continue
+    assert answered == 200
+
+
+def test_streams_past_the_bound_are_refused(serve: Callable[..., Page]) -> None:
+    page = serve(streams_max=1)
+    connection = page.connection()
+    connection.request("GET", "/api/stream", headers={"Authorization": f"Bearer {page.token}"})
+    assert connection.getresponse().status == 200
+    status, _, text = page.ask("GET", "/api/stream")
+    assert (status, json.loads(text)["code"]) == (503, "TOO_MANY_PAGES")
+    connection.close()
+
+
+def test_the_oldest_session_makes_room(serve: Callable[..., Page]) -> None:
+    page = serve(sessions_max=2)
+    first, second, third = page.cookie(), page.cookie(), page.cookie()
+    assert [page.ask("GET", "/api/status", bare=True, Cookie=each)[0] for each in (first, second, third)] == [
+        401,
+        200,
+        200,
+    ]
+
+
+# --- every answer
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/nothing", "/static/page.js", "/static/../http.py"])
+def test_every_answer_carries_the_strict_headers(page: Page, path: str) -> None:
+    _, headers, _ = page.ask("GET", path)
+    assert {name: headers.get(name) for name in _HEADERS} == _HEADERS
+    assert "Server" not in headers
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_nothing_inline(page: Page) -> None:
+    page.daemon.busy()
+    html = page.ask("GET", "/")[2]
+    assert html.count("<script") == 1
+    assert '<script src="/static/page.js" defer></script>' in html
+    for inline in ("<style", " style=", " onclick=", "javascript:", 'src="http', 'href="http'):
+        assert inline not in html
+
+
+def test_whatever_a_peer_wrote_is_text(page: Page) -> None:
+    page.daemon.busy()
+    html = page.ask("GET", "/")[2]
+    assert HOSTILE not in html
+    assert "&lt;script&gt;document.title=" in html
+
+
+def test_who_was_not_let_in_sees_how_to_get_there_and_no_data(page: Page) -> None:
+    page.daemon.busy()
+    status, _, html = page.ask("GET", "/", bare=True)
+    assert status == 200
+    assert "agentd dashboard" in html
+    assert "alice" not in html
+
+
+# --- what the page asks for
+
+
+def stream(page: Page, count: int, **headers: str) -> list[tuple[str, dict[str, Any]]]:
+    """The first so many messages that are no ticks."""
+    connection = page.connection()
+    connection.request("GET", "/api/stream", headers={"Authorization": f"Bearer {page.token}"})
+    response = connection.getresponse()
+    assert response.headers["Content-Type"].startswith("text/event-stream")
+    found: list[tuple[str, dict[str, Any]]] = []
+    while len(found) < count:
+        name = response.readline().decode().removeprefix("event: ").strip()
+        data = json.loads(response.readline().decode().removeprefix("data: "))
+        assert response.readline() == b"\n"
+        if name != "tick":
+            found.append((name, data))
+    connection.close()
+    return found
+
+
+def test_a_stream_begins_with_every_part_and_the_newest_records(page: Page) -> None:
+    page.daemon.busy()
+    *parts, (last, records) = stream(page, 10)
+    assert {data["name"] for name, data in parts if name == "part"} == {
+        "health",
+        "identities",
+        "identity-alice",
+        "identity-a-rather-long-name-for-an-identity.example",
+        "identity-carol",
+        "plugins",
+        "outbox",
+        "dead",
+        "gaps",
+    }
+    assert (last, records["count"], records["skipped"]) == ("records", 4, 0)
+
+
+def test_a_part_is_sent_again_only_when_it_has_changed(page: Page) -> None:
+    connection = page.connection()
+    connection.request("GET", "/api/stream", headers={"Authorization": f"Bearer {page.token}"})
+    response = connection.getresponse()
+    names: list[str] = []
+    while names.count("tick") < 6:
+        name = response.readline().decode().removeprefix("event: ").strip()
+        data = json.loads(response.readline().decode().removeprefix("data: "))
+        response.readline()
+        names.append(data.get("name", name))
+        if names.count("tick") == 1 and name == "tick":
+            page.daemon.letters = {3: {**page.daemon.letters.get(3, {}), **letter()}}
+    connection.close()
+    assert names.count("dead") == 2
+    assert names.count("gaps") == names.count("outbox") == 1
+
+
+def letter() -> dict[str, Any]:
+    from tests.conftest import letter_row
+
+    return letter_row()
+
+
+def test_a_flood_costs_the_page_the_newest_few_and_a_count(page: Page) -> None:
+    page.happen(record(1))
+    flood = [record(position) for position in range(2, 5_002)]
+    page.happen(*flood)
+    seen = sent = skipped = 0
+    connection = page.connection()
+    connection.request("GET", "/api/stream", headers={"Authorization": f"Bearer {page.token}"})
+    response = connection.getresponse()
+    ticks = 0
+    while ticks < 4:
+        name = response.readline().decode().removeprefix("event: ").strip()
+        data = json.loads(response.readline().decode().removeprefix("data: "))
+        response.readline()
+        ticks += name == "tick"
+        if name == "tick" and ticks == 1:
+            page.happen(*[record(position) for position in range(5_002, 9_002)])
+        if name == "records":
+            seen += 1
+            sent += data["count"]
+            skipped += data["skipped"]
+    connection.close()
+    assert sent <= 40 * seen
+    assert skipped > 3_000
+    assert sent + skipped == 9_001 - (5_001 - 20)
+
+
+def test_what_cannot_be_done_says_why_and_what_to_do(page: Page) -> None:
+    status, _, text = page.ask("POST", "/api/say", {"text": "hello"})
+    assert (status, json.loads(text)["code"]) == (404, "NOT_EMBEDDED")
+    status, _, text = page.ask("POST", "/api/dead/drop", {"number": "x"})
+    assert (status, json.loads(text)["code"]) == (400, "BAD_REQUEST")
+    chosen = {"client_msg_id": "k", "identity": "nobody"}
+    status, _, text = page.ask("POST", "/api/outbox/drop", chosen)
+    assert (status, json.loads(text)["code"]) == (404, "UNKNOWN_IDENTITY")
+    status, _, text = page.ask("GET", "/nothing")
+    assert (status, json.loads(text)["code"]) == (404, "UNKNOWN_CALL")
+
+
+# --- the token
+
+
+def test_the_token_stays_over_restarts_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    token = take_token(tmp_path)
+    file = tmp_path / "http_token"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert take_token(tmp_path) == token
+
+
+def test_a_token_that_others_could_read_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    token = take_token(tmp_path)
+    (tmp_path / "http_token").chmod(0o644)
+    assert take_token(tmp_path) != token
+    assert stat.S_IMODE((tmp_path / "http_token").stat().st_mode) == 0o600
+    assert "made anew" in caplog.text
+
+
+def test_the_token_is_in_no_log(page: Page, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    invitation = page.invitation()
+    page.ask("POST", "/session", {"invitation": invitation}, bare=True)
+    page.ask("GET", "/metrics")
+    assert page.token not in caplog.text
+    assert invitation not in caplog.text
+    assert logs.redacted(f"a library said {page.token}") == "a library said [redacted]"
+
+
+def test_an_invitation_grows_old_and_so_does_a_session() -> None:
+    sessions = Sessions("token", sessions_max=4, session_max_s=100.0)
+    assert sessions.accept(sessions.invite(0.0), 121.0) is None
+    cookie = sessions.accept(sessions.invite(0.0), 1.0)
+    assert cookie is not None
+    assert sessions.is_let_in(cookie, 100.9)
+    assert not sessions.is_let_in(cookie, 101.0)
+
+
+def test_an_address_that_is_taken_is_logged_and_mail_goes_on(
+    serve: Callable[..., Page], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = serve()
+    second = serve(listen=f"127.0.0.1:{first.port}")
+    assert second.server.url is None
+    assert "cannot listen on" in caplog.text
