@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import threading
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -372,3 +373,22 @@ async def test_the_daemons_own_hub_is_not_taken_over(tmp_path: Path) -> None:
         process = gated.begin_take_over()
         assert await asyncio.to_thread(process.wait, _PATIENCE_S) == 78
         assert "own hub cannot be taken over" in gated.log
+
+
+async def test_the_page_and_the_metrics_move_with_the_rest(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with Gated(tmp_path, dispatch=f'[agentd.http]\nlisten = "127.0.0.1:{port}"') as gated:
+        gated.post("wait a")
+        await gated.until_begun("wait a")
+        for _ in range(2):
+            await gated.take_over()
+            with await asyncio.to_thread(
+                urllib.request.urlopen, f"http://127.0.0.1:{port}/healthz", None, 10
+            ) as answer:
+                assert answer.status == 200
+            gated.open("a")
+            await gated.until_former_ended()
+        assert "cannot listen" not in gated.log
+        await gated.ends_well()
