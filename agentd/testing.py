@@ -371,6 +371,9 @@ class Harness:
     Raises ConfigError or PluginLoadError as the daemon would.
     """
 
+    _dispatch = Dispatch()
+    _marks = Marks(_NEVER_SHED, _NEVER_SHED // 2, _NEVER_SHED_BYTES, _NEVER_SHED_BYTES // 2)
+
     def __init__(
         self,
         plugin: Plugin[Any],
@@ -606,11 +609,11 @@ class Harness:
             self.journal,
             {self._loaded.name: self._loaded},
             {name: [self._loaded.name] for name in self.identities},
-            Dispatch(),
+            self._dispatch,
             revive=self.journal.revive,
             on_queued=lambda sends: None,
             on_backlog=lambda shed: None,
-            marks=Marks(_NEVER_SHED, _NEVER_SHED // 2, _NEVER_SHED_BYTES, _NEVER_SHED_BYTES // 2),
+            marks=self._marks,
             conduct=dict.fromkeys(self.identities, self._conduct),
             clock=self.clock,
             chance=lambda: 0.0,

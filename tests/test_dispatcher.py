@@ -1134,6 +1134,31 @@ async def test_the_backlog_bell_rings_once_at_the_high_mark_and_once_at_the_low(
         assert rig.shedding == [True, False]
 
 
+async def test_lanes_behind_calls_that_hang_give_their_memory_back_though_nothing_else_happens() -> None:
+    clock = HandClock()
+    rig, ledger = Rig(clock=clock), Ledger()
+    rig.backlog = marks(10, 3)
+    release = asyncio.Event()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        await release.wait()
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle, concurrency=1)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said(conversation) for conversation in "cde" for _ in range(4)])
+        await asyncio.sleep(0)
+        assert rig.shedding == [True]
+        while (due := clock.next_timer(2.5)) is not None:
+            due()
+        assert rig.shedding == [True, False]
+        assert dispatcher.undispatched == 3
+        release.set()
+        await dispatcher.quiet()
+        assert ledger.texts == {conversation: ["1", "2", "3", "4"] for conversation in "cde"}
+        assert dispatcher.pending == {"me": 0}
+
+
 async def test_memory_holds_no_more_than_the_high_mark_even_if_nobody_sheds() -> None:
     rig, ledger = Rig(), Ledger()
     rig.backlog = marks(10, 5)

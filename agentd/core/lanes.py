@@ -30,6 +30,8 @@ class Standing(enum.Enum):
     READY ── take ──> RUNNING ── done ──> READY, or forgotten if that was the last
       ^                  ├── delay ──> DELAYED ── its time ──> READY
       └───── release ────┴── hold ───> HELD ── done, delay, release
+
+    Nothing but `take` and `take_only` moves a lane on that is READY.
     """
 
     READY = enum.auto()
@@ -147,7 +149,6 @@ class Lanes(Generic[K, T]):
     def done(self, key: K, count: int = 1) -> None:
         """The head of this lane, running or held, is finished with, and so many items in all: the next one may run."""
         lane = self._stop(key)
-        assert lane.standing in (Standing.RUNNING, Standing.HELD), lane.standing
         for _ in range(count):
             lane.items.popleft()
         lane.taken = False
@@ -157,7 +158,7 @@ class Lanes(Generic[K, T]):
             del self._lanes[key]
 
     def delay(self, key: K, until: float) -> None:
-        """The head of this lane runs again, not before `until`; everything behind it waits too."""
+        """The head of this lane, running or held, runs again, not before `until`; what is behind it waits too."""
         lane = self._stop(key)
         if lane.closed is not None:
             self._make_ready(key, lane)
@@ -168,7 +169,7 @@ class Lanes(Generic[K, T]):
         heapq.heappush(self._delayed, (until, self._delays, key))
 
     def hold(self, key: K) -> None:
-        """This lane stands still with its head, and takes no place among those that run, until `release` or `done`."""
+        """A lane that runs stands still with its head, and takes no place among those, until `release` or `done`."""
         self._stop(key).standing = Standing.HELD
 
     def release(self, key: K) -> None:
@@ -211,6 +212,8 @@ class Lanes(Generic[K, T]):
 
     def _stop(self, key: K) -> _Lane[T]:
         lane = self._lanes[key]
+        # A ready lane stands in the queue of those that are, and would come back into it a second time.
+        assert lane.standing in (Standing.RUNNING, Standing.HELD), lane.standing
         if lane.standing is Standing.RUNNING:
             self.running -= 1
         return lane

@@ -116,7 +116,8 @@ class Served:
 
     tag: what stands for it among the marks of running calls. intervals: seconds by the name of the recurring handler.
     catch_up: by identity, None where stale mail is handled like any other. replays: by conversation number, how often a
-    lane was set back and where it stood. identities: those that it serves.
+    lane was set back and where it stood. identities: those that it serves. taken_at: monotonic seconds of the last
+    hand-out, or of the start.
     """
 
     __slots__ = (
@@ -130,6 +131,7 @@ class Served:
         "replays",
         "signals",
         "tag",
+        "taken_at",
     )
 
     def __init__(self, plugin: Hosted, tag: int, limits: Limits, conduct: Mapping[str, config.Conduct]) -> None:
@@ -140,6 +142,7 @@ class Served:
         self.signals: dict[SignalKey, Signal] = {}
         self.listed = False
         self.identities: set[str] = set()
+        self.taken_at = 0.0
         self.run_by(plugin, conduct)
 
     def run_by(self, plugin: Hosted, conduct: Mapping[str, config.Conduct]) -> None:

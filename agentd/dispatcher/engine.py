@@ -115,6 +115,8 @@ class Engine:
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Workers are born in this group from now on, and a journal that fails ends it."""
         self._tasks = tasks
+        for served in self.served.values():
+            served.taken_at = self.clock.monotonic()
         self._workers.start(tasks)
 
     async def stop(self, timeout_s: float, commit_s: float) -> None:
@@ -200,7 +202,7 @@ class Engine:
                     if self.pauses and not isinstance(taken[1], Inherited) and self._is_paused(served, taken[0]):
                         continue
                     self._rota.append(served)
-                    self.taken_at = now
+                    self.taken_at = served.taken_at = now
                     return served, *taken
             served.listed = False
         return None
@@ -211,7 +213,7 @@ class Engine:
         item = served.lanes.take_only(key, now) if served.plugin.up else None
         if item is None or self._is_paused(served, key):
             return None
-        self.taken_at = now
+        self.taken_at = served.taken_at = now
         if isinstance(item, Delivery):
             self.trials.began(now)
             self.arm()

@@ -20,7 +20,7 @@ from agentd.journal.storage import StoredRecord
 
 log = logging.getLogger("agentd.dispatcher")
 
-_STUCK_S = 1.0  # a call that runs longer stands still, as far as memory goes
+_STUCK_S = 1.0  # what runs, or waits, for longer stands still, as far as memory goes
 
 
 class Marks(NamedTuple):
@@ -218,14 +218,39 @@ class Loading:
             if self._is_full:
                 self.shedding = True
                 self._on_backlog(True)
+                self._look_again()
+
+    def _look_again(self) -> None:
+        """What has only begun to wait may turn out to be stuck, and then nobody else comes by to see it."""
+        clock = self._engine.clock
+        clock.call_at(clock.monotonic() + _STUCK_S, self._still_shedding)
+
+    def _still_shedding(self) -> None:
+        if not self.shedding or self._engine.stopping:
+            return
+        self._relieve()
+        self.check_marks()
+        if self.shedding:
+            self._look_again()
 
     def _relieve(self) -> None:
         """Lanes that do not move must not use up the memory of those that do."""
-        stuck_since = self._engine.clock.monotonic() - _STUCK_S
         for lane in list(self._backlog.lanes()):
-            if lane.memory > 1 and lane.began_at and lane.began_at < stuck_since:
-                lane.still = True
-                head = lane.served.lanes.first(lane.number, lane.memory + 1)
-                kept = [each for each in head if isinstance(each, Delivery)]
-                ends = lane.until or kept[0].record.position
-                self.unload(lane, next(each for each in reversed(kept) if each.record.position <= ends))
+            if lane.memory > 1:
+                items = lane.served.lanes.first(lane.number, lane.served.lanes.depth(lane.number))
+                there = [each for each in items if isinstance(each, Delivery)]
+                if self._is_stuck(lane, there[0]):
+                    lane.still = True
+                    ends = lane.until or there[0].record.position
+                    self.unload(lane, next(each for each in reversed(there) if each.record.position <= ends))
+
+    def _is_stuck(self, lane: Lane, head: Delivery) -> bool:
+        """Whether its call runs for long, or it waits for long while no call of its plugin begins.
+
+        Those of its plugin may all hang, or its worker be down.
+        """
+        clock = self._engine.clock
+        stuck_since = clock.monotonic() - _STUCK_S
+        if lane.began_at:
+            return lane.began_at < stuck_since
+        return lane.served.taken_at < stuck_since and head.record.received_at < clock.unix() - _STUCK_S

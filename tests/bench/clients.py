@@ -46,6 +46,7 @@ config = {{ report = "{folder}/report.json" }}
 _NEIGHBOUR = """
 [plugin.{name}]
 use = "tests.bench.handlers:{name}"
+{settings}
 """
 
 _IDENTITY = """
@@ -98,10 +99,13 @@ class Client(Program, abc.ABC):
 
 
 class Agentd(Client):
-    """neighbours: plugins beside the one under measurement. drain_timeout_s: how long a stop waits for them."""
+    """neighbours: plugins beside the one under measurement, with their settings as lines of the configuration.
+
+    drain_timeout_s: how long a stop waits for them.
+    """
 
     name = "agentd"
-    neighbours: ClassVar[tuple[str, ...]] = ()
+    neighbours: ClassVar[Mapping[str, str]] = {}
     drain_timeout_s: ClassVar[float] = 20.0
 
     @classmethod
@@ -109,7 +113,7 @@ class Agentd(Client):
         cls, folder: Path, core: int | None, url: str, keys: Mapping[str, str], handler: str, *, with_rest: bool
     ) -> Agentd:
         text = _CONFIG.format(folder=folder, handler=handler, drain_timeout_s=cls.drain_timeout_s)
-        text += "".join(_NEIGHBOUR.format(name=name) for name in cls.neighbours)
+        text += "".join(_NEIGHBOUR.format(name=name, settings=given) for name, given in cls.neighbours.items())
         plugins = json.dumps(["bench", *cls.neighbours])
         for name, key in keys.items():
             file = folder / f"{name}.key"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -98,3 +100,29 @@ def block(message: Message, ctx: Context) -> None:
 @overstaying.on(Message, timeout_s=0.05)
 async def overstay(message: Message, ctx: Context) -> None:
     await asyncio.sleep(3_600)
+
+
+hoarding, exiting, looping, crashing = map(Plugin, ("hoarding", "exiting", "looping", "crashing"))
+
+
+@hoarding.on(Message)
+async def hoard(message: Message, ctx: Context) -> None:
+    kept = []
+    while True:
+        kept.append(bytearray(4_000_000))
+
+
+@exiting.on(Message)
+async def leave(message: Message, ctx: Context) -> None:
+    os._exit(3)
+
+
+@looping.on(Message)
+async def loop(message: Message, ctx: Context) -> None:
+    while True:
+        pass
+
+
+@crashing.on(Message)
+async def crash(message: Message, ctx: Context) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)

@@ -6,16 +6,24 @@ The same load in the same round, first the one, then the other, on a daemon and 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from tests.bench.clients import Agentd, Client
 from tests.bench.measuring import Figure, Place, Sample, Sizes, require_equal
 
 _WARM_UP = 100
+_ISOLATED = 'isolate = "process"'
 
 
 class Troubled(Agentd):
-    neighbours = ("raising", "hanging", "blocking", "overstaying")
+    neighbours: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("raising", "hanging", "blocking", "overstaying"), ""),
+        "hoarding": f"{_ISOLATED}\nmemory_max_mb = 128",
+        "exiting": _ISOLATED,
+        "looping": f"{_ISOLATED}\ncpu_max_s = 1.0",
+        "crashing": _ISOLATED,
+    }
     drain_timeout_s = 0.5
 
 
@@ -29,7 +37,8 @@ class Neighbours:
         Figure("neighbours.p99", "p99, beside them to alone", "", "less"),
     )
     note = (
-        "One plugin always raises, one hangs, one hangs in threads, one overstays its deadline; all get each message.\n"
+        "One plugin always raises, one hangs, one hangs in threads, one overstays its deadline; in processes of their\n"
+        "  own, one eats all memory, one exits, one loops, one crashes. All get each message.\n"
         "  The SDK's client has one handler, and so no neighbours."
     )
 

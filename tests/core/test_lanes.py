@@ -1,5 +1,7 @@
 """Lanes against a slow and obvious model: order within a key, one at a time, turns among keys, delays, nothing lost."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -23,6 +25,10 @@ class LanesAgainstModel(RuleBasedStateMachine):
         self.now = 0.0
         self.pushed: dict[str, list[int]] = {}
         self.handled: dict[str, list[int]] = {}
+        self.withdrawn: set[int] = set()
+        # Items are numbered; where `interpose` puts one out of that order is known here alone.
+        self.items = 0
+        self.taken: set[str] = set()
 
     def _wake(self) -> None:
         due = sorted({until for until in self.delayed.values() if until <= self.now})
@@ -38,13 +44,36 @@ class LanesAgainstModel(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from("abcdef"))
     def push(self, key: str) -> None:
-        item = sum(map(len, self.pushed.values()))
-        self.pushed.setdefault(key, []).append(item)
+        item = self._new_item(key)
         self.lanes.push(key, item)
+        self._queue(key).append(item)
+
+    @rule(key=st.sampled_from("abcdef"))
+    def interpose(self, key: str) -> None:
+        item = self._new_item(key)
+        self.lanes.interpose(key, item)
+        self._queue(key).insert(1 if key in self.taken else 0, item)
+
+    @precondition(lambda self: self.queues)
+    @rule(data=st.data(), odd=st.booleans())
+    def withdraw(self, data: st.DataObject, odd: bool) -> None:
+        key = data.draw(st.sampled_from(sorted(self.queues)))
+        head, *rest = self.queues[key]
+        gone = [item for item in rest if item % 2 == odd]
+        assert self.lanes.withdraw(key, lambda item: item % 2 == odd) == gone
+        self.queues[key] = [head, *(item for item in rest if item not in gone)]
+        self.withdrawn |= set(gone)
+
+    def _new_item(self, key: str) -> int:
+        self.items += 1
+        self.pushed.setdefault(key, []).append(self.items)
+        return self.items
+
+    def _queue(self, key: str) -> list[int]:
         if key not in self.queues:
             self.queues[key] = []
             self._make_ready(key)
-        self.queues[key].append(item)
+        return self.queues[key]
 
     @rule()
     def take(self) -> None:
@@ -58,16 +87,31 @@ class LanesAgainstModel(RuleBasedStateMachine):
         assert item == self.queues[key][0]
         # Whoever has been ready for longest goes first, so that no ready lane is passed over by one that comes again.
         assert self.ready[key] == min(self.ready.values())
+        self._runs(key)
+
+    @rule(key=st.sampled_from("abcdef"))
+    def take_only(self, key: str) -> None:
+        item = self.lanes.take_only(key, self.now)
+        self._wake()
+        if len(self.running) == self.lanes.limit or key not in self.ready:
+            assert item is None
+            return
+        assert item == self.queues[key][0]
+        self._runs(key)
+
+    def _runs(self, key: str) -> None:
         del self.ready[key]
         self.running.append(key)
+        self.taken.add(key)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def done(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(sorted(self.running)))
-        self.lanes.done(key)
+        count = data.draw(st.integers(1, len(self.queues[key])))
+        self.lanes.done(key, count)
         self.running.remove(key)
-        self._pop(key)
+        self._pop(key, count)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), released=st.booleans())
@@ -81,8 +125,10 @@ class LanesAgainstModel(RuleBasedStateMachine):
             self.lanes.done(key)
             self._pop(key)
 
-    def _pop(self, key: str) -> None:
-        self.handled.setdefault(key, []).append(self.queues[key].pop(0))
+    def _pop(self, key: str, count: int = 1) -> None:
+        self.handled.setdefault(key, []).extend(self.queues[key][:count])
+        del self.queues[key][:count]
+        self.taken.discard(key)
         if self.queues[key]:
             self._make_ready(key)
         else:
@@ -138,6 +184,13 @@ class LanesAgainstModel(RuleBasedStateMachine):
             assert {key: self.lanes.depth(key) for key in "abcdef" if key in self.lanes} == {
                 key: len(queue) for key, queue in self.queues.items()
             }
+            assert {key for key in "abcdef" if self.lanes.is_running(key)} == set(self.running)
+
+    @invariant()
+    def the_first_items_are_those_that_wait(self) -> None:
+        if hasattr(self, "lanes"):
+            for key, queue in self.queues.items():
+                assert [self.lanes.first(key, count) for count in (1, 2, 99)] == [queue[:1], queue[:2], queue]
 
     @invariant()
     def the_next_deadline_is_the_first_delay(self) -> None:
@@ -145,17 +198,12 @@ class LanesAgainstModel(RuleBasedStateMachine):
             assert self.lanes.next_deadline() == min(self.delayed.values(), default=None)
 
     @invariant()
-    def items_of_a_key_are_done_in_the_order_of_pushing(self) -> None:
-        if hasattr(self, "lanes"):
-            assert all(items == sorted(items) for items in self.handled.values())
-
-    @invariant()
     def no_more_than_the_limit_run(self) -> None:
         if hasattr(self, "lanes"):
             assert len(self.running) == len(set(self.running)) <= self.lanes.limit
 
     def teardown(self) -> None:
-        """Whatever was done to them: in the end every item that was pushed has been handed out, in order."""
+        """Whatever was done to them: in the end every item has been handed out once, or withdrawn."""
         if not hasattr(self, "lanes"):
             return
         for key in list(self.held):
@@ -171,7 +219,9 @@ class LanesAgainstModel(RuleBasedStateMachine):
             self.take()
             self.done_at_once()
         assert self.lanes.take(self.now) is None
-        assert self.handled == self.pushed
+        done = sorted(item for items in self.handled.values() for item in items)
+        assert done == [item for item in range(1, self.items + 1) if item not in self.withdrawn]
+        assert all(set(items) <= set(self.pushed[key]) for key, items in self.handled.items())
 
     def done_at_once(self) -> None:
         key = self.running.pop()
@@ -203,18 +253,77 @@ def test_a_lane_that_is_held_leaves_its_place_to_others() -> None:
     assert lanes.take(0.0) == ("b", 2)
 
 
-def test_a_ready_lane_can_be_delayed_before_it_was_ever_taken() -> None:
+@pytest.mark.parametrize("stop", [lambda lanes: lanes.delay("a", 5.0), lambda lanes: lanes.hold("a")])
+def test_a_lane_that_does_not_run_cannot_be_stopped(stop: Callable[[Lanes[str, int]], None]) -> None:
     lanes: Lanes[str, int] = Lanes(2)
     lanes.push("a", 1)
+    with pytest.raises(AssertionError):
+        stop(lanes)
+
+
+def test_what_is_interposed_comes_first_or_behind_a_head_that_was_ever_taken() -> None:
+    lanes: Lanes[str, int] = Lanes(1)
+    lanes.push("a", 2)
+    lanes.interpose("a", 1)
+    assert lanes.take(0.0) == ("a", 1)
+    lanes.interpose("a", 3)
     lanes.delay("a", 5.0)
-    assert lanes.take(4.9) is None
-    assert lanes.take(5.0) == ("a", 1)
-    assert lanes.take(5.0) is None
+    lanes.interpose("a", 4)
+    lanes.wake(5.0)
+    lanes.interpose("a", 5)
+    assert lanes.first("a", 9) == [1, 5, 4, 3, 2]
+    lanes.take(5.0)
+    lanes.done("a")
+    lanes.interpose("a", 6)
+    assert lanes.take(5.0) == ("a", 6)
+    lanes.done("a")
+    lanes.interpose("b", 7)
+    assert lanes.first("b", 9) == [7]
+
+
+def test_a_head_is_never_withdrawn() -> None:
+    lanes: Lanes[str, int] = Lanes(1)
+    for item in range(5):
+        lanes.push("a", item)
+    assert lanes.withdraw("a", lambda item: item != 3) == [1, 2, 4]
+    assert lanes.first("a", 9) == [0, 3]
+
+
+def test_one_lane_can_be_taken_out_of_its_turn_and_keeps_its_place_in_the_next() -> None:
+    lanes: Lanes[str, int] = Lanes(2)
+    for key in "abc":
+        lanes.push(key, 1)
+        lanes.push(key, 2)
+    assert lanes.take_only("b", 0.0) == 1
+    assert lanes.is_running("b")
+    assert lanes.take_only("b", 0.0) is None
+    assert lanes.take_only("d", 0.0) is None
+    assert lanes.take(0.0) == ("a", 1)
+    assert lanes.take_only("c", 0.0) is None, "as many run as may"
+    lanes.done("b")
+    assert not lanes.is_running("b")
+    lanes.delay("a", 1.0)
+    assert [lanes.take(0.0), lanes.take(0.0)] == [("c", 1), ("b", 2)]
+    lanes.done("c")
+    assert lanes.take_only("a", 0.5) is None
+    assert lanes.take_only("a", 1.0) == 1
+
+
+def test_several_items_at_the_head_may_be_done_together() -> None:
+    lanes: Lanes[str, int] = Lanes(1)
+    for item in range(5):
+        lanes.push("a", item)
+    lanes.take(0.0)
+    lanes.done("a", 3)
+    assert lanes.take(0.0) == ("a", 3)
+    lanes.done("a", 2)
+    assert "a" not in lanes
 
 
 def test_a_delay_that_was_replaced_does_not_end_early() -> None:
     lanes: Lanes[str, int] = Lanes(1)
     lanes.push("a", 1)
+    lanes.take(0.0)
     lanes.delay("a", 1.0)
     lanes.release("a")
     lanes.take(0.0)

@@ -44,6 +44,23 @@ async def skip(message: Message, ctx: Context) -> None:
     raise ValueError("indigestible")
 
 
+@plugin.on(Message, text="^detached", on_dead="detach", attempts=2)
+async def detach(message: Message, ctx: Context) -> None:
+    await count(message, ctx)
+    note("late" if message.late else "in order")
+    if not message.late or "poison" in message.text:
+        raise ValueError("indigestible")
+
+
+@plugin.on(Message, text="^several", batch=10, settle_s=0.2, attempts=2)
+async def several(messages: tuple[Message, ...], ctx: Context) -> None:
+    note("together", len(messages))
+    for message in messages:
+        await count(message, ctx)
+    if any("poison" in message.text for message in messages):
+        raise ValueError("indigestible")
+
+
 @plugin.on(Message, text="^slow", timeout_s=0.1)
 async def wait(message: Message, ctx: Context) -> None:
     await count(message, ctx)
@@ -58,7 +75,7 @@ async def wait(message: Message, ctx: Context) -> None:
 async def begin(rig: Rig, **settings: Any) -> None:
     (rig.folder / "picky.py").write_text(_PICKY)
     rig.plugin = {"use": str(rig.folder / "picky.py"), **settings}
-    dispatch = msgspec.structs.replace(rig.settings.dispatch, retry_first_s=0.05)
+    dispatch = msgspec.structs.replace(rig.settings.dispatch, retry_first_s=0.05, retry_max_s=1.0)
     rig.settings = msgspec.structs.replace(rig.settings, dispatch=dispatch)
     rig.identity("agent")
     for peer in ("peer", "other"):
@@ -158,3 +175,33 @@ async def test_a_deadline_cancels_the_handler_and_what_it_staged_is_nowhere(rig:
     assert await counted(rig) == 1
     [dead] = await rig._journal.dead("agent", 10)
     assert "did not return within 0.1 s" in dead.error
+
+
+async def test_what_is_set_aside_holds_nothing_up_and_comes_again_late_even_after_a_restart(rig: Rig) -> None:
+    await begin(rig)
+    rig.hub.post("peer", "agent", "detached 1", "detached poison", "ordinary")
+    await rig.until(lambda: answered(rig) == said(rig)[2:])
+    assert await rig._journal.dead("agent", 10) == [], "set aside, not given up"
+    assert "late" not in notes(rig)
+    await rig.stop()
+    await rig.start()
+    mended, poison, ordinary = said(rig)
+    await rig.until(lambda: answered(rig) == [ordinary, mended] and rig.status()[0]["dead"] == 1)
+    assert [line for line in notes(rig) if line in ("in order", "late")][:4] == ["in order"] * 4
+    [dead] = await rig._journal.dead("agent", 10)
+    assert dead.error == "ValueError: indigestible"
+    assert await rig._journal.timers("plugin") == []
+    assert await counted(rig) == 2
+    assert poison not in answered(rig)
+
+
+async def test_a_batch_with_one_poison_is_taken_apart_and_loses_that_one_alone(rig: Rig) -> None:
+    await begin(rig)
+    rig.hub.post("peer", "agent", *("several poison" if number == 2 else f"several {number}" for number in range(5)))
+    others = [id_ for number, id_ in enumerate(said(rig)) if number != 2]
+    await rig.until(lambda: answered(rig) == others)
+    together = [line for line in notes(rig) if line.startswith("together")]
+    assert together == ["together 5"] * 2 + ["together 1"] * 6
+    assert await counted(rig) == 4
+    [dead] = await rig._journal.dead("agent", 10)
+    assert (dead.attempts, dead.error) == (2, "ValueError: indigestible")
