@@ -28,7 +28,8 @@ import uvloop
 
 from agentd import __version__, config, logs
 from agentd.control.address import listening_paths
-from agentd.control.api import ControlServer
+from agentd.control.api import ControlServer, HandOverRequest
+from agentd.control.refusal import ControlError
 from agentd.control.systemd import ServiceManager
 from agentd.core.events import Event, Record, Send, Signal, Source
 from agentd.core.reconnect import Throttle
@@ -36,12 +37,13 @@ from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, Unavailable, first_of
 from agentd.generations import Generations
+from agentd.handover import PROTOCOL, Arrival, Departure, Whereabouts
 from agentd.host.api import Port
 from agentd.host.stalls import StallWatch
 from agentd.identities import Identities, key_reader
 from agentd.journal.retention import Retention, below
 from agentd.journal.running import open_running
-from agentd.journal.sqlite import SqliteJournal, open_journal
+from agentd.journal.sqlite import SCHEMA, SqliteJournal
 from agentd.journal.storage import Carried, StoredRecord
 from agentd.operations import Followers, Operations, Parts, Sending, Vitals
 from agentd.reloading import Reloading
@@ -51,6 +53,7 @@ from agentd.takeover import Takeover
 from agentd.transport.rest import Pool
 
 if TYPE_CHECKING:
+    from agentd.control.http import HttpServer
     from agentd.hub.server import Hub
 
 log = logging.getLogger("agentd")
@@ -59,6 +62,10 @@ EXIT_FAILED = 1
 EXIT_CONFIG = 78
 
 _JOURNAL_LOOK_S = 0.25
+_REST_S = 0.3  # for answers to sends; what is not answered then is asked for again, under the same key
+_GONE_S = 2.0  # for the lock of a process that was killed while it handed over
+_BEYOND_S = 30.0  # past the time that turns may take in the process before us, which gives them back itself
+_LAST_CALLS_S = 0.05  # for who had connected before our successor had the name of the socket
 _EMBEDDED_USER = "me"
 _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
 """Identity to its handle on the embedded hub and its plugins."""
@@ -70,10 +77,11 @@ def run(
     config_path: Path | None,
     reread: Callable[[], config.Settings] | None = None,
     watch_files: bool = False,
+    take_over: bool = False,
 ) -> int:
     """Run the daemon in the foreground until it is told to stop. Returns the exit code.
 
-    reread: reads the configuration as it is when the daemon is told to reload. watch_files: see Daemon.
+    reread: reads the configuration as it is when the daemon is told to reload. watch_files, take_over: see Daemon.
     """
     logs.configure(settings.agentd.log_level)
     faulthandler.enable()
@@ -84,7 +92,7 @@ def run(
     sys.setswitchinterval(0.0005)
     Path(settings.agentd.state).mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        uvloop.run(_main(settings, config_path, reread, watch_files))
+        uvloop.run(_main(settings, config_path, reread, watch_files, take_over))
     except ConfigError as error:
         return _told(error, EXIT_CONFIG)
     except PluginLoadError as error:
@@ -105,11 +113,18 @@ async def _main(
     config_path: Path | None,
     reread: Callable[[], config.Settings] | None,
     watch_files: bool,
+    take_over: bool,
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
         state = Path(settings.agentd.state)
-        journal = await open_journal(state / "journal.db", settings.agentd.journal)
+        journal = SqliteJournal(state / "journal.db", settings.agentd.journal)
         stack.push_async_callback(journal.close)
+        if settings.embedded and take_over:
+            raise ConfigError(
+                ["--take-over: the daemon's own hub cannot be taken over; stop that daemon, and start anew"]
+            )
+        if not take_over:
+            await journal.open()
         hub: Hub | None = None
         keys: dict[str, Callable[[], str]] = {
             name: key_reader(identity) for name, identity in settings.identity.items()
@@ -122,7 +137,7 @@ async def _main(
             hub = await stack.enter_async_context(Hub(HubSettings(database=str(state / "hub.db"))))
             settings, keys = _embedded(settings, hub)
         base = config_path.parent if config_path is not None else Path.cwd()
-        daemon = Daemon(settings, base, journal, keys, hub, reread=reread, watch_files=watch_files)
+        daemon = Daemon(settings, base, journal, keys, hub, reread=reread, watch_files=watch_files, take_over=take_over)
         await daemon.run()
 
 
@@ -151,7 +166,8 @@ class Daemon:
     """Every part of one process. started: everything runs. operations: what can be asked of it, from then on.
 
     reread: reads the configuration when `reload` is asked for; without it there is nothing new to read. watch_files:
-    plugins are reloaded when their files change.
+    plugins are reloaded when their files change. take_over: from the process that runs over the same state, if there is
+    one; then the journal is opened here, once it has been handed over.
     """
 
     def __init__(
@@ -164,14 +180,16 @@ class Daemon:
         *,
         reread: Callable[[], config.Settings] | None = None,
         watch_files: bool = False,
+        take_over: bool = False,
     ) -> None:
         self._settings = settings
+        self._take_over = take_over
         self._journal = journal
         self._keys = keys
         self._hub = hub
         self._reread = reread or (lambda: settings)
         self._watch_files = watch_files
-        self._generations = Generations(base, journal.state_get, journal.state_bytes, self._backlog_of, self._api_of)
+        self._http: HttpServer | None = None
         self._began = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
@@ -186,8 +204,16 @@ class Daemon:
             room=self._outbox_room,
             speaker=_EMBEDDED_USER if hub is not None else None,
         )
+        self._turns_find = Whereabouts(journal.state_get, self._sending.send_now)
+        self._generations = Generations(
+            base, self._turns_find.state_get, journal.state_bytes, self._backlog_of, self._api_of
+        )
+        self._arrival: Arrival | None = None
+        self._departing: asyncio.Future[Departure] = self._loop.create_future()
         self._vitals = Vitals(_JOURNAL_LOOK_S, settings.agentd.health.lag_window_s)
-        self._manager = ServiceManager()
+        # Whoever takes over takes over the watchdog, too, which was meant for the process before.
+        meant_for = "WATCHDOG_PID" if take_over else ""
+        self._manager = ServiceManager({name: value for name, value in os.environ.items() if name != meant_for})
         self._fed_at = self._loop.time()
 
     # -- life -------------------------------------------------------------------------------------------------------
@@ -201,6 +227,8 @@ class Daemon:
             self._watch = stack.enter_context(
                 StallWatch(self._settings.agentd.dispatch.stall_s, self._generations.codes)
             )
+            if self._take_over:
+                await self._arrive(stack)
             await self._make_identities(pool)
             self._dispatcher = self._generations.dispatcher = self._make_dispatcher()
             self._reloading = Reloading(
@@ -219,50 +247,182 @@ class Daemon:
                 time.time,
             )
             self._vitals.position = await self._journal.last_position()
-            self.operations = Operations(self._parts(), self._sending, self._followers, self._reload)
+            self.operations = Operations(
+                self._parts(), self._sending, self._followers, self._reload, self._hand_over_wanted
+            )
             control = ControlServer(self.operations, listening_paths(Path(self._settings.agentd.state), os.environ))
+            stack.push_async_callback(self._close_http)
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    await self._dispatcher.start(tasks)
-                    takeover = tasks.create_task(self._takeover.run(), name="takeover")
-                    self._identities.start(tasks)
-                    watching = tasks.create_task(self._watch_plugins(), name="files of plugins")
-                    pressure = tasks.create_task(self._watch_journal(), name="journal pressure")
-                    full_mb = self._settings.agentd.journal.max_mb
-                    retention = Retention(self._journal, below(self._settings.agentd.retention, full_mb))
-                    trimming = tasks.create_task(retention.run(), name="retention")
-                    await control.start()
-                    await self._start_http(stack)
+                    await self._dispatcher.start(tasks, self._arrival.turns if self._arrival is not None else ())
+                    if self._arrival is not None:
+                        self._arrival.answers(self._state_of, self._sending.send_now)
+                    self._begin(tasks)
+                    await control.start(in_place=self._arrival is not None)
+                    await self._start_http()
                     self._greet()
                     self.started.set()
                     self._manager.ready()
+                    if self._arrival is not None:
+                        self._arrival.serves()
                     with self._signals(tasks):
-                        await self._stopping.wait()
-                    log.info("stopping")
-                    self._manager.stopping()
-                    self._manager.status("stopping: running handlers may finish")
-                    for task in (pressure, trimming, takeover, watching):
-                        task.cancel()
-                    # A change that is under way is made, so that what it began can be stopped.
-                    async with self._generations.changing:
-                        # First the handlers: one that waits for the answer to a send of its own needs the sender.
-                        await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
-                        await self._identities.stop()
+                        departure = await self._serve(tasks, control)
+                        if departure is not None:
+                            await self._depart(departure, control)
+                    if departure is None:
+                        await self._stop()
             except ExceptionGroup as failed:
                 raise first_of(failed) from failed
             finally:
                 await control.close()
 
-    async def _start_http(self, stack: contextlib.AsyncExitStack) -> None:
+    # -- one part after the other ----------------------------------------------------------------------------------
+
+    def _begin(self, tasks: asyncio.TaskGroup) -> None:
+        """Start what needs the journal to be ours, the dispatcher excepted."""
+        full_mb = self._settings.agentd.journal.max_mb
+        retention = Retention(self._journal, below(self._settings.agentd.retention, full_mb))
+        self._around = [
+            tasks.create_task(self._takeover.run(), name="takeover"),
+            tasks.create_task(self._watch_journal(), name="journal pressure"),
+            tasks.create_task(retention.run(), name="retention"),
+            tasks.create_task(self._watch_plugins(), name="files of plugins"),
+        ]
+        self._identities.start(tasks)
+
+    async def _serve(self, tasks: asyncio.TaskGroup, control: ControlServer) -> Departure | None:
+        """Return when told to stop, or, with the departure, when another process has taken over."""
+        stopping = tasks.create_task(self._stopping.wait(), name="told to stop")
+        while True:
+            either: list[asyncio.Future[Any]] = [stopping, self._departing]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done():
+                if self._departing.done():
+                    self._departing.result().call_off("it is stopping")
+                return None
+            departure = self._departing.result()
+            control.handing_over = True
+            if await self._hand_over(departure):
+                stopping.cancel()
+                return departure
+            control.handing_over = False
+            self._turns_find.back()
+            self._departing = self._loop.create_future()
+            self._begin(tasks)
+            await self._start_http()
+
+    async def _stop(self) -> None:
+        log.info("stopping")
+        self._manager.stopping()
+        self._manager.status("stopping: running handlers may finish")
+        await _cancelled(self._around)
+        # A change that is under way is made, so that what it began can be stopped.
+        async with self._generations.changing:
+            # First the handlers: one that waits for the answer to a send of its own needs the sender.
+            await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
+            await self._identities.stop()
+
+    # -- from one process to the next ------------------------------------------------------------------------------
+
+    async def _arrive(self, stack: contextlib.AsyncExitStack) -> None:
+        """Have the journal, from the process that runs if there is one. Raises NotHandedOver, JournalError."""
+        state = Path(self._settings.agentd.state)
+        paths = listening_paths(state, os.environ)
+        self._arrival = await Arrival.ask(paths[0], state, SCHEMA.version, self._manager.address)
+        if self._arrival is None:
+            log.info("no daemon runs over %s: there is nothing to take over", state)
+            await self._journal.open(wait_s=_GONE_S)
+        else:
+            stack.callback(self._arrival.close)
+            await self._journal.open(checked=True)
+            await self._arrival.taken()
+            self._arrival.bound(self._settings.agentd.dispatch.hand_over_timeout_s + _BEYOND_S)
+
+    async def _hand_over_wanted(self, wanted: HandOverRequest) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        if (why := self._keeps_everything(wanted)) is not None:
+            raise ControlError(409, "NOT_HANDED_OVER", *why)
+        departure = Departure(wanted.pid)
+        try:
+            await departure.connect(wanted.socket)
+        except OSError as error:
+            why = f"nobody listens at {wanted.socket} ({error.strerror})", "start that one again"
+            raise ControlError(409, "NOT_HANDED_OVER", *why) from None
+        if self._departing.done() or self._stopping.is_set():
+            departure.call_off("it has begun something else meanwhile")
+        else:
+            log.info("agentd %s takes over, pid %d", wanted.version, wanted.pid)
+            self._departing.set_result(departure)
+        return {"version": __version__, "pid": os.getpid()}
+
+    def _keeps_everything(self, wanted: HandOverRequest) -> tuple[str, str] | None:
+        """Why there can be no hand-over, and what to do instead."""
+        restart, theirs = "stop this one, then start that one", f"agentd {wanted.version}"
+        if self._hub is not None:
+            return "this daemon runs its own hub, which ends with it", restart
+        if self._stopping.is_set():
+            return "it is stopping", "wait for its end, then start"
+        if self._departing.done():
+            return "another process is taking over already", "look at that one: agentd status"
+        if wanted.protocol != PROTOCOL:
+            return f"it hands over by protocol {PROTOCOL}, and {theirs} takes over by {wanted.protocol}", restart
+        if wanted.tables != SCHEMA.version:
+            told = f"its journal is of version {SCHEMA.version}, and {theirs} works with {wanted.tables}"
+            return told, f"{restart}, which upgrades it (agentd upgrade-check)"
+        if self._manager.listens and wanted.manager != self._manager.address:
+            return "its service manager would lose sight of its successor", "restart it there: systemctl restart agentd"
+        if self._arrival is not None and self._arrival.open:
+            return f"{self._arrival.open} turns still run in the process before it", "wait for their end"
+        if self._generations.changing.locked():
+            return "its configuration is being changed", "try again in a moment"
+        if trouble := self._journal_trouble():
+            return trouble, "see: agentd doctor"
+        return None
+
+    async def _hand_over(self, departure: Departure) -> bool:
+        """End what needs the journal, and let it go. False if it is here again."""
+        await _cancelled(self._around)
+        await self._close_http()
+        if self._supervisors:
+            resting = [asyncio.ensure_future(each.rest(_REST_S)) for each in self._supervisors.values()]
+            await asyncio.wait(resting)
+        await self._identities.stop()
+        for supervisor in self._supervisors.values():
+            supervisor.enter("off", "another process takes over")
+        return await departure.hand_over(self._dispatcher, self._journal, partial(self._turns_find.moved, departure))
+
+    async def _depart(self, departure: Departure, control: ControlServer) -> None:
+        """Another process has everything but the turns that run: wait for their end."""
+        self._manager.succeeded_by(departure.successor)
+        leaving = asyncio.ensure_future(_left(departure, control))
+        timeout_s = self._settings.agentd.dispatch.hand_over_timeout_s
+        await departure.drain(self._dispatcher, timeout_s, self._stopping.wait())
+        if not departure.serves.done():
+            leaving.cancel()
+        await asyncio.wait((leaving,))
+
+    async def _state_of(self, plugin: str, conversation: int, key: str) -> bytes | None:
+        """What a turn of the process before us reads."""
+        if plugin not in self._generations.plugins:
+            raise RuntimeError(f"{plugin} is not served any more")
+        return await self._generations.plugins[plugin].state.read((conversation, key))
+
+    # -- the page ----------------------------------------------------------------------------------------------------
+
+    async def _start_http(self) -> None:
         """Serve the page and the metrics, where the configuration asks for them."""
         if self._settings.agentd.http.listen:
             # Only here: nobody else pays for loading it.
             from agentd.control.http import HttpServer
 
-            server = HttpServer(self.operations, self._settings.agentd)
-            stack.push_async_callback(server.close)
-            await server.start()
-            self._vitals.http_url = server.url
+            self._http = HttpServer(self.operations, self._settings.agentd)
+            await self._http.start()
+            self._vitals.http_url = self._http.url
+
+    async def _close_http(self) -> None:
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
 
     async def _make_identities(self, pool: Pool) -> None:
         settings = self._settings.agentd
@@ -298,9 +458,10 @@ class Daemon:
             ),
             conduct=self._settings.identity,
             backoff=Backoff(first_s=dispatch.retry_first_s, max_s=dispatch.retry_max_s),
-            send_now=self._sending.send_now,
+            send_now=self._turns_find.send_now,
             running=running,
-            unfinished=unfinished,
+            # What runs in the process before us is no reason to think that it died of that.
+            unfinished=() if self._arrival is not None else unfinished,
         )
 
     def _parts(self) -> Parts:
@@ -326,6 +487,8 @@ class Daemon:
         """See control.api.Daemon."""
         if self._stopping.is_set():
             raise Unavailable("the daemon is stopping")
+        if self._departing.done():
+            raise Unavailable("another process is taking over")
         self._manager.reloading()
         try:
             return await self._reloading.reload()
@@ -481,6 +644,20 @@ In a second terminal, in this folder:
 
 Ctrl-C stops it. Next: write a plugin (README, "A first plugin").
 """
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+async def _left(departure: Departure, control: ControlServer) -> None:
+    """Leave the control socket to the successor once it is there."""
+    await asyncio.shield(departure.serves)
+    await asyncio.sleep(_LAST_CALLS_S)
+    await control.close()
 
 
 def _own_command() -> str:

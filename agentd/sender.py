@@ -146,6 +146,7 @@ class Sender:
         self._eligible: deque[str] = deque()
         self._tasks: asyncio.TaskGroup | None = None
         self._workers = 0
+        self._rested: asyncio.Future[None] | None = None
         self._paused = False
         self.counts = dict.fromkeys(("ready", "unknown", *SETTLED_STATES), 0)
         self.replays = 0
@@ -182,6 +183,13 @@ class Sender:
     def pause(self) -> None:
         """Let nothing leave: the key is refused, or the identity is stopping."""
         self._paused = True
+
+    async def rest(self, timeout_s: float) -> None:
+        """Let nothing leave, and wait so long for the answers to what has left."""
+        self.pause()
+        self._rested = self._loop.create_future()
+        if self._workers:
+            await asyncio.wait((self._rested,), timeout=timeout_s)
 
     def resume(self) -> None:
         """Let sends leave again."""
@@ -370,6 +378,8 @@ class Sender:
                 self._offer(target)
         finally:
             self._workers -= 1
+            if not self._workers and self._rested is not None and not self._rested.done():
+                self._rested.set_result(None)
             if self._paused:
                 held_up, self._eligible = self._eligible, deque()
                 self._running.difference_update(held_up)

@@ -166,6 +166,11 @@ class Supervisor:
         if self._life is not None:
             self._life.sender.queued(sends)
 
+    async def rest(self, timeout_s: float) -> None:
+        """Let no more sends leave, and wait so long for the answers to those that have."""
+        if self._life is not None:
+            await self._life.sender.rest(timeout_s)
+
     async def perform(self, request: Request) -> Response:
         """A call of a plugin. Raises as Rest does, and Unavailable while the key is not known to be good."""
         await self._until_identified()

@@ -312,6 +312,12 @@ class ScriptedDaemon:
             raise self.error
         return self.explained
 
+    async def hand_over(self, wanted: Any) -> dict[str, Any]:
+        self.asked.append(("hand_over", wanted))
+        if self.error:
+            raise self.error
+        return {"version": "0.1.0", "pid": 42}
+
     async def reload(self) -> dict[str, Any]:
         self.asked.append(("reload",))
         if self.error:

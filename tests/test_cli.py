@@ -842,10 +842,12 @@ def test_run_gives_the_checked_settings_and_their_file(called: Called, tmp_path:
     result = agentd_command("run", "--config", str(file), "--state", str(tmp_path / "mail"))
     assert result.exit_code == 3
     assert called.settings[0].agentd.state == str(tmp_path / "mail")
-    assert (called.with_["config_path"], called.with_["watch_files"]) == (file, False)
+    assert (called.with_["config_path"], called.with_["watch_files"], called.with_["take_over"]) == (file, False, False)
     assert called.with_["reread"]() == called.settings[0]
     agentd_command("run", "--reload", "--config", str(file))
     assert called.with_["watch_files"] is True
+    agentd_command("run", "--take-over", "--config", str(file))
+    assert called.with_["take_over"] is True
 
 
 def test_run_does_not_start_with_a_broken_configuration(called: Called, tmp_path: Path) -> None:

@@ -904,3 +904,25 @@ async def test_whatever_is_answered_every_send_of_every_target_arrives_once_and_
 
 async def went_through() -> None:
     """An answer as it should be."""
+
+
+async def test_a_sender_at_rest_has_the_answers_to_what_has_left_and_lets_nothing_leave(rig: Rig) -> None:
+    released = asyncio.Event()
+
+    async def hang() -> None:
+        await released.wait()
+
+    rig.far_end.plan("@slow", hang)
+    await rig.queue("@slow", "1", "2")
+    await rig.far_end.until(lambda: rig.far_end.texts("@slow") == ["1"])
+    await rig.sender.rest(0.02)
+    assert (await rig.row("@slow/1")).send.state == "ready"  # it took too long
+    resting = asyncio.ensure_future(rig.sender.rest(20.0))
+    await asyncio.sleep(0.02)
+    assert not resting.done()
+    released.set()
+    await resting
+    assert (await rig.row("@slow/1")).send.state == "sent"
+    await rig.queue("@bob", "1")
+    await asyncio.sleep(0.02)
+    assert (rig.far_end.texts("@slow"), rig.far_end.texts("@bob")) == (["1"], [])

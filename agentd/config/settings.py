@@ -92,6 +92,7 @@ class Dispatch(_Section, frozen=True, kw_only=True):
     breaker_first_s: Interval = 1.0  # the first pause; each one after a failed trial is twice as long
     breaker_max_s: Interval = 60.0  # a mended dependency is noticed within a minute
     drain_timeout_s: Seconds = 20.0  # how long a stop waits for running handlers
+    hand_over_timeout_s: Seconds = 3_600.0  # how long they may go on in a process that was taken over; nobody waits
 
 
 class Sending(_Section, frozen=True, kw_only=True):

@@ -26,13 +26,15 @@ Protocol, version 1. Within a version, fields and calls are only added.
                                       which the last has `done`; step: count, rehearse or set_back (see Daemon.replay)
     GET  /v1/explain?event=EVENT[&identity=NAME][&plugin=NAME]  {events: [...]}; EVENT: a platform id or a position
     POST /v1/reload                   {} to {identities, plugins, at_next_start, still_running}
+    POST /v1/hand-over                {protocol, tables, version, pid, socket, manager} to {version, pid}: let the
+                                                            process take over that listens there (see agentd.handover)
     POST /v1/stop                     {stopping: true}, at once
 
 What cannot be done has a status from 400 and {code, message, remedy}: 400 BAD_REQUEST or WHICH_IDENTITY, 403 NOT_OWNER,
 404 UNKNOWN_IDENTITY, UNKNOWN_SEND, UNKNOWN_LETTER, UNKNOWN_CONVERSATION, UNKNOWN_EVENT, UNKNOWN_PLUGIN or UNKNOWN_CALL,
-409 NOTHING_TO_RETRY, NOTHING_TO_DROP, NOT_PAUSED, NOT_SERVED or UNREADABLE_EVENT, 422 the platform's code or
-CONFIGURATION (its message holds one problem a line), 503 UNAVAILABLE or OUTBOX_FULL, 504 OUTCOME_UNKNOWN, 507 JOURNAL,
-500 INTERNAL.
+409 NOTHING_TO_RETRY, NOTHING_TO_DROP, NOT_PAUSED, NOT_SERVED, UNREADABLE_EVENT or NOT_HANDED_OVER, 422 the platform's
+code or CONFIGURATION (its message holds one problem a line), 503 UNAVAILABLE, HANDING_OVER or OUTBOX_FULL,
+504 OUTCOME_UNKNOWN, 507 JOURNAL, 500 INTERNAL.
 
 Always true: the socket has mode 0600 from its first moment, and the user on the other end is asked of the kernel for
 every request. A slow or vanished reader of `tail` or `export` costs one suspended iterator.
@@ -260,6 +262,13 @@ class Daemon(Protocol):
         """
         ...
 
+    async def hand_over(self, wanted: HandOverRequest) -> dict[str, Any]:
+        """Begin to hand over to another process; returns {version, pid} of this one, before that is done.
+
+        Raises ControlError if it cannot be: then nothing has happened.
+        """
+        ...
+
     async def stop(self) -> None:
         """Begin to stop; returns before that is done."""
         ...
@@ -322,8 +331,28 @@ class ReleaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     identity: str | None = None
 
 
+class HandOverRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /v1/hand-over. version, pid: of the process that wants to take over.
+
+    protocol: of agentd.handover. tables: which version of the journal it knows. socket: where it listens. manager: the
+    address of the service manager that looks after it, or "".
+    """
+
+    protocol: int
+    tables: int
+    version: str
+    pid: int
+    socket: str
+    manager: str = ""
+
+
 class ControlServer:
-    """The listening end. `owners`: the user ids that may ask; this process's own and root unless told."""
+    """The listening end. `owners`: the user ids that may ask; this process's own and root unless told.
+
+    handing_over: another process takes over: what is asked meanwhile has to be asked again.
+    """
+
+    handing_over = False
 
     def __init__(self, daemon: Daemon, paths: Sequence[Path], owners: Collection[int] | None = None) -> None:
         self._daemon = daemon
@@ -337,13 +366,16 @@ class ControlServer:
         )
         self._listening = contextlib.AsyncExitStack()
 
-    async def start(self) -> None:
-        """Listen. Raises OSError if a daemon listens there already, or the folder cannot be written."""
+    async def start(self, *, in_place: bool = False) -> None:
+        """Listen. in_place: instead of the process that hands over to us, so that a client always finds somebody.
+
+        Raises OSError if a daemon listens there already, or the folder cannot be written.
+        """
         await self._runner.setup()
         self._listening.push_async_callback(self._runner.cleanup)
         try:
             for path in self._paths:
-                await self._listen(path)
+                await self._listen(path, in_place=in_place)
         except BaseException:
             await self.close()
             raise
@@ -352,9 +384,9 @@ class ControlServer:
         """Stop listening, end every tail, remove the sockets."""
         await self._listening.aclose()
 
-    async def _listen(self, path: Path) -> None:
+    async def _listen(self, path: Path, *, in_place: bool) -> None:
         assert self._runner.server is not None
-        bound = _bind(path)
+        bound = bind(path, in_place=in_place)
         self._listening.callback(_unlink, path, path.stat().st_ino)  # noqa: ASYNC240 -- a local inode, just made
         try:
             server = await asyncio.get_running_loop().create_unix_server(self._runner.server, sock=bound)
@@ -386,6 +418,7 @@ class ControlServer:
         application.router.add_post("/v1/replay", self._replay)
         application.router.add_get("/v1/explain", self._explain)
         application.router.add_post("/v1/reload", self._reload)
+        application.router.add_post("/v1/hand-over", self._hand_over)
         application.router.add_post("/v1/stop", self._stop)
         return application
 
@@ -395,6 +428,8 @@ class ControlServer:
             raise ControlError(
                 403, "NOT_OWNER", "this daemon belongs to another user", "run the command as that user or as root"
             )
+        if self.handing_over:
+            raise ControlError(503, "HANDING_OVER", "another process is taking over", "try again in a moment")
         return await handler(request)
 
     async def _version(self, request: web.Request) -> web.StreamResponse:
@@ -539,6 +574,9 @@ class ControlServer:
         reload.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # which the log has
         return _json(await asyncio.shield(reload))
 
+    async def _hand_over(self, request: web.Request) -> web.StreamResponse:
+        return _json(await self._daemon.hand_over(await _body(request, HandOverRequest)))
+
     async def _stop(self, request: web.Request) -> web.StreamResponse:
         await self._daemon.stop()
         return _json({"stopping": True})
@@ -649,8 +687,14 @@ def _peer_uid(request: web.Request) -> int | None:
     return int(_UCRED.unpack(credentials)[1])
 
 
-def _bind(path: Path) -> socket.socket:
-    """A bound socket with mode 0600. A socket that nobody listens on any more is replaced."""
+def bind(path: Path, *, in_place: bool = False) -> socket.socket:
+    """A bound socket with mode 0600. A socket that nobody listens on any more is replaced, and any if `in_place`."""
+    if in_place:
+        fresh = path.with_name(path.name + ".new")
+        bound = bind(fresh)
+        bound.listen()  # before it has the name, so that nobody is turned away
+        fresh.replace(path)
+        return bound
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         # Before bind, so that the file never has another mode; umask would be the whole process's.

@@ -112,6 +112,10 @@ class Client:
         released: int = self._ask("POST", "/v1/release", body)["released"]
         return released
 
+    def hand_over(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask the daemon to hand over to this process. wanted: body of POST /v1/hand-over."""
+        return self._ask("POST", "/v1/hand-over", wanted)
+
     def reload(self) -> dict[str, Any]:
         """Have the configuration read again. Returns what changed; raises ConfigError if it was refused."""
         try:

@@ -55,6 +55,15 @@ class ServiceManager:
             self._status = line
             self._tell(f"STATUS={line}")
 
+    @property
+    def address(self) -> str:
+        """Where it listens, "" if nobody does."""
+        return self._address
+
+    def succeeded_by(self, pid: int) -> None:
+        """Look after this process from now on."""
+        self._tell(f"MAINPID={pid}")
+
     def _tell(self, state: str) -> None:
         if not self._address:
             return

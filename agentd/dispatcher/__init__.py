@@ -11,6 +11,8 @@ backlog.py      which records of which conversation wait for which plugin
 loading.py      which of them are in memory
 pauses.py       conversations in which nothing runs
 timers.py       what is due
+handing.py      turns that outlive their process's journal
+predecessor.py  turns that the process before this one runs
 room.py         turns that wait for room in an outbox
 suspects.py     events during which the process died
 trials.py       suspects that run with nothing beside them
@@ -24,6 +26,18 @@ from agentd.dispatcher.actor import Dispatcher
 from agentd.dispatcher.clock import Clock, LoopClock
 from agentd.dispatcher.commits import Log
 from agentd.dispatcher.engine import calls_max
+from agentd.dispatcher.handing import Elsewhere, Over, Successor, Turn
 from agentd.dispatcher.loading import Marks
 
-__all__ = ["Clock", "Dispatcher", "Log", "LoopClock", "Marks", "calls_max"]
+__all__ = [
+    "Clock",
+    "Dispatcher",
+    "Elsewhere",
+    "Log",
+    "LoopClock",
+    "Marks",
+    "Over",
+    "Successor",
+    "Turn",
+    "calls_max",
+]

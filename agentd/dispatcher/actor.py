@@ -23,18 +23,22 @@ from agentd import config
 from agentd.core.breaker import Limits, Standing
 from agentd.core.events import Event, Record, Send, Sent, Signal
 from agentd.core.retry import Backoff
-from agentd.dispatcher.backlog import Backlog, Delivery, Join, ReadOn, Rewind, Served
+from agentd.dispatcher.backlog import Backlog, Delivery, Inherited, Join, ReadOn, Rewind, Served, Stretch
 from agentd.dispatcher.clock import Clock, LoopClock
 from agentd.dispatcher.commits import Log
 from agentd.dispatcher.deliveries import TRIED_AGAIN, Deliveries
 from agentd.dispatcher.engine import Engine, Waits, Work, calls_max
+from agentd.dispatcher.handing import Elsewhere, Successor, Turn
 from agentd.dispatcher.loading import Loading, Marks
+from agentd.dispatcher.predecessor import Predecessor
 from agentd.dispatcher.rehearsal import Rehearsed, rehearse
 from agentd.dispatcher.serving import Serving
 from agentd.dispatcher.signals import Signals
 from agentd.dispatcher.timers import Due
 from agentd.dispatcher.wakeups import Wakeups, redelivery
+from agentd.host.context import TurnContext
 from agentd.host.isolated import Hosted
+from agentd.host.shipped import packed
 from agentd.journal.running import Running, Unfinished
 from agentd.journal.storage import (
     Attempt,
@@ -44,6 +48,7 @@ from agentd.journal.storage import (
     Paused,
     Resumed,
     StoredRecord,
+    TimerSet,
 )
 
 log = logging.getLogger("agentd.dispatcher")
@@ -128,6 +133,7 @@ class Dispatcher:
             on_dead=self._count_dead,
         )
         self._signals = Signals(engine, settings.signals_max)
+        self._predecessor = Predecessor(engine, self._backlog, self._deliveries, self._wakeups, self._signals, revive)
         self._serving = Serving(
             engine,
             self._backlog,
@@ -139,6 +145,7 @@ class Dispatcher:
             conduct=self._conduct,
             dead=self.dead,
             send_now=send_now or _nobody_sends,
+            holds=self._predecessor.holds,
         )
         for plugin in plugins.values():
             self._serving.there_is(plugin)
@@ -176,6 +183,11 @@ class Dispatcher:
     def shedding(self) -> bool:
         """A high mark was reached, and the low ones are not yet again."""
         return self._loading.shedding
+
+    @property
+    def inherited(self) -> int:
+        """Turns that the process before this one still runs."""
+        return self._predecessor.running
 
     @property
     def signals_dropped(self) -> int:
@@ -357,10 +369,16 @@ class Dispatcher:
 
     # --- start and stop
 
-    async def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Find what was left unhandled and go on with it. Workers are born in `tasks`; a failed journal fails them."""
+    async def start(self, tasks: asyncio.TaskGroup, inherited: Sequence[Elsewhere] = ()) -> None:
+        """Find what was left unhandled and go on with it. Workers are born in `tasks`; a failed journal fails them.
+
+        inherited: what the process before this one still runs.
+        """
         engine = self._engine
+        begin_with = {identity: [self._served[name] for name in names] for identity, names in self._begin_with.items()}
+        self._predecessor.expect(inherited, lambda identity: begin_with.get(identity, ()))
         await self._serving.start(self._begin_with, self._judge)
+        self._predecessor.push_rest()
         self._deadline()
         engine.start(tasks)
         engine.arm()
@@ -370,6 +388,32 @@ class Dispatcher:
         """Claim nothing new, let turns finish for so long, give the rest back uncounted, put every cursor on disk."""
         await self._engine.stop(timeout_s, _LAST_COMMIT_S)
         self._running.close()
+
+    # --- handing over
+
+    async def hold(self, timeout_s: float) -> None:
+        """Hand nothing out; return when nothing is under way but turns, and whatever has ended is on disk.
+
+        Raises TimeoutError, and goes on as before.
+        """
+        await self._engine.hold(timeout_s)
+
+    def hand_over(self, successor: Successor) -> dict[TurnContext[Any] | asyncio.Future[Any], Turn]:
+        """From now on another process decides what becomes of the turns that run. Call it as soon as `hold` returns.
+
+        Returns every turn that runs, and every thread that runs on past its deadline.
+        """
+        engine = self._engine
+        engine.successor = successor
+        turns: dict[TurnContext[Any] | asyncio.Future[Any], Turn] = {ctx: _turn(ctx) for ctx in engine.under_way}
+        for overrun, (served, key) in engine.overruns.items():
+            number, timer_id = (key, "") if isinstance(key, int) else (0, str(key[1]))
+            turns[overrun] = Turn("overrun", served.plugin.name, conversation=number, timer_id=timer_id)
+        return turns
+
+    def take_back(self) -> None:
+        """There is no successor after all."""
+        self._engine.go_on()
 
     async def quiet(self) -> None:
         """Return when nothing runs, nothing could run now, and every commit is on disk; delayed lanes may remain."""
@@ -409,6 +453,8 @@ class Dispatcher:
             return self._loading.join(item.lane)
         if isinstance(item, Due):
             return self._wakeups.run(served, key, item, waits)
+        if isinstance(item, Inherited):
+            return self._predecessor.run(served, key, item, waits)
         if isinstance(item, Rewind):
             waits()
             return self._deliveries.rewind(served, item, self._serving.serves.get(item.identity, ()))
@@ -429,6 +475,20 @@ class Dispatcher:
         if lane is not None and isinstance(head, Delivery):
             lane.still = True
             self._loading.unload(lane, head)
+
+
+def _turn(ctx: TurnContext[Any]) -> Turn:
+    """A turn that runs, as its successor is told of it."""
+    about: Any = ctx.about
+    if isinstance(about, TimerSet):
+        return Turn("timer", ctx.name, about.identity, about.conversation, attempt=ctx.attempt, timer=about)
+    if about is None:
+        assert isinstance(ctx.event, Signal)
+        return Turn("signal", ctx.name, ctx.identity, signal=packed(ctx.event))
+    if isinstance(about[1], Stretch):
+        first, last = about[1].first.record.position, about[1].last.record.position
+        return Turn("events", ctx.name, ctx.identity, ctx.conversation or 0, first, last, ctx.attempt)
+    raise AssertionError(about)
 
 
 async def _nobody_sends(send: Send) -> Sent:

@@ -14,16 +14,19 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from agentd import config
 from agentd.core.breaker import Breaker, Limits
 from agentd.core.events import Record, Signal
 from agentd.core.lanes import Lanes
 from agentd.core.stretches import Form
+from agentd.dispatcher.handing import Elsewhere
 from agentd.dispatcher.timers import Due
+from agentd.host.context import TurnContext
 from agentd.host.handlers import Handler
 from agentd.host.isolated import Hosted
+from agentd.host.turns import Failure
 from agentd.journal.storage import Attempt
 
 SignalKey = tuple[object, ...]
@@ -85,10 +88,26 @@ class Rewind(NamedTuple):
     done: asyncio.Future[int]
 
 
+class Inherited(NamedTuple):
+    """Stands in a lane's queue while the process before this one runs a turn of it. lane: None if it has no records."""
+
+    elsewhere: Elsewhere
+    lane: Lane | None
+
+
+class Ended(NamedTuple):
+    """A turn that failed in the process before this one, and is to be judged. first, last: positions of its events."""
+
+    ctx: TurnContext[Any]
+    failure: Failure
+    first: int
+    last: int
+
+
 Key = int | SignalKey
 """Conversation number, or what tells signals apart: what has the same key runs one at a time."""
 
-Item = Delivery | ReadOn | Join | Rewind | Due | None
+Item = Delivery | ReadOn | Join | Rewind | Due | Inherited | None
 """What waits under a key; None where the key itself says it, as with signals."""
 
 
@@ -159,6 +178,7 @@ class Lane:
     comes had better stay in the journal. failures: of the turn at the head. deaths: of the process, blamed on it.
     until: position of that turn's last event if it has several, else 0. progress: what it noted. before: how it failed
     before the restart, or None. apart: position up to which events are handled one by one. began_at: monotonic seconds.
+    ended: how the turn at its head failed elsewhere.
     settling: it waits for more to come. let_through: position up to which stale mail is handled like any other.
     runs_until: position of the last event of the turn that began last.
     gone: its plugin does not serve the identity any more; a turn that is under way ends as it ends.
@@ -171,6 +191,7 @@ class Lane:
         "behind",
         "deaths",
         "done_count",
+        "ended",
         "failures",
         "gone",
         "let_through",
@@ -199,6 +220,7 @@ class Lane:
         self.began_at = 0.0
         self.apart = self.let_through = self.runs_until = 0
         self.before: Attempt | None = None
+        self.ended: Ended | None = None
         self.failures = self.deaths = self.until = 0
         self.progress: bytes | None = None
 

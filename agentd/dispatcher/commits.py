@@ -120,7 +120,7 @@ class Commits:
         if not self._flushing:
             self._flushing = True
             # What else moves in this turn of the loop comes along.
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self.flush)
 
     def with_cursor(self, lane: Lane, position: int, *changes: Change) -> asyncio.Future[None]:
         """Commit changes and, in the same whole, that the lane has handled everything up to here."""
@@ -143,12 +143,13 @@ class Commits:
 
     async def finish(self, timeout_s: float) -> None:
         """Put on disk what has gathered, and wait for every commit under way for so long."""
-        self._flush()
+        self.flush()
         if self._last is not None:
             # Commits are carried out in order, so that the last speaks for all.
             await asyncio.wait((self._last,), timeout=timeout_s)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand to the journal what has gathered."""
         moved, self._moved = self._moved, {}
         if not moved:
             self._flushing = False
@@ -159,7 +160,7 @@ class Commits:
 
     def _flushed(self, commit: asyncio.Future[None]) -> None:
         if succeeded(commit):
-            self._flush()
+            self.flush()
         else:
             self._flushing = False
 

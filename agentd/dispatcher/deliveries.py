@@ -92,6 +92,8 @@ class Deliveries:
         lane.still = lane.settling = False
         if lane.before is not None and self._is_put_off(lane, delivery):
             return
+        if lane.ended is not None and self._failed_elsewhere(lane, delivery):
+            return
         if delivery.plugin is not lane.served.plugin:
             delivery = self._asked_anew(delivery)
         if delivery.handlers == ():
@@ -127,11 +129,15 @@ class Deliveries:
         started = lane.began_at = engine.taken_at
         # What runs in a worker cannot end this process.
         mark = self._running.began(served.tag, first.position, last.position) if plugin.in_process else None
+        engine.under_way.add(ctx)
         try:
             failure = await plugin.turns.run(shown, stretch.deliveries[0].handlers, ctx, waits)
         finally:
+            engine.under_way.discard(ctx)
             if mark is not None:
                 self._running.ended(mark)
+        if engine.successor is not None and await engine.left_to_successor(ctx, failure):
+            return
         if engine.trials:
             engine.trials.over(served, lane.number)
         if failure is None:
@@ -296,7 +302,7 @@ class Deliveries:
 
     def _handled(self, lane: Lane, stretch: Stretch, ctx: TurnContext[Any]) -> None:
         if ctx.said and ctx.peer:
-            self._mind_loops(lane, ctx)
+            self.mind_loops(lane, ctx)
         if not ctx.staged:
             self._finish(lane, stretch.deliveries)
             return
@@ -320,7 +326,7 @@ class Deliveries:
             engine.wake()
         engine.committed()
 
-    def _mind_loops(self, lane: Lane, ctx: TurnContext[Any]) -> None:
+    def mind_loops(self, lane: Lane, ctx: TurnContext[Any]) -> None:
         """Stop a conversation in which two agents do nothing but answer each other."""
         event, now = ctx.event, self._engine.clock.unix()
         assert isinstance(event, Message)
@@ -372,8 +378,21 @@ class Deliveries:
         else:
             outcome, then = "dead", self._bury(lane, stretch, failure)
             log_failure(f"dead letter after attempt {lane.failures}", ctx, failure)
-        engine.once_it_ended(failure.error, then)
+        engine.once_it_ended(failure.error, lane.served, lane.number, then)
         return outcome
+
+    def _failed_elsewhere(self, lane: Lane, delivery: Delivery) -> bool:
+        """Judge a failure in the process before this one. False if nobody here wants the event that it was about."""
+        ended, lane.ended = lane.ended, None
+        assert ended is not None
+        if _at(delivery) != ended.first:
+            return False
+        there = self._in_memory(lane, delivery, lane.memory)
+        self._failed(
+            lane, Stretch(tuple(each for each in there if _at(each) <= ended.last), "event"), ended.ctx, ended.failure
+        )
+        self._engine.enlist(lane.served)
+        return True
 
     def _worker_died(
         self, lane: Lane, stretch: Stretch, ctx: TurnContext[Any], failure: Failure, died: WorkerDied

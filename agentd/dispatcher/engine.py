@@ -21,10 +21,11 @@ from agentd import metrics
 from agentd.core.breaker import Standing
 from agentd.core.events import Send
 from agentd.core.retry import Again, Backoff, Bury, after_failure
-from agentd.dispatcher.backlog import Delivery, Item, Key, Served
+from agentd.dispatcher.backlog import Delivery, Inherited, Item, Key, Served
 from agentd.dispatcher.clock import Clock
 from agentd.dispatcher.commits import Commits, Log, succeeded
 from agentd.dispatcher.fates import asked_wait_s, effects, log_failure, reminders
+from agentd.dispatcher.handing import Successor
 from agentd.dispatcher.pauses import Pauses
 from agentd.dispatcher.room import Room
 from agentd.dispatcher.timers import Timers
@@ -36,6 +37,8 @@ from agentd.host.turns import DeadlinePassed, Failure
 from agentd.journal.storage import Change
 
 log = logging.getLogger("agentd.dispatcher")
+
+_HOLD_LOOK_S = 0.002
 
 Work = tuple[Served, Key, Item]
 Waits = Callable[[], None]
@@ -52,6 +55,8 @@ class Engine:
     served: every plugin by name. slots: calls that can be marked as running, whatever their share. outbox_room: how
     many more sends an identity's outbox takes. on_queued: a commit put these sends into the outbox. chance: at random
     from [0, 1). taken_at: monotonic seconds of the last hand-out.
+    under_way: the turns that run. overruns: threads that run on past their deadline, and the lanes that wait for them.
+    successor: who decides what becomes of the turns that run, once that is another process.
     """
 
     carry_out: Callable[[Work, Waits], Coroutine[Any, Any, None]]
@@ -83,6 +88,11 @@ class Engine:
         self.trials = Trials()
         self.taken_at = 0.0
         self.stopping = False
+        self.under_way: set[TurnContext[Any]] = set()
+        self.overruns: dict[asyncio.Future[Any], tuple[Served, Key]] = {}
+        self.successor: Successor | None = None
+        self._holding = False
+        self._after_overruns: list[Callable[[], None]] = []
         self._on_queued = on_queued
         self._concurrency = concurrency
         self._slots = slots
@@ -166,6 +176,8 @@ class Engine:
 
     def _take(self) -> Work | None:
         """The next piece of work, plugin by plugin in turn."""
+        if self._holding:
+            return None
         now = self.clock.monotonic()
         if self._short:
             self._rota.extend(self._short)
@@ -186,7 +198,8 @@ class Engine:
                 continue
             if served.plugin.up and (not served.breaker.troubled or served.breaker.may_begin(now)):
                 while (taken := served.lanes.take(now)) is not None:
-                    if self.pauses and self._is_paused(served, taken[0]):
+                    # What the predecessor runs is under way already.
+                    if self.pauses and not isinstance(taken[1], Inherited) and self._is_paused(served, taken[0]):
                         continue
                     self._rota.append(served)
                     self.taken_at = served.taken_at = now
@@ -259,7 +272,7 @@ class Engine:
                 deadlines.append(now + max(0.0, at - unix))
         deadlines.append(self.trials.next_end())
         first = min((each for each in deadlines if each is not None), default=None)
-        if first is None or first == self._timer_at or self.stopping:
+        if first is None or first == self._timer_at or self.stopping or self._holding:
             return
         if self._cancel_timer is not None:
             self._cancel_timer()
@@ -277,6 +290,46 @@ class Engine:
         self.wake()
         if self._short:
             self._workers.wake()
+
+    # --- handing over
+
+    async def left_to_successor(self, ctx: TurnContext[Any], failure: Failure | None) -> bool:
+        """Whether another process decides what becomes of a turn that has ended."""
+        return self.successor is not None and await self.successor.takes(ctx, failure)
+
+    async def hold(self, timeout_s: float) -> None:
+        """Hand nothing out; return when nothing is under way but turns, and whatever has ended is on disk.
+
+        Raises TimeoutError, and goes on as before.
+        """
+        self._holding = True
+        if self._cancel_timer is not None:
+            self._cancel_timer()
+        self._cancel_timer = self._timer_at = None
+        deadline = self.clock.monotonic() + timeout_s
+        while True:
+            for commit in self.room.let_all_go():
+                commit()
+            self.commits.flush()
+            if self._workers.running == len(self.under_way) and not (self._committing or self.commits.under_way):
+                return
+            if self.clock.monotonic() > deadline:
+                self.go_on()
+                raise TimeoutError
+            await asyncio.sleep(_HOLD_LOOK_S)
+
+    def go_on(self) -> None:
+        """Hand out again: there is no successor."""
+        self._holding = False
+        self.successor = None
+        after, self._after_overruns = self._after_overruns, []
+        for then in after:
+            then()
+        for served in self.served.values():
+            self.enlist(served)
+        self.on_deadline()
+        self.arm()
+        self.wake()
 
     # --- effects
 
@@ -334,7 +387,7 @@ class Engine:
         now = self.clock.monotonic()
         until = max(served.breaker.until, now + asked_s if asked_s is not None and math.isfinite(asked_s) else now)
         log_failure(f"failed with its plugin, again in {until - now:.1f} s", ctx, failure)
-        self.once_it_ended(error, lambda: self.delay(served, key, until))
+        self.once_it_ended(error, served, key, lambda: self.delay(served, key, until))
         self.arm()
         return True
 
@@ -365,19 +418,23 @@ class Engine:
             asked_wait_s(error),
         )
 
-    def once_it_ended(self, error: BaseException, then: Callable[[], None]) -> None:
-        """Go on as soon as nothing of a failed call runs any more."""
+    def once_it_ended(self, error: BaseException, served: Served, key: Key, then: Callable[[], None]) -> None:
+        """Go on with a lane as soon as nothing of a failed call runs any more."""
         overrun = error.overrun if isinstance(error, DeadlinePassed) else None
         if overrun is None:
             then()
         else:
             # The thread still works on this event: what comes next in the lane would run beside it.
+            self.overruns[overrun] = served, key
             overrun.add_done_callback(lambda ended: self._overrun_ended(then, ended))
 
     def _overrun_ended(self, then: Callable[[], None], overrun: asyncio.Future[Any]) -> None:
+        self.overruns.pop(overrun, None)
         if not overrun.cancelled():
             overrun.exception()  # counted as a failure already, whatever it was
-        if not self.stopping:
+        if self.successor is not None:
+            self._after_overruns.append(then)
+        elif not self.stopping:
             then()
             self.wake()
         self.stir()

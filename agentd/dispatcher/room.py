@@ -2,7 +2,7 @@
 
 Always true: a turn that sends nothing never waits here, nor does one for the outbox of another identity. Turns that
 wait for the same outbox are let go in the order in which they came. An outbox is exceeded by the sends of one turn at
-most.
+most, or by what waited when the process handed over.
 Not here: how much an outbox holds (the sender), the commit (the actor).
 """
 
@@ -53,6 +53,13 @@ class Room(Generic[T]):
                 self._begin(sends)
                 return turn
         return None
+
+    def let_all_go(self) -> list[T]:
+        """Every waiting turn, admitted whatever there is room for: this process has no other time for them."""
+        waiting, self._waiting = self._waiting, []
+        for _, sends in waiting:
+            self._begin(sends)
+        return [turn for turn, _ in waiting]
 
     def _begin(self, sends: Sequence[Send]) -> None:
         self._under_way.update(send.identity for send in sends)

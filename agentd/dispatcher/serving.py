@@ -20,7 +20,7 @@ from agentd import config
 from agentd.core.breaker import Limits
 from agentd.core.events import Send, Sent
 from agentd.core.quarantine import is_tried
-from agentd.dispatcher.backlog import Backlog, Delivery, Item, Join, Key, Lane, Line, ReadOn, Rewind, Served
+from agentd.dispatcher.backlog import Backlog, Delivery, Inherited, Item, Join, Key, Lane, Line, ReadOn, Rewind, Served
 from agentd.dispatcher.deliveries import Deliveries
 from agentd.dispatcher.engine import Engine
 from agentd.dispatcher.loading import Loading
@@ -37,7 +37,8 @@ Failed = Mapping[tuple[str, int], Attempt]
 
 
 class Serving:
-    """That of one dispatcher. conduct: of every identity, changed here. send_now: what plugins get.
+    """That of one dispatcher. conduct: of every identity, changed here. send_now: what plugins get. holds: puts
+    what the process before this one runs in a lane at its head.
 
     serves: every identity with its plugins. dead: per identity, dead letters.
     """
@@ -55,6 +56,7 @@ class Serving:
         conduct: dict[str, config.Conduct],
         dead: dict[str, int],
         send_now: Callable[[Send], Awaitable[Sent]],
+        holds: Callable[[Lane], None],
     ) -> None:
         self._engine = engine
         self._journal = engine.journal
@@ -66,6 +68,7 @@ class Serving:
         self._limits = limits
         self._conduct = conduct
         self._send_now = send_now
+        self._holds = holds
         self._since: dict[tuple[str, str], int] = {}
         self._leaving: dict[tuple[str, str], asyncio.Future[None]] = {}
         self.serves: dict[str, list[Served]] = {}
@@ -270,6 +273,7 @@ class Serving:
             lane = Lane(line, served, cursor, -behind)
             lane.before = failed.get((name, line.number))
             line.lanes.append(lane)
+            self._holds(lane)
         if self._backlog.restore(line):
             for lane in line.lanes:
                 if lane.done_count < 0:
@@ -358,5 +362,7 @@ def _identity_of(key: Key, head: Item) -> str:
         return head.identity
     if isinstance(head, Due):
         return head.timer.identity
+    if isinstance(head, Inherited):
+        return head.elsewhere.turn.identity
     assert isinstance(key, tuple)
     return str(key[1])

@@ -18,6 +18,7 @@ from agentd.dispatcher.fates import log_failure
 from agentd.host.context import TurnContext
 from agentd.host.handlers import matching
 from agentd.host.isolated import Hosted
+from agentd.host.turns import Failure
 
 log = logging.getLogger("agentd.dispatcher")
 
@@ -49,14 +50,25 @@ class Signals:
         signal = served.signals.pop(key, None)
         if signal is not None:
             ctx: TurnContext[Any] = TurnContext(served.plugin, signal, None, 1)
-            failure = await served.plugin.turns.run(signal, matching(served.plugin, signal), ctx, waits)
-            if failure is not None:
-                log_failure("handler failed on a signal", ctx, failure)
-            elif ctx.sends and not engine.room.fits(ctx.sends):
-                log.warning("the outbox is full: a signal was not answered", extra={"identity": signal.identity})
-            elif changes := engine.effects(ctx):
-                engine.commits.commit(*changes).add_done_callback(lambda commit: engine.effects_on_disk(ctx, commit))
+            engine.under_way.add(ctx)
+            try:
+                failure = await served.plugin.turns.run(signal, matching(served.plugin, signal), ctx, waits)
+            finally:
+                engine.under_way.discard(ctx)
+            if await engine.left_to_successor(ctx, failure):
+                return
+            self.ended(ctx, failure)
         engine.done(served, key)
+
+    def ended(self, ctx: TurnContext[Any], failure: Failure | None) -> None:
+        """What follows from how a turn ended."""
+        engine = self._engine
+        if failure is not None:
+            log_failure("handler failed on a signal", ctx, failure)
+        elif ctx.sends and not engine.room.fits(ctx.sends):
+            log.warning("the outbox is full: a signal was not answered", extra={"identity": ctx.identity})
+        elif changes := engine.effects(ctx):
+            engine.commits.commit(*changes).add_done_callback(lambda commit: engine.effects_on_disk(ctx, commit))
 
 
 def _wants(plugin: Hosted, signal: Signal) -> bool:

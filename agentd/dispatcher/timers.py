@@ -39,9 +39,10 @@ class Due(NamedTuple):
 
 
 class Timers:
-    """All timers of one dispatcher."""
+    """All timers of one dispatcher. set_out: ids of those that run elsewhere, and are not due when they are put."""
 
     def __init__(self) -> None:
+        self.set_out: set[str] = set()
         self._rows: dict[str, TimerSet] = {}
         self._waiting: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
@@ -51,12 +52,19 @@ class Timers:
         """Have a timer, or have it at another time."""
         self._counts[timer.plugin] += timer.id not in self._rows
         self._rows[timer.id] = timer
+        if timer.id in self.set_out:
+            self.set_out.discard(timer.id)
+            return
         self._waiting[timer.id] = timer.due_at
         if timer.due_at < math.inf:
             heapq.heappush(self._heap, (timer.due_at, timer.id))
 
     def __contains__(self, timer: TimerSet) -> bool:
         return timer.id in self._rows
+
+    def get(self, id_: str) -> TimerSet | None:
+        """The timer of this id."""
+        return self._rows.get(id_)
 
     def drop(self, id_: str) -> None:
         """It is gone."""

@@ -47,6 +47,7 @@ class Wakeups:
         self._engine = engine
         self._revive = revive
         self._on_dead = on_dead
+        self._ended_elsewhere: dict[str, tuple[TimerSet, TurnContext[Any], Failure | None]] = {}
 
     async def restore(self, served: Served, identities: list[str]) -> None:
         """Take up a plugin's rows, and have one for each handler that recurs."""
@@ -87,12 +88,15 @@ class Wakeups:
     async def run(self, served: Served, key: Key, due: Due, waits: Waits) -> None:
         """One turn. The row goes, or has its next beat, with the turn's effects."""
         timer, engine = due.timer, self._engine
+        if (ended := self._ended_elsewhere.pop(timer.id, None)) is not None:
+            self.ended(served, key, *ended)
+            return
         if timer.failures >= served.plugin.settings.attempts:  # the last of which ended the process
             log.error("timer given up: %s", timer.error, extra={"plugin": timer.plugin, "identity": timer.identity})
             self._settle(served, key, timer, None, self._given_up(served, timer, ProcessDied(timer.failures)))
             return
         waits()
-        event = due.event if not timer.position else await self._recorded(timer)
+        event = due.event if not timer.position else await self.recorded(timer)
         if event is None:
             self._settle(served, key, timer, None, [])
             return
@@ -111,11 +115,29 @@ class Wakeups:
         )
         if served.breaker.troubled:
             served.breaker.began(key)
+        engine.under_way.add(ctx)
         try:
             failure = await served.plugin.turns.run(event, matching(served.plugin, event), ctx, lambda: None)
         except asyncio.CancelledError:
-            engine.commits.commit(timer)
+            if engine.successor is None:
+                engine.commits.commit(timer)
             raise
+        finally:
+            engine.under_way.discard(ctx)
+        if not await engine.left_to_successor(ctx, failure):
+            self.ended(served, key, timer, ctx, failure)
+
+    def ended_elsewhere(
+        self, served: Served, key: Key, timer: TimerSet, ctx: TurnContext[Any], failure: Failure | None
+    ) -> None:
+        """The turn at the head of this lane ran in the process before this one; it is judged as if here."""
+        self._ended_elsewhere[timer.id] = timer, ctx, failure
+        served.lanes.interpose(key, Due(timer))
+        self._engine.done(served, key)
+
+    def ended(self, served: Served, key: Key, timer: TimerSet, ctx: TurnContext[Any], failure: Failure | None) -> None:
+        """What follows from how a turn ended. timer: its row as it was before."""
+        engine = self._engine
         if failure is not None:
             self._failed(served, key, msgspec.structs.replace(timer, progress=ctx.progressed), ctx, failure)
         elif ctx.sends and not engine.room.fits(ctx.sends):
@@ -135,7 +157,7 @@ class Wakeups:
     async def says_now(self, ctx: TurnContext[Any]) -> None:
         """See host.context.Owner. A timer is one at every repeat."""
 
-    async def _recorded(self, timer: TimerSet) -> Event | None:
+    async def recorded(self, timer: TimerSet) -> Event | None:
         """The event that is delivered again, marked late; None if it cannot be read any more."""
         stored = await self._engine.journal.read_lane(timer.conversation, timer.position - 1, 1)
         if not stored or stored[0].position != timer.position:
@@ -200,7 +222,7 @@ class Wakeups:
         )
         then = _rows(failed) if isinstance(verdict, Again) else self._given_up(served, failed, error)
         log_failure(f"attempt {ctx.attempt} of a timer failed, the next in {again_s:.1f} s", ctx, failure)
-        engine.once_it_ended(error, lambda: self._settle(served, key, timer, None, then))
+        engine.once_it_ended(error, served, key, lambda: self._settle(served, key, timer, None, then))
 
 
 def set_aside(delivery: Delivery, due_at: float, *, again: str = "") -> TimerSet:

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from agentd.control.api import HandOverRequest
 from agentd.operations.explaining import Explaining
 from agentd.operations.following import Followers
 from agentd.operations.letters import Letters
@@ -47,6 +48,7 @@ class Operations:
         sending: Sending,
         followers: Followers,
         reload: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
+        hand_over: Callable[[HandOverRequest], Coroutine[Any, Any, dict[str, Any]]],
     ) -> None:
         status, outbox, letters, reading = Status(parts), Outbox(parts), Letters(parts), Reading(parts, followers)
         pausing = Pausing(parts)
@@ -70,7 +72,12 @@ class Operations:
         self.replay = Replaying(parts).replay
         self.explain = Explaining(parts).explain
         self.reload = reload
+        self._hand_over = hand_over
         self._stop = parts.stop
+
+    async def hand_over(self, wanted: HandOverRequest) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        return await self._hand_over(wanted)
 
     async def stop(self) -> None:
         """See control.api.Daemon."""

@@ -57,6 +57,7 @@ class Status:
             "journal": self._journal(),
             "signals_dropped": parts.dispatcher.signals_dropped,
             "loop_stalls": parts.stalls.stalls,
+            "turns_in_predecessor": parts.dispatcher.inherited,
             "undispatched": parts.dispatcher.undispatched,
             "undispatched_bytes": parts.dispatcher.undispatched_bytes,
             **parts.vitals.status(self._loop.time()),

@@ -76,7 +76,7 @@ def calls() -> list[_Call]:
     told = [
         _Call(method, path, _sentence(words), handlers[method, path])
         for method, path, words in re.findall(
-            r"^ {4}(GET|POST) +(/v1[\w/]*)(.*(?:\n {20,}.*)*)", api.__doc__ or "", re.MULTILINE
+            r"^ {4}(GET|POST) +(/v1[\w/-]*)(.*(?:\n {20,}.*)*)", api.__doc__ or "", re.MULTILINE
         )
     ]
     assert {(each.method, each.path) for each in told} == handlers.keys(), "a call that the module does not speak of"
@@ -92,7 +92,7 @@ def _sentence(words: str) -> str:
 
 def _handlers() -> dict[tuple[str, str], str]:
     source = inspect.getsource(api)
-    found = re.findall(r'router\.add_(get|post)\("(/v1[\w/]*)", self\.(\w+)\)', source)
+    found = re.findall(r'router\.add_(get|post)\("(/v1[\w/-]*)", self\.(\w+)\)', source)
     return {(method.upper(), path): handler for method, path, handler in found}
 
 

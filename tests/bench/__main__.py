@@ -28,6 +28,7 @@ from tests.bench.neighbours import Neighbours
 from tests.bench.processes import Failed
 from tests.bench.saturation import Saturation
 from tests.bench.start import Start
+from tests.bench.take_over import TakeOver
 
 _MEASUREMENTS: dict[str, Callable[[Sizes], Measurement]] = {
     "saturation": Saturation,
@@ -38,6 +39,7 @@ _MEASUREMENTS: dict[str, Callable[[Sizes], Measurement]] = {
     "idle": Idle,
     "start": Start,
     "isolation": Isolation,
+    "take-over": TakeOver,
 }
 
 

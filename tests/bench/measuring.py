@@ -34,6 +34,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     idle_identities: int = 100
     journaled_events: int = 100_000
     isolated_calls: int = 5_000
+    take_overs: int = 5
 
 
 QUICK = Sizes(
@@ -43,6 +44,7 @@ QUICK = Sizes(
     idle_identities=20,
     journaled_events=20_000,
     isolated_calls=1_000,
+    take_overs=2,
 )
 
 

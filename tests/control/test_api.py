@@ -18,12 +18,12 @@ import pytest
 import uvloop
 
 from agentd.control.address import find_socket, listening_paths
-from agentd.control.api import ControlServer
+from agentd.control.api import ControlServer, HandOverRequest
 from agentd.control.client import Client
 from agentd.control.refusal import ControlError, UnreachableError
 from agentd.core.events import Content
 from agentd.errors import JournalFull, OutcomeUnknown, Refused, Unavailable
-from tests.conftest import pause_row
+from tests.conftest import ScriptedDaemon, pause_row
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -465,3 +465,44 @@ def test_a_conversation_is_released(served):
         ("release", "greeter", "alice", "conv_held"),
         ("release", "greeter", None, "conv_other"),
     ]
+
+
+# Handing over
+
+
+def test_a_hand_over_is_asked_for_with_everything_that_decides_it(served: Any) -> None:
+    wanted = {"protocol": 1, "tables": 2, "version": "9", "pid": 7, "socket": "/s", "manager": ""}
+    assert Client(served.path).hand_over(wanted) == {"version": "0.1.0", "pid": 42}
+    assert served.daemon.asked[-1] == ("hand_over", HandOverRequest(**wanted))
+    assert refused(lambda: Client(served.path).hand_over({"protocol": 1})).code == "BAD_REQUEST"
+
+
+def test_who_asks_while_another_process_takes_over_is_told_to_try_again(served: Any) -> None:
+    served.server.handing_over = True
+    error = refused(Client(served.path).status)
+    assert (error.status, error.code, error.remedy) == (503, "HANDING_OVER", "try again in a moment")
+
+
+def test_a_successor_has_the_socket_without_a_moment_in_which_nobody_answers(served: Any, tmp_path: Path) -> None:
+    successor = ControlServer(ScriptedDaemon(), [served.path])
+    over = threading.Event()
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                Client(served.path).status()
+            except UnreachableError as error:
+                failures.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    served.call(successor.start(in_place=True))
+    over.set()
+    asking.join()
+    assert failures == []
+    served.call(served.server.close())  # it does not remove what is its successor's
+    assert stat.S_IMODE(served.path.stat().st_mode) == 0o600
+    assert Client(served.path).status()["pid"] == 42
+    served.call(successor.close())
+    assert not served.path.exists()

@@ -85,3 +85,8 @@ def test_a_status_is_told_again_only_when_it_differs(manager: socket.socket) -> 
 def test_it_is_known_whether_anybody_listens(manager: socket.socket) -> None:
     assert ServiceManager({"NOTIFY_SOCKET": manager.getsockname()}).listens
     assert not ServiceManager({}).listens
+
+
+def test_another_process_can_be_named_to_be_looked_after(manager: socket.socket) -> None:
+    ServiceManager({"NOTIFY_SOCKET": manager.getsockname()}).succeeded_by(42)
+    assert manager.recv(100) == b"MAINPID=42"

@@ -77,3 +77,11 @@ def test_an_outbox_is_exceeded_by_one_turn_at_most_and_every_turn_goes_in_its_or
         while (waiting := room.pop()) is not None:
             begin(waiting)
     assert let_go == list(range(handed_in))
+
+
+def test_when_the_process_hands_over_every_waiting_turn_goes_in_its_order() -> None:
+    room: Room[str] = Room(lambda identity: 0)
+    assert not room.admit("first", sends("alice"))
+    assert not room.admit("second", sends("bob"))
+    assert room.let_all_go() == ["first", "second"]
+    assert len(room) == 0

@@ -1,5 +1,6 @@
 """One daemon per journal, with real processes."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -8,7 +9,10 @@ import pytest
 
 import agentd
 from agentd.errors import JournalUnusable
-from agentd.journal.sqlite import open_journal
+from agentd.journal.sqlite import SqliteJournal, open_journal
+from agentd.journal.storage import Conversation
+
+CONVERSATION = Conversation(1, "alice", "conv_1", 1, 1, 1, "msg_1", 1, 0)
 
 HOLD = """
 import asyncio, sys
@@ -63,3 +67,27 @@ async def test_a_process_that_does_not_close_its_journal_can_end(path):
     leave = HOLD.replace("sys.stdin.read()", "raise SystemExit(3)")
     ended = subprocess.run([sys.executable, "-c", leave, path], capture_output=True, timeout=20)
     assert ended.returncode == 3
+
+
+async def test_a_journal_can_be_let_go_and_taken_again_as_it_is(journal, path, settings):
+    await journal.commit(CONVERSATION)
+    await journal.close()
+    other = await open_journal(path, settings)
+    await other.close()
+    await journal.open(checked=True)
+    assert await journal.conversations("alice") == [CONVERSATION]
+    assert journal.next_conversation() == CONVERSATION.number + 1
+
+
+async def test_who_waits_for_a_lock_has_it_when_its_holder_is_gone(path, settings):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout.readline() == "open\n"
+        waiting = SqliteJournal(path, settings)
+        opening = asyncio.ensure_future(waiting.open(wait_s=20.0))
+        await asyncio.sleep(0.1)
+        assert not opening.done()
+        first.kill()
+        await opening
+        await waiting.close()

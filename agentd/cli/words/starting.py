@@ -22,8 +22,9 @@ _DEMO_MESSAGES, _DEMO_IDENTITIES, _DEMO_CONVERSATIONS, _DEMO_KILLS = 5_000, 3, 4
 @click.option("--reload", "watch_files", is_flag=True, help="Reload plugins when their files change.")
 @config_option
 @state_option
+@click.option("--take-over", is_flag=True, help="Take over from the daemon that runs, if one does, while mail flows.")
 @click.pass_context
-def run(ctx: click.Context, watch_files: bool, config: Path | None, state: Path | None) -> None:
+def run(ctx: click.Context, watch_files: bool, take_over: bool, config: Path | None, state: Path | None) -> None:
     """Run the daemon in the foreground.
 
     Without a configuration it brings its own hub and an agent that echoes.
@@ -38,6 +39,7 @@ def run(ctx: click.Context, watch_files: bool, config: Path | None, state: Path 
             config_path=config or find_configuration(environ),
             reread=lambda: load(config, environ),
             watch_files=watch_files,
+            take_over=take_over,
         )
     )
 

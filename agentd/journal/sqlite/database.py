@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -53,6 +54,8 @@ from agentd.journal.storage import (
 
 T = TypeVar("T")
 
+_LOCK_LOOK_S = 0.02
+
 
 class Connection(aiosqlite.Connection):
     """An aiosqlite connection that runs a whole function in its thread.
@@ -85,23 +88,22 @@ class Connection(aiosqlite.Connection):
 async def open_journal(path: Path, settings: JournalSettings, *, schema: Schema = SCHEMA) -> SqliteJournal:
     """Open the journal, or make it if there is none; its folder is made too. Close it in the loop that opened it.
 
-    Raises JournalUnusable if it is in use, damaged, foreign or newer than this program, or JournalFull; both carry the
-    remedy.
+    Raises what `SqliteJournal.open` raises.
     """
-    opened = contextlib.AsyncExitStack()
-    try:
-        opened.callback(_take_lock(path).release)
-        connection = await Connection(lambda: open_writer(path, settings, schema)).open()
-        opened.push_async_callback(connection.close)
-        writer, counters = await connection.run(
-            lambda db: (Writer(db, path, limited=bool(settings.max_mb)), Counters(db))
-        )
-        reader = await Connection(lambda: open_reader(path)).open()
-        opened.push_async_callback(reader.close)
-    except BaseException:
-        await opened.aclose()
-        raise
-    return SqliteJournal(path, settings, connection, writer, reader, counters, opened)
+    journal = SqliteJournal(path, settings, schema=schema)
+    await journal.open()
+    return journal
+
+
+async def _lock_taken(path: Path, wait_s: float) -> OwnerLock:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return _take_lock(path)
+        except JournalUnusable:
+            if time.monotonic() >= deadline:
+                raise
+        await asyncio.sleep(_LOCK_LOOK_S)
 
 
 def _take_lock(path: Path) -> OwnerLock:
@@ -124,34 +126,60 @@ class Counters:
 
 
 class SqliteJournal:
-    """`storage.Journal` on one SQLite file."""
+    """`storage.Journal` on one SQLite file. Nothing but `open` may be asked of it while it is closed."""
 
-    def __init__(
-        self,
-        path: Path,
-        settings: JournalSettings,
-        connection: Connection,
-        writer: Writer,
-        reader: Connection,
-        counters: Counters,
-        opened: contextlib.AsyncExitStack,
-    ) -> None:
+    _connection: Connection
+    _reader: Connection
+    _writer: Writer
+    _counters: Counters
+    _group: GroupCommit
+    _task: asyncio.Task[None]
+
+    def __init__(self, path: Path, settings: JournalSettings, *, schema: Schema = SCHEMA) -> None:
         self._path = path
-        self._connection = connection
-        self._writer = writer
-        self._reader = reader
-        self._counters = counters
+        self._settings = settings
+        self._schema = schema
+        self._opened: contextlib.AsyncExitStack | None = None
+
+    async def open(self, *, checked: bool = False, wait_s: float = 0.0) -> None:
+        """Take the file, and make it if there is none; again after `close`. Close it in the loop that opened it.
+
+        checked: whoever had it has closed it in order just now, so that its pages need not be read to be believed.
+        wait_s: for whoever has it to be gone, which is so a moment after a process was killed.
+        Raises JournalUnusable if it is in use, damaged, foreign or newer than this program, or JournalFull; both carry
+        the remedy.
+        """
+        path, settings, schema = self._path, self._settings, self._schema
+        opened = contextlib.AsyncExitStack()
+        try:
+            opened.callback((await _lock_taken(path, wait_s)).release)
+            self._connection = await Connection(lambda: open_writer(path, settings, schema, checked=checked)).open()
+            opened.push_async_callback(self._connection.close)
+            self._writer, self._counters = await self._connection.run(
+                lambda db: (Writer(db, path, limited=bool(settings.max_mb)), Counters(db))
+            )
+            self._reader = await Connection(lambda: open_reader(path)).open()
+            opened.push_async_callback(self._reader.close)
+        except BaseException:
+            await opened.aclose()
+            raise
         self._opened = opened
         self._group = GroupCommit(self._write, settings.linger_ms / 1000, settings.full_retry_s)
         self._task = asyncio.create_task(self._group.run(), name="journal-writer")
 
     async def close(self) -> None:
-        """Write what waits, then close the file. Without room what waits is refused with JournalFull."""
+        """Write what waits, then close the file and let it go; nothing if it is closed already.
+
+        Without room what waits is refused with JournalFull.
+        """
+        if (opened := self._opened) is None:
+            return
+        self._opened = None
         self._group.close()
         try:
             await self._task
         finally:
-            await self._opened.aclose()
+            await opened.aclose()
 
     async def _write(self, calls: Sequence[Call]) -> dict[int, JournalError]:
         return await self._connection.run(lambda _: self._writer.write(calls))

@@ -69,10 +69,13 @@ def load_schema(folder: Traversable) -> Schema:
 SCHEMA = load_schema(resources.files(__package__))
 
 
-def open_writer(path: Path, settings: JournalSettings, schema: Schema = SCHEMA) -> sqlite3.Connection:
+def open_writer(
+    path: Path, settings: JournalSettings, schema: Schema = SCHEMA, *, checked: bool = False
+) -> sqlite3.Connection:
     """The one connection that writes: file made if it is new, checked, upgraded, and set to sync every commit.
 
-    A file that is larger than `max_mb` allows is opened all the same: it is full.
+    A file that is larger than `max_mb` allows is opened all the same: it is full. checked: its pages were, by whoever
+    had it until now.
 
     Raises JournalUnusable (damaged, foreign, newer, locked, not ours to write) or JournalFull.
     """
@@ -80,7 +83,7 @@ def open_writer(path: Path, settings: JournalSettings, schema: Schema = SCHEMA) 
         with told(path):
             if not path.exists():
                 _create(path, schema)
-            return _open_existing(path, settings, schema)
+            return _open_existing(path, settings, schema, checked=checked)
     except OSError as error:
         raise JournalUnusable(f"{path} cannot be opened: {error.strerror}. Check its folder and owner.") from error
 
@@ -147,14 +150,15 @@ def _create(path: Path, schema: Schema) -> None:
     sync(path.parent)
 
 
-def _open_existing(path: Path, settings: JournalSettings, schema: Schema) -> sqlite3.Connection:
+def _open_existing(path: Path, settings: JournalSettings, schema: Schema, *, checked: bool) -> sqlite3.Connection:
     if path.is_file() and not path.stat().st_size:
         raise JournalUnusable(f"{path} is empty, and a journal never is. Put a backup in its place, or remove it.")
     connection = _connect(path, "rw")
     try:
         connection.execute("PRAGMA synchronous = FULL")
         _refuse_unknown(connection, path, schema)
-        _check(connection, path)
+        if not checked:
+            _check(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {settings.wal_max_mb << 20}")
