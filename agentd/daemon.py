@@ -429,7 +429,11 @@ class Daemon:
         shared = Shared(
             settings,
             self._journal,
-            Throttle(settings.link.dials_per_s),
+            Throttle(
+                settings.link.dials_per_s,
+                first=len(self._settings.identity) if self._arrival is not None else 0,
+                first_per_s=settings.link.take_over_dials_per_s,
+            ),
             Bells(self._records, self._signal, self._settled),
             accounts={},
             shedding=lambda: self._vitals.shedding,
