@@ -20,6 +20,7 @@ from agentd.errors import AgentdError, ConfigError
 
 _ANSWER_TIMEOUT_S = 15.0  # the daemon answers from memory; this long only if its loop is stuck
 _SEARCH_TIMEOUT_S = 60.0  # an id has no index
+_UPGRADE_TIMEOUT_S = 900.0  # the other process loads and sets up its plugins first, as for a reload; then it takes over
 _RELOAD_TIMEOUT_S = (
     600.0  # commands that give keys, setups of plugins, handlers that finish: each has a bound of its own
 )
@@ -124,6 +125,10 @@ class Client:
             if refused.code != "CONFIGURATION":
                 raise
             raise ConfigError(refused.message.splitlines()) from None
+
+    def upgrade(self) -> dict[str, Any]:
+        """Have the program that is installed now take over. Returns once it has; see control.api.Daemon."""
+        return self._ask("POST", "/v1/upgrade", {}, timeout_s=_UPGRADE_TIMEOUT_S)
 
     def pause(self, conversation: str, identity: str | None = None, *, for_s: float | None = None) -> dict[str, Any]:
         """Let no handler run in a conversation. Returns the pause."""
