@@ -91,7 +91,12 @@ def run(
     # The journal's thread gives the interpreter up at every row; with the default of 5 ms a commit of 500 rows beside
     # a busy loop takes 57 ms, with this 10.
     sys.setswitchinterval(0.0005)
-    Path(settings.agentd.state).mkdir(parents=True, exist_ok=True, mode=0o700)
+    state = Path(settings.agentd.state)
+    if config.is_kept_for_the_service(state):
+        told = f"{state} is the state of agentd.service, whose user could not open what root writes there"
+        log.error("%s; run that: systemctl start agentd, or name another folder with --state", told)
+        return EXIT_FAILED
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         uvloop.run(_main(settings, config_path, reread, watch_files, take_over))
     except ConfigError as error:
@@ -211,7 +216,7 @@ class Daemon:
         )
         self._arrival: Arrival | None = None
         self._departing: asyncio.Future[Departure] = self._loop.create_future()
-        self._upgrading: Upgrade | None = None
+        self._upgrading: asyncio.Future[Upgrade] | None = None
         self._vitals = Vitals(_JOURNAL_LOOK_S, settings.agentd.health.lag_window_s)
         # Whoever takes over takes over the watchdog, too, which was meant for the process before.
         meant_for = "WATCHDOG_PID" if take_over else ""
@@ -310,6 +315,8 @@ class Daemon:
                 stopping.cancel()
                 return departure
             control.handing_over = False
+            if (upgrade := self._upgrade_begun) is not None:
+                upgrade.kept()
             self._turns_find.back()
             self._departing = self._loop.create_future()
             self._begin(tasks)
@@ -319,8 +326,8 @@ class Daemon:
         log.info("stopping")
         self._manager.stopping()
         self._manager.status("stopping: running handlers may finish")
-        if self._upgrading is not None:
-            await self._upgrading.call_off()
+        if (upgrade := self._upgrade_begun) is not None:
+            upgrade.call_off()
         await _cancelled(self._around)
         # A change that is under way is made, so that what it began can be stopped.
         async with self._generations.changing:
@@ -354,32 +361,35 @@ class Daemon:
             told = "no service manager looks after this daemon, nor would any after its successor"
             raise ControlError(409, "NOT_UPGRADED", told, "start that one yourself: agentd run --take-over")
         if self._upgrading is not None:
-            raise ControlError(409, "NOT_UPGRADED", f"pid {self._upgrading.pid} is to take over already", "wait for it")
+            raise ControlError(409, "NOT_UPGRADED", "another process is to take over already", "wait for it")
+        self._upgrading = asyncio.ensure_future(Upgrade.begin(own_command()))
         try:
-            self._upgrading = Upgrade(own_command())
-        except OSError as error:
-            told = f"{own_command()[0]} cannot be started ({error.strerror})"
-            raise ControlError(409, "NOT_UPGRADED", told, "install agentd there again") from None
-        try:
-            departure, version = await self._upgrading.outcome()
+            upgrade = await self._upgrading
+            departure, version = await upgrade.outcome()
         except ControlError as refused:
-            log.warning("pid %d does not take over: %s", self._upgrading.pid, refused)
+            log.warning("not upgraded: %s", refused)
             raise
         finally:
-            pid, self._upgrading = self._upgrading.pid, None
+            self._upgrading = None
         former = {"former_version": __version__, "former_pid": os.getpid()}
-        return {"version": version, "pid": pid, **former, "turns": departure.open}
+        return {"version": version, "pid": upgrade.pid, **former, "turns": departure.open}
+
+    @property
+    def _upgrade_begun(self) -> Upgrade | None:
+        begun = self._upgrading
+        return begun.result() if begun is not None and begun.done() and not begun.exception() else None
 
     async def _hand_over_wanted(self, wanted: HandOverRequest) -> dict[str, Any]:
         """See control.api.Daemon."""
-        upgrade = self._upgrading if self._upgrading is not None and self._upgrading.pid == wanted.pid else None
+        upgrade = self._upgrade_begun
+        ours = upgrade is not None and upgrade.pid == wanted.pid
         try:
             departure = await self._accepted(wanted)
         except ControlError as refused:
-            if upgrade is not None:
+            if upgrade is not None and ours:
                 upgrade.refused(refused)
             raise
-        if upgrade is not None:
+        if upgrade is not None and ours:
             upgrade.accepted(departure, wanted.version)
         return {"version": __version__, "pid": os.getpid()}
 
@@ -446,8 +456,8 @@ class Daemon:
     async def _depart(self, departure: Departure, control: ControlServer) -> None:
         """Another process has everything but the turns that run: wait for their end."""
         self._feed_no_more()
-        if self._upgrading is not None:
-            self._upgrading.taken()
+        if (upgrade := self._upgrade_begun) is not None:
+            await upgrade.released()
         self._manager.succeeded_by(departure.successor)
         leaving = asyncio.ensure_future(_left(departure, control))
         timeout_s = self._settings.agentd.dispatch.hand_over_timeout_s

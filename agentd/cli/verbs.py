@@ -19,7 +19,7 @@ from agentd.cli.pausing import echo_pauses, echo_plugins
 from agentd.cli.printing import count_column, echo_json, echo_table, paragraph
 from agentd.cli.reached import reached
 from agentd.cli.tables import STATE_COLOURS, Column, age, clock, since
-from agentd.config import Settings, find_configuration, load
+from agentd.config import Settings, find_configuration, load, looking_at_the_service
 from agentd.control.address import find_socket
 from agentd.control.client import Client
 from agentd.errors import ConfigError
@@ -36,6 +36,7 @@ def client(config: Path | None, environ: Mapping[str, str]) -> Client:
 def check(config: Path | None, environ: Mapping[str, str], *, as_json: bool) -> None:
     """Load the configuration and sum it up. Raises ConfigError with all problems."""
     file = config or find_configuration(environ)
+    environ = looking_at_the_service(environ)
     try:
         settings = load(config, environ)
     except ConfigError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from agentd.control.address import short_name
 from agentd.control.refusal import ControlError, UnreachableError
 from agentd.errors import AgentdError, ConfigError
 
+_OF_THE_SERVICE = (Path("/var/lib/agentd"), Path("/run/agentd"))
 _ANSWER_TIMEOUT_S = 15.0  # the daemon answers from memory; this long only if its loop is stuck
 _SEARCH_TIMEOUT_S = 60.0  # an id has no index
 _UPGRADE_TIMEOUT_S = 900.0  # the other process loads and sets up its plugins first, as for a reload; then it takes over
@@ -301,12 +303,17 @@ def _target(path: str, **query: str | None) -> str:
     return f"{path}?{given}" if given else path
 
 
+def _how_to_start(path: Path) -> str:
+    if path.parent not in _OF_THE_SERVICE:
+        return "start one with: agentd run (or name its folder with --state)"
+    start = "start the service with: systemctl start agentd"
+    return start if os.geteuid() == 0 else f"only root sees the service's: ask as root, or {start}"
+
+
 def _unreachable(path: Path, error: Exception) -> UnreachableError:
     match error:
         case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
-            return UnreachableError(
-                f"no daemon answers at {path}; start one with: agentd run (or name its folder with --state)"
-            )
+            return UnreachableError(f"no daemon answers at {path}; {_how_to_start(path)}")
         case PermissionError():
             return UnreachableError(f"{path} belongs to another user; run this command as that user or as root")
         case TimeoutError():

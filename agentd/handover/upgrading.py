@@ -1,10 +1,15 @@
 """Starts the process that is to take over: the program as it is installed now, with the same arguments.
 
-Under a service manager it has to be started from here. Only so it has the service's control group, user, sandbox,
-credentials and log; whoever starts it from a terminal has none of them, and the manager would not know it.
+    this process ── launcher ── successor          it starts, and asks to take over
+    this process    (gone)      successor          it was accepted: the service manager is its parent from here on
 
-Always true: until it has the journal, its end is waited for here; from then on never. When this process has ended, the
-manager is its parent, and hears how it ended even where that was before: it restarts it as one of its own.
+Under a service manager it has to be started from here. Only so it has the service's control group, user, sandbox,
+credentials and log; what is started from a terminal has none of them, and the manager would not take it for the main
+process. It has to be the manager's own child as well: of any other, systemd notices no end, and at a stop it kills it
+without waiting. A process becomes the manager's child when its parent ends, and that is what the launcher is for.
+
+Always true: before the manager is told of the successor, the launcher has ended. If the successor ends before it was
+accepted, the launcher tells how.
 Not here: what the two say to each other (departing, arriving), when it may be done (the daemon).
 """
 
@@ -16,6 +21,7 @@ import logging
 import os
 import signal
 import sys
+from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +31,63 @@ from agentd.handover.departing import Departure
 log = logging.getLogger("agentd.handover")
 
 _BEGIN_S = 600.0  # for it to read its configuration, load its plugins and set them up; these have bounds of their own
-_END_S = 5.0  # from SIGKILL to its end
+_RELEASE_S = 5.0  # for the launcher to end; it does nothing but that
 _EXIT_CONFIG = 78
 
 _GOES_ON = "this one goes on as if nothing had been"
 
+# Kept as text, so that it is of this version also where the one that is installed by now is another. It starts the
+# program with our own output, tells its pid, and waits: for its end, which it tells, or for ours to close the pipe.
+_LAUNCHER = """
+import os, select, sys
+output, *command = sys.argv[1:]
+pid = os.posix_spawn(command[0], command, os.environ, file_actions=[
+    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+    (os.POSIX_SPAWN_DUP2, int(output), 1),
+    (os.POSIX_SPAWN_CLOSE, int(output)),
+])
+print(pid, flush=True)
+end = os.pidfd_open(pid)
+if end in select.select([0, end], [], [])[0]:
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
 
 class Upgrade:
-    """One process that is to take over, and whether it does. pid: its own."""
+    """One process that is to take over, and whether it does. pid: its own.
 
-    def __init__(self, command: list[str]) -> None:
+    `refused` or `accepted` when it has asked; after the latter `kept`, if nothing came of it.
+    """
+
+    def __init__(self, launcher: Process, pid: int) -> None:
         loop = asyncio.get_running_loop()
-        # Not asyncio's or subprocess's: both would take the news of its end from the manager.
-        self.pid = os.posix_spawn(command[0], command, os.environ, setsigmask=())
-        self._departure: asyncio.Future[tuple[Departure, str]] = loop.create_future()
+        self.pid = pid
+        self._launcher = launcher
+        self._accepted: asyncio.Future[tuple[Departure, str]] = loop.create_future()
+        self._kept: asyncio.Future[None] = loop.create_future()
         self._refusal: ControlError | None = None
-        self._ended: asyncio.Future[int] = loop.create_future()
-        self._process = os.pidfd_open(self.pid)
-        loop.add_reader(self._process, self._reap)
-        log.info("started %s, which is to take over, pid %d", " ".join(command), self.pid)
 
-    def _reap(self) -> None:
-        self._let_go()
-        self._ended.set_result(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]))
-
-    def _let_go(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._process)
-        os.close(self._process)
+    @classmethod
+    async def begin(cls, command: list[str]) -> Upgrade:
+        """Start it. Raises ControlError if that cannot be."""
+        output = os.dup(1)
+        try:
+            launcher = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", "-c", _LAUNCHER, str(output), *command),
+                stdin=PIPE,
+                stdout=PIPE,
+                pass_fds=(output,),
+            )
+        except OSError as error:
+            raise _not_started(f"{sys.executable} ({error.strerror})") from None
+        finally:
+            os.close(output)
+        assert launcher.stdout is not None
+        if not (told := await launcher.stdout.readline()):
+            await launcher.wait()
+            raise _not_started(command[0])
+        log.info("started %s, which is to take over, pid %d", " ".join(command), int(told))
+        return cls(launcher, int(told))
 
     def refused(self, refusal: ControlError) -> None:
         """It has asked, and was told this."""
@@ -59,47 +95,62 @@ class Upgrade:
 
     def accepted(self, departure: Departure, version: str) -> None:
         """It has asked, and takes over if nothing comes between."""
-        if not self._departure.done():
-            self._departure.set_result((departure, version))
+        self._accepted.set_result((departure, version))
+        self._let_go()
 
-    def taken(self) -> None:
-        """It has the journal: its end is for the manager to hear of."""
-        if not self._ended.done():
-            self._let_go()
+    def kept(self) -> None:
+        """Everything is here again."""
+        if self._accepted.done() and not self._kept.done():
+            self._kept.set_result(None)
+
+    async def released(self) -> None:
+        """Return when it is the manager's child."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._launcher.wait(), _RELEASE_S)
+
+    def _let_go(self) -> None:
+        assert self._launcher.stdin is not None
+        self._launcher.stdin.close()
 
     async def outcome(self) -> tuple[Departure, str]:
-        """Its version, once everything runs there. Raises ControlError if it is not to be: it has ended then."""
-        await asyncio.wait((self._departure, self._ended), timeout=_BEGIN_S, return_when=asyncio.FIRST_COMPLETED)
-        if not self._departure.done():
-            gave_up = not self._ended.done()
-            await self.call_off()
-            raise self._failure(gave_up)
-        departure, version = self._departure.result()
-        serves: list[asyncio.Future[Any]] = [departure.serves, self._ended]
-        await asyncio.wait(serves, return_when=asyncio.FIRST_COMPLETED)
-        if not departure.serves.done():
-            raise self._failure(gave_up=False)
-        return departure, version
-
-    def _failure(self, gave_up: bool) -> ControlError:
+        """Its version, once everything runs there. Raises ControlError if that is not to be."""
+        assert self._launcher.stdout is not None
+        ended = asyncio.ensure_future(self._launcher.stdout.readline())
+        either: list[asyncio.Future[Any]] = [ended, self._accepted]
+        await asyncio.wait(either, timeout=_BEGIN_S, return_when=asyncio.FIRST_COMPLETED)
+        if self._accepted.done():
+            departure, version = self._accepted.result()
+            either = [departure.serves, self._kept]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if departure.serves.done():
+                return departure, version
+            raise _not_upgraded("the new process has not taken over", "see the log")
+        in_time = ended.done()
+        self.call_off()
+        code = int(await ended or b"0")
+        self._let_go()
+        await self.released()
         if self._refusal is not None:
-            return ControlError(409, "NOT_UPGRADED", self._refusal.message, self._refusal.remedy)
-        if gave_up:
-            told = f"the new process has not asked for anything within {_BEGIN_S:g} s"
-            return ControlError(409, "NOT_UPGRADED", told, f"see the log; {_GOES_ON}")
-        code = self._ended.result()
-        told = f"the new process has ended with code {code}"
-        if code == _EXIT_CONFIG:
-            told += ": its configuration or a plugin is broken"
-        return ControlError(409, "NOT_UPGRADED", told, f"mend what the log says; {_GOES_ON}")
+            raise ControlError(409, "NOT_UPGRADED", self._refusal.message, self._refusal.remedy)
+        if not in_time:
+            raise _not_upgraded(f"the new process has asked for nothing within {_BEGIN_S:g} s", "see the log")
+        broken = ": its configuration or a plugin is broken" if code == _EXIT_CONFIG else ""
+        raise _not_upgraded(f"the new process has ended with code {code}{broken}", "mend what the log says")
 
-    async def call_off(self) -> None:
-        """End it, if it has not asked yet. It has no journal, so that nothing is lost with it."""
-        if self._departure.done() or self._ended.done():
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        await asyncio.wait((self._ended,), timeout=_END_S)
+    def call_off(self) -> None:
+        """End it, if it was not accepted yet. It has no journal, so that nothing is lost with it."""
+        if not self._accepted.done():
+            # Nobody else can have this number: the launcher, which alone could bury it, tells when it has.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+def _not_started(what: str) -> ControlError:
+    return _not_upgraded(f"{what} cannot be started", "install agentd there again")
+
+
+def _not_upgraded(told: str, remedy: str) -> ControlError:
+    return ControlError(409, "NOT_UPGRADED", told, f"{remedy}; {_GOES_ON}")
 
 
 def own_command() -> list[str]:
