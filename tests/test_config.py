@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from agentd import logs
 from agentd.config import Settings, find_configuration, find_state, load, resolve_key
-from agentd.config.search import state_folder
 from agentd.config.lines import KeyLines
+from agentd.config.search import state_folder
 from agentd.errors import ConfigError
 
 KEY = "ac_live_the-key-of-alice-0001"
