@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -306,8 +305,7 @@ def _target(path: str, **query: str | None) -> str:
 def _how_to_start(path: Path) -> str:
     if path.parent not in _OF_THE_SERVICE:
         return "start one with: agentd run (or name its folder with --state)"
-    start = "start the service with: systemctl start agentd"
-    return start if os.geteuid() == 0 else f"only root sees the service's: ask as root, or {start}"
+    return "start the service with: systemctl start agentd"
 
 
 def _unreachable(path: Path, error: Exception) -> UnreachableError:

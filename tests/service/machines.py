@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import agentd
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
@@ -53,6 +52,7 @@ class Manager:
         self._enter = ["nsenter", "-t", str(pid), *enter, "--"]
         self._environ = dict(environ)
         self._calls = ["systemctl", *calls, "--no-pager"]
+        self._since_us = 0
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         """Begin something where the manager runs."""
@@ -85,7 +85,13 @@ class Manager:
 
     def entries(self, *words: str) -> list[dict[str, Any]]:
         """What is in the journal of systemd, oldest first."""
-        return [json.loads(line) for line in self.run("journalctl", "--quiet", "-o", "json", *words).splitlines()]
+        lines = self.run("journalctl", "--quiet", "-o", "json", *words).splitlines()
+        # Not --after-cursor, which leaves out the first entry that matches if the one at the cursor does not.
+        return [each for each in map(json.loads, lines) if int(each["__REALTIME_TIMESTAMP"]) > self._since_us]
+
+    def forget_entries(self) -> None:
+        """Leave out of `entries` from now on what is there."""
+        self._since_us = max(int(each["__REALTIME_TIMESTAMP"]) for each in self.entries("-n", "1"))
 
     def until_entry(self, wanted: Callable[[dict[str, Any]], object], *words: str) -> dict[str, Any]:
         deadline = time.monotonic() + TIMEOUT_S
@@ -226,7 +232,7 @@ def own_packages() -> Path:
 def version_of(folder: Path, version: str) -> None:
     """Make what is installed there another version, as an upgrade with pip does."""
     [init] = folder.glob("lib/*/site-packages/agentd/__init__.py")
-    text = init.read_text().replace(f'"{agentd.__version__}"', f'"{version}"')
+    text = re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', init.read_text())
     fresh = init.with_name("__init__.new")
     fresh.write_text(text)
     fresh.replace(init)
