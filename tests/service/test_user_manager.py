@@ -7,7 +7,9 @@ are not to be had, the units are checked part by part in test_service.py and tes
 from __future__ import annotations
 
 import json
+import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +74,7 @@ def test_it_is_installed_started_killed_bitten_and_stopped(manager: Manager) -> 
     manager.until(lambda shown: shown["StatusText"] == "2 live", "StatusText")
     assert "echo: hello" in say(manager, "hello"), "its client finds the socket of the service"
 
+    assert "runs its own hub, which ends with it" in manager.done(str(AGENTD), "upgrade").stderr
     first = manager.show("MainPID")["MainPID"]
     manager.systemctl("kill", "--signal=SIGKILL", "--kill-who=main", "agentd")
     again = manager.until(running_after(1), "MainPID", "ActiveState", "NRestarts")
@@ -118,6 +121,34 @@ def test_under_journald_a_line_has_its_fields_and_a_traceback_is_one_entry(manag
 
 def say(manager: Manager, text: str, *more: str) -> str:
     return manager.run(str(AGENTD), "send", "@echo", text, "--wait", "30", *more)
+
+
+def test_an_upgrade_makes_the_new_process_the_main_one_and_the_managers_own_child(manager: Manager) -> None:
+    with manager.start(str(AGENTD), "hub", "--dev", "--port", "0", stdout=subprocess.PIPE) as hub:
+        try:
+            assert hub.stdout is not None
+            url = hub.stdout.readline().split()[-1]
+            asked = urllib.request.Request(f"{url}/hub/v1/agents", b'{"handle": "alice"}')
+            with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
+                key = json.load(answer)["api_key"]
+            configuration = manager.folder / "config" / "agentd"
+            (configuration / "alice.key").touch(0o600)
+            (configuration / "alice.key").write_text(key)
+            (configuration / "agentd.toml").write_text(
+                f'[identity.alice]\nurl = "{url}"\nkey = {{ file = "alice.key" }}\n'
+            )
+            manager.run(str(AGENTD), "service", "install", "--user", "--yes")
+            manager.systemctl("start", "agentd")
+            manager.until(lambda shown: shown["StatusText"] == "1 live", "StatusText")
+            told = json.loads(manager.run(str(AGENTD), "upgrade", "--json"))
+            shown = manager.show("MainPID", "NRestarts")
+            assert shown == {"MainPID": str(told["pid"]), "NRestarts": "0"}
+            parent = manager.run("ps", "-o", "ppid=", "-p", str(told["pid"])).strip()
+            assert "systemd" in manager.run("cat", f"/proc/{parent}/comm")
+            manager.systemctl("stop", "agentd")
+            assert manager.show("ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+        finally:
+            hub.kill()
 
 
 def test_a_configuration_that_is_broken_is_not_started_again_and_again(manager: Manager) -> None:
