@@ -65,6 +65,62 @@ async def answer(message: Message, ctx: Context) -> None:
 """
 
 
+# Tries what a plugin has no business to do, and logs what came of each.
+PROBE = """
+import errno, mmap, os, pathlib, socket, subprocess
+from agentd.plugin import Context, Message, Plugin
+
+plugin = Plugin("answer")
+own = pathlib.Path("/var/lib/agentd/probe")
+
+def tried(attempt):
+    try:
+        return str(attempt())
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+def users():
+    return {os.stat(f"/proc/{pid}").st_uid for pid in os.listdir("/proc") if pid.isdigit()}
+
+@plugin.on(Message)
+def answer(message: Message, ctx: Context) -> None:
+    own.touch()
+    for name, attempt in {
+        "raw frames": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
+        "code in memory": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC),
+        "another namespace": lambda: subprocess.run(["unshare", "--user", "true"], capture_output=True).returncode,
+        "a set-uid file": lambda: own.chmod(0o4755),
+        "real time": lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)),
+        "the kernel": lambda: pathlib.Path("/proc/sys/kernel/panic").write_text("1"),
+        "control groups": lambda: pathlib.Path("/sys/fs/cgroup/probe").mkdir(),
+        "the system": lambda: pathlib.Path("/etc/probe").touch(),
+        "the configuration": lambda: pathlib.Path("/etc/agentd/probe").touch(),
+        "the keys' files": lambda: os.listdir("/etc/agentd/credentials"),
+        "homes": lambda: os.listdir("/root") + os.listdir("/home"),
+        "others' temporary files": lambda: os.listdir("/tmp"),
+        "disks": lambda: [name for name in os.listdir("/dev") if name.startswith(("sd", "vd", "loop", "mem", "kmsg"))],
+        "others' processes": lambda: sorted(users() - {os.getuid()}),
+    }.items():
+        ctx.log.info("tried %s: %s", name, tried(attempt))
+"""
+TRIED = {
+    "raw frames": "EAFNOSUPPORT",
+    "code in memory": "EPERM",
+    "another namespace": "1",
+    "a set-uid file": "EPERM",
+    "real time": "EPERM",
+    "the kernel": "EROFS",
+    "control groups": "EROFS",
+    "the system": "EROFS",
+    "the configuration": "EACCES",
+    "the keys' files": "EACCES",
+    "homes": "EACCES",
+    "others' temporary files": "[]",
+    "disks": "[]",
+    "others' processes": "[]",
+}
+
+
 class Machine:
     """A machine on which the hub runs and agentd is configured for one identity. manager: its systemd."""
 
@@ -262,13 +318,6 @@ def test_its_user_its_folders_and_its_sandbox_are_those_of_the_unit(machine: Mac
     }.items():
         assert machine.run("stat", "-c", "%u %a", path).strip() == owner_and_mode, path
 
-    # What a plugin would see.
-    inside = ("nsenter", "-t", str(pid), "-m", "--")
-    as_it = (*inside, "setpriv", "--reuid", user, "--regid", user, "--clear-groups", "touch")
-    assert "Read-only" in machine.manager.done(*inside, "touch", "/etc/probe").stderr
-    assert "Permission denied" in machine.manager.done(*as_it, "/etc/agentd/probe").stderr
-    assert machine.run(*inside, "ls", "/home", "/root").split() == ["/home:", "/root:"]
-    assert machine.run(*inside, "ls", "/tmp") == ""
     assert "keys_alice" not in machine.run("cat", f"/proc/{pid}/environ", f"/proc/{pid}/cmdline")
     limits = machine.manager.show("MemoryMax", "TasksMax", "LimitNOFILE")
     assert (limits["MemoryMax"], limits["TasksMax"]) == ("536870912", "256")
@@ -284,6 +333,17 @@ def test_its_user_its_folders_and_its_sandbox_are_those_of_the_unit(machine: Mac
     entry = machine.manager.until_entry(lambda each: each["MESSAGE"] == "live", "AGENTD_IDENTITY=alice")
     assert entry["_SYSTEMD_UNIT"] == "agentd.service"
     assert (entry["SYSLOG_IDENTIFIER"], entry["PRIORITY"], entry["_PID"]) == ("agentd", "6", str(pid))
+
+
+def test_a_plugin_gets_nowhere_that_the_sandbox_keeps_it_from(machine: Machine) -> None:
+    machine.write("/etc/agentd/answer.py", PROBE)
+    machine.run("touch", "/tmp/of-another", "/home/of-another", "/root/of-another")
+    machine.start()
+    machine.say("probe")
+    machine.until_handled(1)
+    messages = [each["MESSAGE"] for each in machine.manager.entries("-u", "agentd")]
+    found = dict(told.removeprefix("tried ").split(": ", 1) for told in messages if told.startswith("tried "))
+    assert found == TRIED
 
 
 def test_a_blocked_loop_is_bitten_and_the_service_comes_back(machine: Machine) -> None:
