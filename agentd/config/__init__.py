@@ -16,7 +16,13 @@ from agentd.config.changes import Changes, attainable, changes, used_plugins
 from agentd.config.keys import Secret, resolve_key
 from agentd.config.listening import is_address, is_loopback, listening_address
 from agentd.config.loader import load
-from agentd.config.search import find_configuration, find_state
+from agentd.config.search import (
+    SERVICE_STATE,
+    find_configuration,
+    find_state,
+    is_kept_for_the_service,
+    looking_at_the_service,
+)
 from agentd.config.settings import (
     Agentd,
     CatchUp,
@@ -39,6 +45,7 @@ from agentd.config.settings import (
 )
 
 __all__ = [
+    "SERVICE_STATE",
     "Agentd",
     "CatchUp",
     "Changes",
@@ -64,9 +71,11 @@ __all__ = [
     "find_configuration",
     "find_state",
     "is_address",
+    "is_kept_for_the_service",
     "is_loopback",
     "listening_address",
     "load",
+    "looking_at_the_service",
     "resolve_key",
     "used_plugins",
 ]

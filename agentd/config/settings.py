@@ -167,7 +167,7 @@ class Health(_Section, frozen=True, kw_only=True):
 class Agentd(_Section, frozen=True, kw_only=True):
     """The daemon itself."""
 
-    state: str = "./state"  # folder of the journal, the lock and the control socket
+    state: str = "./state"  # journal, lock, control socket; of /etc/agentd/agentd.toml, the service's: /var/lib/agentd
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # "debug" adds what plugins and libraries tell
     intake: Intake = Intake()
     link: Link = Link()
