@@ -352,6 +352,11 @@ def test_a_conversation_that_is_held_is_shown_and_released(ask: Callable[..., Re
     served.daemon.plugins = [
         {"name": "greeter", "breaker": "open", "trial_in_s": 3.0, "held": [held], "timers_given_up": [given_up]},
         {"name": "healthy", "breaker": "closed", "trial_in_s": None, "held": []},
+        {
+            "name": "partly",
+            "breaker": "closed",
+            "waiting_identities": [{"identity": "alice", "breaker": "half-open", "trial_in_s": None}],
+        },
     ]
     told = ask("status").stdout
     assert "plugin greeter: out of order as a whole, its conversations wait; the next trial in 3" in told

@@ -101,8 +101,11 @@ def _echo_trouble(plugin: Mapping[str, Any]) -> None:
     if error := plugin.get("reload_error"):
         click.echo(f"plugin {plugin['name']}: not reloaded, the generation before runs: {printable(error)}")
     if plugin.get("breaker", "closed") != "closed":
-        trial = f"the next trial in {age(plugin['trial_in_s'])}" if plugin.get("trial_in_s") is not None else "on trial"
-        click.echo(f"plugin {plugin['name']}: out of order as a whole, its conversations wait; {trial}")
+        click.echo(f"plugin {plugin['name']}: out of order as a whole, its conversations wait; {_trial(plugin)}")
+    for each in plugin.get("waiting_identities", ()):
+        click.echo(
+            f"plugin {plugin['name']}: out of order for {each['identity']}, whose conversations wait; {_trial(each)}"
+        )
     worker = plugin.get("worker")
     if worker is not None and not worker["up"]:
         next_in_s = worker["next_start_in_s"]
@@ -113,6 +116,10 @@ def _echo_trouble(plugin: Mapping[str, Any]) -> None:
     for held in plugin.get("held", ()):
         place = f"{held['identity']} {held['conversation']}"
         click.echo(f"plugin {plugin['name']}: holds {place} behind a dead letter ({held['event_id']})")
+
+
+def _trial(row: Mapping[str, Any]) -> str:
+    return "on trial" if row.get("trial_in_s") is None else f"the next trial in {age(row['trial_in_s'])}"
 
 
 def release(daemon: Client, plugin: str, conversation: str, *, identity: str | None, as_json: bool) -> bool:

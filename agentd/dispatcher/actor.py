@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from agentd import config
-from agentd.core.breaker import Limits, Standing
+from agentd.core.breaker import Breaker, Limits, Standing
 from agentd.core.events import Event, Record, Send, Sent, Signal
 from agentd.core.retry import Backoff
 from agentd.dispatcher.backlog import Backlog, Delivery, Inherited, Join, ReadOn, Rewind, Served, Stretch
@@ -189,17 +189,28 @@ class Dispatcher:
         """Signals that came too fast."""
         return self._signals.dropped
 
+    def breaker(self, plugin: str, identity: str) -> str:
+        """How the breaker stands that keeps a plugin's conversations of this identity waiting, if one does."""
+        return self._served[plugin].breakers.standing(identity).standing.value
+
+    def _trial_in_s(self, breaker: Breaker) -> float | None:
+        is_open = breaker.standing is Standing.OPEN
+        return max(0.0, breaker.until - self._engine.clock.monotonic()) if is_open else None
+
     def standing(self, plugin: str) -> dict[str, Any]:
-        """How a plugin fares, for people: its breaker, seconds until its next trial, conversations that it holds."""
+        """How a plugin fares, for people: its breakers, seconds until the next trials, conversations that it holds."""
         served = self._served.get(plugin)
         if served is None:
             return {}
-        breaker, engine = served.breaker, self._engine
-        trial_in_s = max(0.0, breaker.until - engine.clock.monotonic()) if breaker.standing is Standing.OPEN else None
+        engine, whole = self._engine, served.breakers.whole
         return {
             "version": served.plugin.version,
-            "breaker": breaker.standing.value,
-            "trial_in_s": trial_in_s,
+            "breaker": whole.standing.value,
+            "trial_in_s": self._trial_in_s(whole),
+            "waiting_identities": [
+                {"identity": identity, "breaker": own.standing.value, "trial_in_s": self._trial_in_s(own)}
+                for identity, own in served.breakers.waiting().items()
+            ],
             "lanes": len(served.lanes),
             "deepest": [
                 {"identity": lane.line.identity, "conversation": lane.line.conversation, "depth": lane.depth}

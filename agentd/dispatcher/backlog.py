@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentd import config
-from agentd.core.breaker import Breaker, Limits
+from agentd.core.breaker import Breakers, Limits
 from agentd.core.events import Record, Signal
 from agentd.core.lanes import Lanes
 from agentd.core.stretches import Form
@@ -121,7 +121,7 @@ class Served:
     """
 
     __slots__ = (
-        "breaker",
+        "breakers",
         "catch_up",
         "identities",
         "intervals",
@@ -136,7 +136,7 @@ class Served:
 
     def __init__(self, plugin: Hosted, tag: int, limits: Limits, conduct: Mapping[str, config.Conduct]) -> None:
         self.tag = tag
-        self.breaker = Breaker(limits)
+        self.breakers = Breakers(limits)
         self.lanes: Lanes[Key, Item] = Lanes(plugin.settings.concurrency)
         self.replays: dict[int, tuple[int, int]] = {}
         self.signals: dict[SignalKey, Signal] = {}
@@ -157,13 +157,14 @@ class Served:
     def carry(self, identity: str, conduct: config.Conduct) -> None:
         """This identity is served, and carries itself so."""
         self.identities.add(identity)
-        self.lanes.shared = len(self.identities) > 1
+        self.lanes.shared = self.breakers.shared = len(self.identities) > 1
         self.catch_up[identity] = _policy(conduct.catch_up, self.plugin)
 
     def left(self, identity: str) -> None:
         """This identity is not served any more."""
         self.identities.discard(identity)
-        self.lanes.shared = len(self.identities) > 1
+        self.lanes.shared = self.breakers.shared = len(self.identities) > 1
+        self.breakers.forget(identity)
         self.catch_up.pop(identity, None)
 
 

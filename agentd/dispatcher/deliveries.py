@@ -110,9 +110,9 @@ class Deliveries:
     async def _turn(self, lane: Lane, stretch: Stretch, waits: Waits) -> None:
         engine, served = self._engine, lane.served
         first, last = stretch.deliveries[0].record, stretch.deliveries[-1].record
-        plugin, breaker = served.plugin, served.breaker
-        if breaker.troubled:
-            breaker.began(lane.number)
+        plugin, breakers = served.plugin, served.breakers
+        if breakers.troubled:
+            breakers.began(lane.line.identity, lane.number)
         ctx: TurnContext[Any] = TurnContext(
             plugin,
             last.event,
@@ -142,8 +142,8 @@ class Deliveries:
             engine.trials.over(served, lane.number)
         if failure is None:
             outcome = "handled"
-            if breaker.troubled:
-                breaker.succeeded(lane.number)
+            if breakers.troubled:
+                breakers.succeeded(lane.line.identity, lane.number)
             self._handled(lane, stretch, ctx)
         elif isinstance(failure.error, WorkerDied):
             lane.progress = ctx.progressed
@@ -398,10 +398,9 @@ class Deliveries:
         self, lane: Lane, stretch: Stretch, ctx: TurnContext[Any], failure: Failure, died: WorkerDied
     ) -> str:
         """As with a death of the whole process: these events again, one by one, and no attempt counted, or never."""
-        engine, breaker = self._engine, lane.served.breaker
+        engine = self._engine
         lane.began_at = 0.0
-        if not breaker.closed:  # it may be the trial
-            breaker.failed(lane.number, engine.clock.monotonic())
+        lane.served.breakers.died(lane.line.identity, lane.number, engine.clock.monotonic())
         if condemned_by(lane, died) and not stretch.until:
             log_failure(f"dead letter after {lane.deaths} deaths", ctx, failure)
             self._bury(lane, stretch, failure)()

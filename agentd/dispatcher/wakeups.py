@@ -113,8 +113,8 @@ class Wakeups:
             owner=self,
             about=tried,
         )
-        if served.breaker.troubled:
-            served.breaker.began(key)
+        if served.breakers.troubled:
+            served.breakers.began(timer.identity, key)
         engine.under_way.add(ctx)
         try:
             failure = await served.plugin.turns.run(event, matching(served.plugin, event), ctx, lambda: None)
@@ -144,8 +144,8 @@ class Wakeups:
             log.warning("the outbox is full: a timer waits for it", extra={"identity": timer.identity})
             engine.delay(served, key, engine.clock.monotonic() + _ROOM_LOOK_S)
         else:
-            if served.breaker.troubled:
-                served.breaker.succeeded(key)
+            if served.breakers.troubled:
+                served.breakers.succeeded(timer.identity, key)
             self._settle(served, key, timer, ctx, _rows(self._successor(served, timer)))
         engine.enlist(served)
 

@@ -151,8 +151,8 @@ class Replaying:
                 why, remedy = "held behind a dead letter", f"agentd release {plugin} {id_} --as {name}"
             elif (pause := dispatcher.pause_for(plugin, lane.conversation.number)) is not None:
                 why, remedy = f"paused ({pause.reason})", f"agentd resume {id_} --as {name}"
-            elif standing["breaker"] != "closed":
-                why, remedy = "the whole plugin is out of order", "agentd status"
+            elif dispatcher.breaker(plugin, name) != "closed":
+                why, remedy = "the plugin is out of order", "agentd status"
             else:
                 continue
             waits.append({**lane.place, "why": why, "remedy": remedy})
