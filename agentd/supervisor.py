@@ -30,6 +30,7 @@ from agentd.errors import AgentdError, CredentialsRefused, JournalError, Unavail
 from agentd.intake import Audit, Drain, Intake, Questions
 from agentd.journal.storage import Account, Carried, Journal
 from agentd.sender import Sender
+from agentd.tracing import Traces
 from agentd.transport.link import Link, dial
 from agentd.transport.rest import Rest
 from agentd.wire.platform import Platform, Request, Response, Transfer
@@ -88,13 +89,17 @@ class Bells(msgspec.Struct, frozen=True):
 
 
 class Shared(msgspec.Struct, frozen=True):
-    """What all identities share. accounts: (address, handle) to the identity that has it; two would answer twice."""
+    """What all identities share. accounts: (address, handle) to the identity that has it; two would answer twice.
+
+    traces: who follows sends, or None.
+    """
 
     settings: config.Agentd
     journal: Journal
     throttle: Throttle
     bells: Bells
     accounts: dict[tuple[str, str], str]
+    traces: Traces | None = None
 
 
 class Supervisor:
@@ -294,6 +299,7 @@ class _Life:
             settings.sending,
             on_credentials=refused,
             on_settled=shared.bells.on_settled,
+            traces=shared.traces,
         )
         self._reconnect = Reconnect(
             first_s=settings.link.backoff_first_s,

@@ -39,6 +39,7 @@ from agentd.host.handlers import matching
 from agentd.host.turns import Failure
 from agentd.journal.running import Running
 from agentd.journal.storage import Change, Outcome, Paused, Rewound
+from agentd.tracing import Traces, TurnTrace
 
 log = logging.getLogger("agentd.dispatcher")
 
@@ -126,17 +127,24 @@ class Deliveries:
         )
         shown = first.event if stretch.form == "event" else self._shown(lane, stretch)
         lane.runs_until = last.position
+        trace = None if engine.traces is None else _traced(engine.traces, stretch, ctx)
         started = lane.began_at = engine.taken_at
         # What runs in a worker cannot end this process.
         mark = self._running.began(served.tag, first.position, last.position) if plugin.in_process else None
         engine.under_way.add(ctx)
         try:
             failure = await plugin.turns.run(shown, stretch.deliveries[0].handlers, ctx, waits)
+        except BaseException:
+            if trace is not None:
+                trace.ended("given back")
+            raise
         finally:
             engine.under_way.discard(ctx)
             if mark is not None:
                 self._running.ended(mark)
         if engine.successor is not None and await engine.left_to_successor(ctx, failure):
+            if trace is not None:
+                trace.ended("handed over")
             return
         if engine.trials:
             engine.trials.over(served, lane.number)
@@ -152,6 +160,8 @@ class Deliveries:
             lane.progress = ctx.progressed
             outcome = self._failed(lane, stretch, ctx, failure)
         metrics.HANDLER_SECONDS.observe(engine.clock.monotonic() - started, plugin.name, outcome)
+        if trace is not None:
+            _ended(trace, outcome, ctx, failure)
 
     def got_on(self, ctx: TurnContext[Any], noted: bytes) -> None:
         """See host.context.Owner."""
@@ -546,6 +556,29 @@ class Deliveries:
 
 def _at(delivery: Delivery) -> int:
     return delivery.record.position
+
+
+def _traced(traces: Traces, stretch: Stretch, ctx: TurnContext[Any]) -> TurnTrace:
+    """A turn begins; whoever follows events follows it."""
+    last, handlers = stretch.last, stretch.first.handlers
+    trace = traces.began(
+        ctx.name,
+        last.record.event,
+        ctx.attempt,
+        records=[each.record for each in stretch.deliveries],
+        pending=[each.served.plugin.name for each in last.lane.line.lanes if each.done_count < last.ordinal],
+        again=bool(ctx.again),
+        handlers=[each.name for each in handlers or ()],
+    )
+    ctx.joins = trace
+    return trace
+
+
+def _ended(trace: TurnTrace, outcome: str, ctx: TurnContext[Any], failure: Failure | None) -> None:
+    if failure is None:
+        trace.ended(outcome, sends=ctx.sends or ())
+    else:
+        trace.ended(outcome, failure.error, "" if failure.handler is None else failure.handler.name)
 
 
 def _about(ctx: TurnContext[Any]) -> tuple[Lane, Stretch]:

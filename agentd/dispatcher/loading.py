@@ -64,6 +64,8 @@ class Loading:
             if plugins is None:  # it was taken from service; what is on disk waits there for its return
                 continue
             line = self._backlog.met(record, plugins)
+            if self._engine.traces is not None:
+                self._engine.traces.offered(record, [lane.served.plugin.name for lane in line.lanes])
             for lane in line.lanes:
                 if lane.behind:
                     continue
@@ -88,7 +90,10 @@ class Loading:
             if lane.settling and handlers and (batch := handlers[0].batch) is not None and lane.memory >= batch.size:
                 lane.settling = False
                 lane.served.lanes.release(lane.number)
-        elif not lane.memory:
+            return
+        if self._engine.traces is not None:
+            self._engine.traces.through(plugin.name, record.event.identity, record.event.id)
+        if not lane.memory:
             self.advance(lane)
 
     def read_on(self, lane: Lane) -> None:
@@ -166,6 +171,9 @@ class Loading:
     def finished(self, lane: Lane, deliveries: Sequence[Delivery]) -> None:
         """The deliveries at the head of this lane have their fate."""
         last = deliveries[-1]
+        if (traces := self._engine.traces) is not None:
+            for each in deliveries:
+                traces.through(lane.served.plugin.name, each.record.event.identity, each.record.event.id)
         self._backlog.unloaded(deliveries)
         if lane.memory:
             self._engine.commits.moved(lane, last.record.position)
