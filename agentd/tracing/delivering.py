@@ -4,7 +4,8 @@ OpenTelemetry's own BatchSpanProcessor neither tells how many spans it had to dr
 its place; what is sent, and how it is repeated, is OpenTelemetry's exporter's.
 
 Always true: whoever hands a span in never waits. At most `queue_max` spans wait; what comes beyond is lost and
-counted, as is what the collector did not take. A collector that does not answer is told of once in a while, not once per batch.
+counted, as is what the collector did not take. A collector that does not answer is told of once in a while, not once
+per batch.
 What a plugin put into its own spans leaves without the keys that the log would not show either.
 Not here: which spans there are.
 """
