@@ -55,6 +55,7 @@ class Delivery(SpanProcessor):
         self._closing = self._given_up = False
         self._said_at = float("-inf")
         self._told = _Told()
+        self._under_way = 0
         self.delivered = 0
         self.lost = 0
         self.failing_since: float | None = None
@@ -114,9 +115,14 @@ class Delivery(SpanProcessor):
 
     def _deliver(self) -> None:
         while self._queue and not self._given_up:
-            batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
+            with self._lock:
+                batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
+                self._under_way = len(batch)
             taken = self._export(batch)
             with self._lock:
+                if self._given_up:  # which has counted it
+                    return
+                self._under_way = 0
                 if taken:
                     self.delivered += len(batch)
                 else:
@@ -169,11 +175,13 @@ class Delivery(SpanProcessor):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await over.wait()
-        self._given_up = True
+        with self._lock:
+            self._given_up = True
+            left = len(self._queue) + self._under_way
+            self.lost += left
         self._exporter.shutdown()  # which ends its waiting before the next try, too
-        if self._queue:
-            self.lost += len(self._queue)
-            log.warning("%d spans were not delivered before the end", len(self._queue))
+        if left:
+            log.warning("%d spans were not delivered before the end", left)
         logging.getLogger(_THEIRS).removeFilter(self._told)
 
     # --- what plugins say

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aiohttp import web
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 
 from agentd.control.client import Client
 from agentd.control.refusal import UnreachableError
@@ -47,6 +51,7 @@ class Collector:
         self.spans: list[Span] = []
         self.requests: list[tuple[Mapping[str, str], bytes]] = []
         self.status = 200
+        self.hangs = False
         self.port = 0
         self._runner: web.AppRunner | None = None
 
@@ -57,7 +62,7 @@ class Collector:
     async def start(self) -> None:
         app = web.Application()
         app.router.add_post("/v1/traces", self._take)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
         self.port = self._runner.addresses[0][1]
@@ -70,6 +75,8 @@ class Collector:
         assert request.content_type == PROTOBUF
         body = await request.read()
         self.requests.append((request.headers, body))
+        if self.hangs:
+            await asyncio.Event().wait()
         if self.status == 200:
             self.spans += decoded(body)
         return web.Response(
@@ -135,7 +142,9 @@ class Traced:
         key.write_text(self.key)
         hub.create_agent("peer")
 
-    def configure(self, plugin: str, *, tracing: str = "", of_plugin: str = "", more: str = "") -> None:
+    def configure(
+        self, plugin: str, *, tracing: str = "", of_plugin: str = "", every_s: float = 0.1, intake: str = ""
+    ) -> None:
         (self.folder / "plugin.py").write_text(plugin)
         (self.folder / "agentd.toml").write_text(
             f"""
@@ -143,11 +152,12 @@ class Traced:
 state = "state"
 sending = {{ retry_first_s = 0.05, retry_max_s = 0.2 }}
 dispatch = {{ retry_first_s = 0.05, retry_max_s = 0.2 }}
+intake = {{ {intake} }}
 
 [agentd.tracing]
 enabled = true
 endpoint = "{self.collector.url}"
-every_s = 0.1
+every_s = {every_s}
 {tracing}
 
 [plugin.mine]
@@ -158,15 +168,29 @@ use = "./plugin.py"
 url = "{self.hub.url}"
 key = {{ file = "agent.key" }}
 plugins = ["mine"]
-{more}
 """
         )
 
-    def start(self) -> None:
+    def hand_over(self) -> subprocess.Popen[bytes]:
+        """Start another daemon that takes over; returns the one that ran."""
+        assert self._daemon is not None
+        old = self._daemon
+        self.start("--take-over")
+        return old
+
+    def verb(self, *words: str) -> str:
+        command = [sys.executable, "-m", "agentd", *words]
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=60, check=False).stdout
+
+    def doctor(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self.verb("doctor", "--json"))["findings"]
+        return found
+
+    def start(self, *more: str) -> None:
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("AGENTD_", "OTEL_"))}
         with (self.folder / "daemon.log").open("ab") as output:
             self._daemon = subprocess.Popen(
-                [sys.executable, "-m", "agentd", "run"],
+                [sys.executable, "-m", "agentd", "run", *more],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
