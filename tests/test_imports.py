@@ -22,6 +22,8 @@ HOMES = {
     "websockets": {"transport", "hub", "demo"},
     "uvloop": {"daemon", "hub"},
     "click": {"cli"},
+    "opentelemetry": {"tracing"},
+    "requests": {"tracing"},
 }
 
 

@@ -9,7 +9,8 @@
 
 An event is open while a plugin may want it, or a send that answers it has not come to its end. A root span is exported
 once, at that moment, by the process that sees it. What comes later (a replay, a dead letter that is tried again) joins
-the trace without a root of its own.
+the trace without a root of its own; only a plugin that begins to serve after a restart, with mail that others are
+through with, makes it be exported again.
 
 Always true: at most `open_max` events are followed; of those that began first the root is given up. An event that is
 not sampled costs its name, and is remembered nowhere. Attributes are ids, names, numbers and words of a fixed set.
@@ -30,7 +31,7 @@ Kind = Literal["inside", "in", "out"]
 Attributes = Mapping[str, str | int | bool | Sequence[str]]
 
 _NANOS = 1_000_000_000
-_WELL = ("handled", "sent")
+_FAILURES = ("retried", "postponed", "dead", "failed")
 _LINKS_MAX = 100  # of a batch to its other events; a span has room for 128
 
 
@@ -236,7 +237,7 @@ class Follower:
             attributes["error.type"] = type(error).__qualname__
         if handler:
             attributes["agentd.handler"] = handler
-        failed = outcome not in _WELL
+        failed = outcome in _FAILURES
         if turn.live is not None:
             turn.live.ended(now, attributes, failed=failed)
         for each in turn.others:
@@ -329,7 +330,7 @@ class Follower:
         elif outcome not in ("later", "unknown", "sending"):
             now = max(time.time_ns(), out.since)
             attributes = {**self._saying(out.send), **told, "agentd.outcome": outcome}
-            failed = outcome not in _WELL
+            failed = outcome != "sent"
             self._spans.put(f"outbox {out.send.identity}", out.name, out.since, now, attributes, failed=failed)
 
     def _tried(self, out: _Out, attempt: int, outcome: str, told: Mapping[str, str | int]) -> None:
@@ -345,7 +346,7 @@ class Follower:
         }
         if out.status:
             attributes["http.response.status_code"] = out.status
-        failed = outcome not in _WELL
+        failed = outcome != "sent"
         if failed:
             attributes.setdefault("error.type", outcome)
         self._spans.put(f"send {out.send.identity}", out.name, out.left, now, attributes, kind="out", failed=failed)

@@ -18,11 +18,11 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from agentd import __version__
 from agentd.config import Tracing
 from agentd.tracing.following import Attributes, Kind
+from agentd.tracing.joining import Joined
 from agentd.tracing.naming import Name
 
 SCOPE = "agentd"
@@ -30,7 +30,6 @@ SCOPE = "agentd"
 
 _KINDS: dict[Kind, SpanKind] = {"inside": SpanKind.INTERNAL, "in": SpanKind.CONSUMER, "out": SpanKind.PRODUCER}
 _FAILED = Status(StatusCode.ERROR)
-_TRACEPARENT = TraceContextTextMapPropagator()
 
 
 class _Ids(RandomIdGenerator):
@@ -114,25 +113,6 @@ class OtelSpans:
     def unsampled(self, of: Name) -> Joined:
         """See following.Spans."""
         return Joined(NonRecordingSpan(SpanContext(of.trace, of.root, is_remote=False)))
-
-
-class Joined:
-    """See observing.Joins."""
-
-    def __init__(self, span: Span) -> None:
-        self._span = span
-
-    @property
-    def traceparent(self) -> str:
-        """See observing.Joins."""
-        carrier: dict[str, str] = {}
-        _TRACEPARENT.inject(carrier, trace.set_span_in_context(self._span, context.Context()))
-        return carrier["traceparent"]
-
-    def enter(self) -> None:
-        """See observing.Joins."""
-        # For good: the context variables of a turn are forgotten with it.
-        context.attach(trace.set_span_in_context(self._span))
 
 
 class _Live(Joined):

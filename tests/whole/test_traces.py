@@ -464,6 +464,27 @@ async def test_no_span_holds_a_text_a_payload_or_a_key_whatever_a_plugin_does(tr
     assert b"marked-text" in kept, "the journal has it"
 
 
+async def test_a_turn_that_outlives_its_process_ends_in_the_trace_of_its_event(traced: Traced) -> None:
+    waits = (
+        '    import asyncio, pathlib\n    while not pathlib.Path("go").exists():\n        await asyncio.sleep(0.02)\n'
+    )
+    traced.configure(ECHO.replace("    ctx.reply", f"{waits}    ctx.reply"))
+    await traced.live()
+    traced.hub.post("peer", "agent", "hello")
+    await traced.collector.until(lambda: traced.collector.named("wait mine"))
+    old = traced.hand_over()
+    await traced.until(lambda status: status["pid"] != old.pid and status["turns_in_predecessor"] == 1)
+    (traced.folder / "go").touch()
+    await traced.collector.until(lambda: len(traced.collector.named("process mine")) == 2)
+    spans = await whole(traced)
+    fates = {span.attributes["agentd.outcome"] for span in spans if span.name == "process mine"}
+    assert fates == {"handed over", "handled"}
+    assert not any(span.failed for span in spans)
+    assert shape(spans)[-2:] == ["outbox agent", "send agent"]
+    assert spans[0].began == spans[1].began
+    assert old.wait() == 0
+
+
 async def test_a_new_process_that_takes_over_ends_the_traces_of_the_old_one(traced: Traced) -> None:
     traced.configure(ECHO)
     traced.hub.faults.add(Rule(point=Point.REST, action=Action.STATUS, status=503, route="send", times=1_000_000))
