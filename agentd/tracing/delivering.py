@@ -53,6 +53,7 @@ class Delivery(SpanProcessor):
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = self._given_up = False
+        self._said = False
         self._said_at = float("-inf")
         self._told = _Told()
         self._under_way = 0
@@ -141,18 +142,19 @@ class Delivery(SpanProcessor):
     def _tell(self, taken: bool) -> None:
         now = time.monotonic()
         if taken:
-            if self.failing_since is not None:
-                self.failing_since = None
-                self._said_at = float("-inf")
+            self.failing_since = None
+            if self._said:
+                self._said = False
                 log.info("the collector of traces takes spans again: %s", self._where)
             return
         self.failing_since = self.failing_since or now
+        # Also one that comes and goes is told of no more often.
         if now - self._said_at >= _SAY_AGAIN_S:
-            self._said_at = now
+            self._said_at, self._said = now, True
             log.warning(
                 "the collector of traces at %s takes no spans (%s): %d are lost so far; mail is not affected",
                 self._where,
-                self._told.last,
+                self._told.last or "it does not say why",
                 self.lost,
             )
 
