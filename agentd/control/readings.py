@@ -108,7 +108,7 @@ class Readings:
             **_of_identities(status["identities"], time.time()),
             **_of_plugins(status["plugins"]),
             **_of_the_rest(status, time.time()),
-            **_of_traces(status["tracing"]),
+            **_of_traces(status.get("tracing")),
             **_of_process(),
         }
         pieces: list[str] = []

@@ -50,7 +50,7 @@ class Tracer:
             every_s=settings.every_s,
             own_scope=SCOPE,
         )
-        self.traces = Follower(OtelSpans(settings, self._delivery), settings.open_max, system_of)
+        self.traces = Follower(OtelSpans(settings, self._delivery, environ), settings.open_max, system_of)
 
     def status(self) -> dict[str, Any]:
         """See control.api.Daemon."""

@@ -68,7 +68,7 @@ def follower() -> Traces:
 
     settings = Tracing(queue_max=1_000_000)
     delivery = Delivery(Takes, "here", queue_max=settings.queue_max, every_s=1.0, own_scope=SCOPE)
-    return Follower(OtelSpans(settings, delivery), settings.open_max, lambda identity: "agentchat")
+    return Follower(OtelSpans(settings, delivery, {}), settings.open_max, lambda identity: "agentchat")
 
 
 async def measure(handler: Callable[[Message, Context], Awaitable[None]], args: argparse.Namespace) -> float:

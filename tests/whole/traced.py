@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from agentd.control.client import Client
-from agentd.control.refusal import UnreachableError
+from agentd.control.refusal import ControlError, UnreachableError
 from agentd.hub.server import Hub
 from agentd.hub.settings import HubSettings
 
@@ -136,6 +136,7 @@ class Traced:
         self.client = Client(folder / "state" / "control.sock")
         self.environ: dict[str, str] = {}
         self._daemon: subprocess.Popen[bytes] | None = None
+        self._before: subprocess.Popen[bytes] | None = None
         key = folder / "agent.key"
         key.touch(0o600)
         self.key = hub.create_agent("agent")
@@ -174,7 +175,7 @@ plugins = ["mine"]
     def hand_over(self) -> subprocess.Popen[bytes]:
         """Start another daemon that takes over; returns the one that ran."""
         assert self._daemon is not None
-        old = self._daemon
+        old = self._before = self._daemon
         self.start("--take-over")
         return old
 
@@ -217,7 +218,7 @@ plugins = ["mine"]
     async def status(self) -> dict[str, Any] | None:
         try:
             return await asyncio.to_thread(self.client.status, None)
-        except UnreachableError:
+        except (UnreachableError, ControlError):  # which the daemon says while it is taken over
             return None
 
     async def stop(self) -> int:
@@ -226,9 +227,10 @@ plugins = ["mine"]
         return await asyncio.to_thread(self._daemon.wait, 30)
 
     async def kill(self) -> None:
-        if self._daemon is not None:
-            self._daemon.kill()
-            await asyncio.to_thread(self._daemon.wait)
+        for daemon in (self._daemon, self._before):
+            if daemon is not None:
+                daemon.kill()
+                await asyncio.to_thread(daemon.wait)
 
     @property
     def log(self) -> str:
