@@ -202,7 +202,7 @@ class Wakeups:
                 if isinstance(change, TimerSet):
                     engine.timers.put(change)
             served.plugin.timers = engine.timers.count(served.plugin.name)
-            if engine.traces is not None and all(each.id != timer.id for each in then if isinstance(each, TimerSet)):
+            if engine.traces is not None and not _comes_again(timer, then):
                 engine.traces.through(timer.plugin, timer.identity, timer.id)
             engine.done(served, key)
             engine.arm()
@@ -291,6 +291,10 @@ def _ended(trace: TurnTrace, ctx: TurnContext[Any], failure: Failure | None, our
         trace.ended("handled", sends=ctx.sends or ())
     else:
         trace.ended("failed", failure.error, "" if failure.handler is None else failure.handler.name)
+
+
+def _comes_again(timer: TimerSet, then: Sequence[Change]) -> bool:
+    return any(isinstance(each, TimerSet) and each.id == timer.id and each.due_at < math.inf for each in then)
 
 
 def _rows(timer: TimerSet | None) -> list[Change]:

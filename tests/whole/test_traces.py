@@ -498,3 +498,15 @@ async def test_a_new_process_that_takes_over_ends_the_traces_of_the_old_one(trac
     assert shape(spans)[:4] == ["receive agent", "journal", "wait mine", "process mine"]
     assert old.wait() == 0
     assert traced.collector.of(spans[0].trace)[-1].attributes["agentd.outcome"] == "sent"
+
+
+async def test_a_timer_that_is_given_up_ends_its_trace_too(traced: Traced) -> None:
+    traced.configure(
+        RECURRING.replace('ctx.send("@peer", "time is up")', "raise LookupError"), of_plugin="attempts = 1"
+    )
+    await traced.live()
+    traced.hub.post("peer", "agent", "hello")
+    await traced.collector.until(lambda: traced.collector.named("timer mine"))
+    root, attempt = traced.collector.of(traced.collector.named("timer mine")[0].trace)
+    assert_sane([root, attempt])
+    assert (attempt.name, attempt.failed, attempt.attributes["error.type"]) == ("process mine", True, "LookupError")
