@@ -442,6 +442,7 @@ class Daemon:
             Throttle(settings.link.dials_per_s),
             Bells(self._records, self._signal, self._settled),
             accounts={},
+            shedding=lambda: self._vitals.shedding,
             traces=self._traces,
         )
         self._identities = Identities(self._journal, shared, pool, self._supervisors)
@@ -459,7 +460,7 @@ class Daemon:
             dispatch,
             revive=self._revive,
             on_queued=self._queued,
-            on_backlog=self._shed,
+            on_backlog=self._behind,
             outbox_room=self._outbox_room,
             marks=Marks(
                 intake.undispatched_high,
@@ -601,8 +602,9 @@ class Daemon:
         if (traces := self._traces) is not None:
             traces.settled(carried)
 
-    def _shed(self, backlogged: bool) -> None:
-        self._press("handlers are too far behind", backlogged)
+    def _behind(self, identity: str, is_so: bool) -> None:
+        if (supervisor := self._supervisors.get(identity)) is not None:
+            supervisor.behind(is_so)
 
     def _press(self, reason: str, pressed: bool) -> None:
         """Shed while there is any reason to: what is not taken in stays with the server."""
