@@ -120,7 +120,7 @@ class Deliveries:
             lane.number,
             lane.failures + lane.deaths + 1,
             cause=first.event,
-            again=_again(served, lane.number, first.position) if served.replays else "",
+            again=served.again(lane.number, first.position) if served.replays else "",
             progressed=lane.progress,
             owner=self,
             about=(lane, stretch),
@@ -219,7 +219,7 @@ class Deliveries:
 
     def _is_met_first(self, lane: Lane, delivery: Delivery) -> bool:
         """No turn has begun with this event, and nobody has let it through."""
-        known = lane.failures or lane.deaths or lane.until or _again(lane.served, lane.number, _at(delivery))
+        known = lane.failures or lane.deaths or lane.until or lane.served.again(lane.number, _at(delivery))
         return not known and _at(delivery) > lane.let_through
 
     def _in_memory(self, lane: Lane, head: Delivery, count: int) -> tuple[Delivery, ...]:
@@ -274,6 +274,9 @@ class Deliveries:
         metrics.PASSED_OVER.inc(identity, name, by=len(deliveries))
         log.info("%d events passed over: %s", len(deliveries), reason, extra={"plugin": name, "identity": identity})
         self._engine.commits.with_cursor(lane, self._loading.position_past(lane, deliveries), passed)
+        if (traces := self._engine.traces) is not None:
+            for each in deliveries:
+                traces.passed_over(name, each.record, each.pending)
         self._finish(lane, deliveries)
 
     def _is_put_off(self, lane: Lane, delivery: Delivery) -> bool:
@@ -566,7 +569,7 @@ def _traced(traces: Traces, stretch: Stretch, ctx: TurnContext[Any]) -> TurnTrac
         last.record.event,
         ctx.attempt,
         records=[each.record for each in stretch.deliveries],
-        pending=[each.served.plugin.name for each in last.lane.line.lanes if each.done_count < last.ordinal],
+        pending=last.pending,
         again=bool(ctx.again),
         handlers=[each.name for each in handlers or ()],
     )
@@ -587,14 +590,6 @@ def _about(ctx: TurnContext[Any]) -> tuple[Lane, Stretch]:
     assert isinstance(lane, Lane)
     assert isinstance(stretch, Stretch)
     return lane, stretch
-
-
-def _again(served: Served, number: int, position: int) -> str:
-    """What sets the keys of a replay apart, "" for events that are handled for the first time."""
-    if (replayed := served.replays.get(number)) is None:
-        return ""
-    replay, until = replayed
-    return f"replay {replay}" if position <= until else ""
 
 
 def _set_back(plugin: str, number: int, position: int, told: int, now: float) -> Outcome:

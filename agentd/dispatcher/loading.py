@@ -182,7 +182,8 @@ class Loading:
         last = deliveries[-1]
         if (traces := self._engine.traces) is not None:
             for each in deliveries:
-                traces.through(lane.served.plugin.name, each.record.event.identity, each.record.event.id)
+                again = bool(lane.served.again(lane.number, each.record.position))
+                traces.finished(lane.served.plugin.name, each.record, each.pending, again=again)
         self._backlog.unloaded(deliveries)
         if lane.memory:
             self._engine.commits.moved(lane, last.record.position)

@@ -199,7 +199,7 @@ class Predecessor:
             lane.loaded = turn.last
             lane.loaded_count += count
             self._backlog.handled_to(lane, lane.loaded_count)
-            if engine.traces is not None and isinstance(ctx.event, Event):
+            if engine.traces is not None and isinstance(ctx.event, Event):  # of which `began` was told
                 engine.traces.through(ctx.name, ctx.identity, ctx.event.id)
             engine.done(lane.served, lane.number)
             engine.wake()

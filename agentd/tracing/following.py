@@ -152,6 +152,25 @@ class Follower:
         if opened is not None and opened.waiting.pop(plugin, None) is not None:
             self._close_if_over(opened)
 
+    def finished(self, plugin: str, record: Record, pending: Sequence[str], *, again: bool) -> None:
+        """See observing.Traces."""
+        name = name_of(record.event.identity, record.event.id)
+        if not self._spans.is_sampled(name.trace):
+            return
+        opened = self._open.get(name.trace)
+        if opened is None:
+            # No turn of this process was about it: it was given up, or held, before that began.
+            if again or (opened := self._open_event(name, record)) is None:
+                return
+            opened.waiting = dict.fromkeys(pending, opened.began)
+        opened.waiting.pop(plugin, None)
+        self._close_if_over(opened)
+
+    def passed_over(self, plugin: str, record: Record, pending: Sequence[str]) -> None:
+        """See observing.Traces."""
+        name, told = name_of(record.event.identity, record.event.id), {"agentd.outcome": "passed over"}
+        self._waited(plugin, name, record, pending, time.time_ns(), told)
+
     def parted(self, plugin: str, identity: str) -> None:
         """See observing.Traces."""
         for opened in [each for each in self._open.values() if each.identity == identity and plugin in each.waiting]:
@@ -198,16 +217,24 @@ class Follower:
         if due_at:
             self._open_timer(name, about, plugin, due_at)
         for each, record in zip(names, records, strict=True):
-            self._waited(plugin, each, record, pending, attempt, now, again)
+            self._waited(plugin, each, record, pending, now, {"agentd.attempt": attempt}, again=again)
         for each in (name, *links):
             if (opened := self._open.get(each.trace)) is not None:
                 opened.turns.add(turn)
         return turn
 
     def _waited(
-        self, plugin: str, name: Name, record: Record, pending: Sequence[str], attempt: int, now: int, again: bool
+        self,
+        plugin: str,
+        name: Name,
+        record: Record,
+        pending: Sequence[str],
+        now: int,
+        told: Attributes,
+        *,
+        again: bool = False,
     ) -> None:
-        """One event of a turn has come to its turn."""
+        """An event's time in its lane is over for now. told: what its span says besides."""
         if not self._spans.is_sampled(name.trace):
             return
         opened = self._open.get(name.trace)
@@ -218,7 +245,7 @@ class Follower:
             since = opened.began
             opened.waiting = dict.fromkeys((*pending, plugin), since)
         since = opened.waiting.get(plugin, opened.began)
-        attributes = {**self._about(record.event), "agentd.plugin": plugin, "agentd.attempt": attempt}
+        attributes = {**self._about(record.event), "agentd.plugin": plugin, **told}
         self._spans.put(f"wait {plugin}", name, min(since, now), now, attributes)
         opened.waiting = {**dict.fromkeys(pending, now), **opened.waiting, plugin: now}
 

@@ -78,7 +78,15 @@ class Traces(Protocol):
         ...
 
     def through(self, plugin: str, identity: str, event_id: str) -> None:
-        """A plugin is through with an event, whether it wanted it or not."""
+        """A plugin is through with a timer, or with an event that it did not want."""
+        ...
+
+    def finished(self, plugin: str, record: Record, pending: Sequence[str], *, again: bool) -> None:
+        """A plugin is through with an event that it wanted. pending, again: see `began`."""
+        ...
+
+    def passed_over(self, plugin: str, record: Record, pending: Sequence[str]) -> None:
+        """A plugin does not handle an event that it would want, since newer ones say more. pending: see `began`."""
         ...
 
     def parted(self, plugin: str, identity: str) -> None:

@@ -43,12 +43,11 @@ class AnythingFollowed(Anything):
             roots = Counter(each.attributes["messaging.message.id"] for each in ledger.puts if each.root)
             assert set(roots.values()) <= {1}, roots
             everywhere |= set(roots)
-        handled = {each.event.id for each in self.h.journal.records if each.position in self.through}
-        assert handled <= everywhere
+        assert {each.event.id for each in self.h.journal.records} <= everywhere
 
 
 AnythingFollowed.TestCase.settings = settings(
-    max_examples=100,
+    max_examples=150,
     stateful_step_count=20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -227,6 +227,23 @@ def test_a_refused_key_ends_an_attempt_and_the_next_one_waits_from_there(told: T
     assert (outbox.ended, waited.began) == (first.began, first.ended)
 
 
+def test_an_event_that_was_held_before_a_restart_has_its_root_when_it_is_let_go(told: Told) -> None:
+    told.follower.finished("a", record(1), ["a", "b"], again=False)
+    assert told.roots() == []
+    told.follower.finished("b", record(1), ["b"], again=False)
+    assert told.roots() == ["msg_1"]
+    told.follower.finished("b", record(1), ["b"], again=False)
+    told.follower.finished("b", record(2), ["b"], again=True)
+    assert told.roots() == ["msg_1"]
+
+
+def test_an_event_that_is_passed_over_tells_how_long_it_waited_for_that(told: Told) -> None:
+    told.follower.passed_over("a", record(1), ["a"])
+    told.follower.finished("a", record(1), ["a"], again=False)
+    wait, root = told.ledger.puts
+    assert (wait.name, wait.attributes["agentd.outcome"], root.root) == ("wait a", "passed over", True)
+
+
 def test_a_plugin_that_leaves_an_identity_is_not_waited_for(told: Told) -> None:
     told.follower.offered(record(1), ["a", "b"])
     told.follower.through("b", "alice", "msg_1")
@@ -295,9 +312,9 @@ def test_in_whatever_order_things_happen_each_event_has_one_root_behind_all_else
             turn.ended("handled", sends=sends)
             follower.queued(sends)
             under_way += sends
-            follower.through(name, "alice", f"msg_{number}")
+            follower.finished(name, record(number), [name], again=False)
         else:  # a turn without effects is through before its end is told
-            follower.through(name, "alice", f"msg_{number}")
+            follower.finished(name, record(number), [name], again=False)
             turn.ended("handled")
     assert sorted(told.roots()) == sorted(f"msg_{number}" for number in range(1, events + 1))
     assert len(follower) == 0
