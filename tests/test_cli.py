@@ -806,6 +806,34 @@ def test_a_refused_configuration_is_told_whole_with_its_exit_code(ask: Callable[
     assert (result.exit_code, json.loads(result.stdout)["problems"]) == (78, list(served.daemon.error.problems))
 
 
+# upgrade
+
+
+@pytest.mark.parametrize(
+    ("turns", "noted"),
+    [
+        (0, ""),
+        (1, "note: 1 turn that has begun ends there; see: agentd status\n"),
+        (2, "note: 2 turns that have begun end there; see: agentd status\n"),
+    ],
+)
+def test_upgrade_tells_who_runs_now_and_what_still_runs_before_it(
+    ask: Callable[..., Result], served: Any, turns: int, noted: str
+) -> None:
+    served.daemon.turns = turns
+    result = ask("upgrade")
+    assert result.stdout == "agentd 0.2.0 has taken over, pid 43\n"
+    assert result.stderr == f"before it: agentd 0.1.0, pid 42\n{noted}"
+    assert json.loads(ask("upgrade", "--json").stdout)["pid"] == 43
+
+
+def test_an_upgrade_that_is_refused_tells_why_and_what_to_do(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.error = ControlError(409, "NOT_UPGRADED", "it is stopping", "wait for its end, then start")
+    result = ask("upgrade")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "it is stopping; wait for its end, then start" in result.stderr
+
+
 def test_status_tells_why_a_plugin_was_not_reloaded(ask: Callable[..., Result], served: Any) -> None:
     served.daemon.plugins = [{"name": "p", "reload_error": "p.py:3: plugin p: invalid syntax"}]
     told = "plugin p: not reloaded, the generation before runs: p.py:3: plugin p: invalid syntax\n"
@@ -960,6 +988,7 @@ def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
     asking = [
         "status",
         "reload",
+        "upgrade",
         "dashboard",
         "send",
         "tail",

@@ -19,7 +19,7 @@ from agentd.cli.pausing import echo_pauses, echo_plugins
 from agentd.cli.printing import count_column, echo_json, echo_table, paragraph
 from agentd.cli.reached import reached
 from agentd.cli.tables import STATE_COLOURS, Column, age, clock, since
-from agentd.config import Settings, find_configuration, load
+from agentd.config import Settings, find_configuration, load, looking_at_the_service
 from agentd.control.address import find_socket
 from agentd.control.client import Client
 from agentd.errors import ConfigError
@@ -36,6 +36,7 @@ def client(config: Path | None, environ: Mapping[str, str]) -> Client:
 def check(config: Path | None, environ: Mapping[str, str], *, as_json: bool) -> None:
     """Load the configuration and sum it up. Raises ConfigError with all problems."""
     file = config or find_configuration(environ)
+    environ = looking_at_the_service(environ)
     try:
         settings = load(config, environ)
     except ConfigError as error:
@@ -146,6 +147,19 @@ def reload(daemon: Client, *, as_json: bool) -> None:
         click.echo(f"note: {name} takes effect at the next start", err=True)
     for place in answer["still_running"]:
         click.echo(f"note: {place}: a handler still runs, and ends as it ends", err=True)
+
+
+def upgrade(daemon: Client, *, as_json: bool) -> None:
+    """Have the installed version take over, and tell who runs now."""
+    answer = daemon.upgrade()
+    if as_json:
+        echo_json(answer)
+        return
+    click.echo(f"agentd {answer['version']} has taken over, pid {answer['pid']}")
+    click.echo(f"before it: agentd {answer['former_version']}, pid {answer['former_pid']}", err=True)
+    if turns := answer["turns"]:
+        ends = "1 turn that has begun ends" if turns == 1 else f"{turns} turns that have begun end"
+        click.echo(f"note: {ends} there; see: agentd status", err=True)
 
 
 def _echo_identities(identities: list[dict[str, Any]]) -> None:

@@ -18,7 +18,13 @@ from agentd.config.collector import collector_of
 from agentd.config.keys import Secret, resolve_header, resolve_key
 from agentd.config.listening import is_address, is_loopback, listening_address
 from agentd.config.loader import load
-from agentd.config.search import find_configuration, find_state
+from agentd.config.search import (
+    SERVICE_STATE,
+    find_configuration,
+    find_state,
+    is_kept_for_the_service,
+    looking_at_the_service,
+)
 from agentd.config.settings import (
     Agentd,
     CatchUp,
@@ -42,6 +48,7 @@ from agentd.config.settings import (
 )
 
 __all__ = [
+    "SERVICE_STATE",
     "Agentd",
     "CatchUp",
     "Changes",
@@ -69,9 +76,11 @@ __all__ = [
     "find_configuration",
     "find_state",
     "is_address",
+    "is_kept_for_the_service",
     "is_loopback",
     "listening_address",
     "load",
+    "looking_at_the_service",
     "resolve_header",
     "resolve_key",
     "used_plugins",
