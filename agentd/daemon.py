@@ -47,14 +47,18 @@ from agentd.journal.sqlite import SCHEMA, SqliteJournal
 from agentd.journal.storage import Carried, StoredRecord
 from agentd.operations import Followers, Operations, Parts, Sending, Vitals
 from agentd.reloading import Reloading
+from agentd.retracing import retrace
 from agentd.sender import Sender
 from agentd.supervisor import Bells, Shared, Supervisor
 from agentd.takeover import Takeover
+from agentd.tracing import Traces, open_tracer
+from agentd.transport.address import proxy_for
 from agentd.transport.rest import Pool
 
 if TYPE_CHECKING:
     from agentd.control.http import HttpServer
     from agentd.hub.server import Hub
+    from agentd.tracing.tracer import Tracer
 
 log = logging.getLogger("agentd")
 
@@ -210,6 +214,7 @@ class Daemon:
             base, self._turns_find.state_get, journal.state_bytes, self._backlog_of, self._api_of
         )
         self._arrival: Arrival | None = None
+        self._tracer: Tracer | None = None
         self._departing: asyncio.Future[Departure] = self._loop.create_future()
         self._upgrading: asyncio.Future[Upgrade] | None = None
         self._vitals = Vitals(_JOURNAL_LOOK_S, settings.agentd.health.lag_window_s)
@@ -224,6 +229,9 @@ class Daemon:
     async def run(self) -> None:
         """Start everything, serve until told to stop, stop everything. Raises JournalError, PluginLoadError."""
         async with contextlib.AsyncExitStack() as stack:
+            self._tracer = await asyncio.to_thread(self._open_tracer)
+            if self._tracer is not None:
+                stack.push_async_callback(self._tracer.close)
             pool = await stack.enter_async_context(Pool(self._settings.agentd.rest.connections_per_host_max))
             stack.push_async_callback(self._generations.close)
             await self._generations.start(self._settings)
@@ -250,6 +258,8 @@ class Daemon:
                 time.time,
             )
             self._vitals.position = await self._journal.last_position()
+            if self._tracer is not None:
+                await retrace(self._tracer.traces, self._journal, self._settings.identity, self._revive)
             self.operations = Operations(
                 self._parts(), self._sending, self._followers, self._reload, self._hand_over_wanted, self._upgrade
             )
@@ -497,6 +507,7 @@ class Daemon:
             Bells(self._records, self._signal, self._settled),
             accounts={},
             shedding=lambda: self._vitals.shedding,
+            traces=self._traces,
         )
         self._identities = Identities(self._journal, shared, pool, self._supervisors)
         await self._identities.make(self._settings.identity, self._keys)
@@ -527,7 +538,19 @@ class Daemon:
             running=running,
             # What runs in the process before us is no reason to think that it died of that.
             unfinished=() if self._arrival is not None else unfinished,
+            traces=self._traces,
         )
+
+    def _open_tracer(self) -> Tracer | None:
+        return open_tracer(self._settings.agentd.tracing, os.environ, self._system_of, proxy_for)
+
+    @property
+    def _traces(self) -> Traces | None:
+        return None if self._tracer is None else self._tracer.traces
+
+    def _system_of(self, identity: str) -> str:
+        platform = self._identities.platforms.get(identity)
+        return "" if platform is None else platform.name
 
     def _parts(self) -> Parts:
         return Parts(
@@ -542,6 +565,7 @@ class Daemon:
             hub_url=self._hub.url if self._hub is not None else None,
             began=self._began,
             stopping=self._stopping,
+            tracer=self._tracer,
         )
 
     async def stop(self) -> None:
@@ -615,6 +639,8 @@ class Daemon:
         self._dispatcher.signal(happened)
 
     def _queued(self, sends: Sequence[Send]) -> None:
+        if (traces := self._traces) is not None:
+            traces.queued(sends)
         for send in sends:
             if (supervisor := self._supervisors.get(send.identity)) is not None:
                 supervisor.queued((send,))  # else it waits on disk for the identity's return
@@ -637,6 +663,8 @@ class Daemon:
     def _settled(self, carried: Carried) -> None:
         self._dispatcher.room_again()
         self._sending.settled(carried)
+        if (traces := self._traces) is not None:
+            traces.settled(carried)
 
     def _behind(self, identity: str, is_so: bool) -> None:
         if (supervisor := self._supervisors.get(identity)) is not None:

@@ -193,6 +193,8 @@ ELSEWHERE = {
     "sudo systemctl": "tests/service/test_real_systemd.py",
     "systemd-analyze": "tests/test_service.py",
     "journalctl": "tests/service/test_real_systemd.py",
+    "pip install 'agentd[otel]'": "pyproject.toml names the extra, and every test of traces needs it",
+    "docker run": "somebody else's collector; tests/whole/test_traces.py has one of its own",
     "curl": "tests/control/test_http.py asks the same",
 }
 """How lines begin that are not the command itself, and who sees to them."""

@@ -3,6 +3,7 @@
     search.py     which file, which state folder
     lines.py      where in the text a key stands
     loader.py     text into settings, or every problem found
+    collector.py  where traces go
     changes.py    what differs between the settings that run and those that are wanted
     listening.py  what [agentd.http] listen says
     keys.py       the keys of identities, kept out of everything that is printed
@@ -13,7 +14,8 @@ Not here: what only a server can tell, such as two keys of one account, or a key
 """
 
 from agentd.config.changes import Changes, attainable, changes, used_plugins
-from agentd.config.keys import Secret, resolve_key
+from agentd.config.collector import collector_of
+from agentd.config.keys import Secret, resolve_header, resolve_key
 from agentd.config.listening import is_address, is_loopback, listening_address
 from agentd.config.loader import load
 from agentd.config.search import (
@@ -42,6 +44,7 @@ from agentd.config.settings import (
     Retention,
     Sending,
     Settings,
+    Tracing,
 )
 
 __all__ = [
@@ -66,8 +69,10 @@ __all__ = [
     "Secret",
     "Sending",
     "Settings",
+    "Tracing",
     "attainable",
     "changes",
+    "collector_of",
     "find_configuration",
     "find_state",
     "is_address",
@@ -76,6 +81,7 @@ __all__ = [
     "listening_address",
     "load",
     "looking_at_the_service",
+    "resolve_header",
     "resolve_key",
     "used_plugins",
 ]

@@ -63,6 +63,15 @@ def resolve_key(source: KeySource, environ: Mapping[str, str] | None = None) -> 
     return Secret(value)
 
 
+def resolve_header(source: KeySource, environ: Mapping[str, str] | None = None) -> Secret:
+    """The same for the value of a header, which may be two words: "Bearer ..." """
+    value = _checked(_read(source, os.environ if environ is None else environ), words=True)
+    for word in (value, *value.split()):
+        if len(word) >= _KEY_MIN_CHARS:
+            logs.conceal(word)
+    return Secret(value)
+
+
 def _read(source: KeySource, environ: Mapping[str, str]) -> str:
     match source:
         case KeySource(env=str(name)):
@@ -160,12 +169,12 @@ def _decoded(content: bytes, origin: str) -> str:
         raise _no_key(f"{origin} gave what is not plain text; it must give the key alone") from None
 
 
-def _checked(text: str) -> str:
+def _checked(text: str, *, words: bool = False) -> str:
     key = text.strip()
     if not key:
         raise _no_key("the key is empty; put the key there that the platform gave")
     if len(key) < _KEY_MIN_CHARS:
         raise _no_key(f"the key is shorter than {_KEY_MIN_CHARS} characters; put the whole key there")
-    if not key.isascii() or not key.isprintable() or " " in key:
+    if not key.isascii() or not key.isprintable() or (" " in key and not words):
         raise _no_key("the key has white space or special characters within; put the key alone there")
     return key

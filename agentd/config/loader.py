@@ -11,11 +11,12 @@ Not here: which plugins can be loaded (host), which keys a server accepts.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 import re
 import shlex
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -23,7 +24,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from agentd.config.keys import Secret, resolve_key
+from agentd.config.collector import COLLECTOR, collector_of
+from agentd.config.keys import Secret, resolve_header, resolve_key
 from agentd.config.lines import KeyLines, KeyPath
 from agentd.config.listening import is_loopback, listening_address
 from agentd.config.search import find_configuration, state_folder
@@ -73,6 +75,7 @@ def load(path: Path | None, environ: Mapping[str, str], *, with_keys: bool = Tru
     settings = _anchored(settings, file.parent)
     _check_order(settings, reading)
     _check_http(settings, reading)
+    _check_tracing(settings, reading, environ)
     _check_plugins(settings, reading)
     _check_identities(raw, reading)
     if with_keys:
@@ -210,7 +213,11 @@ def _spelled(raw: Any) -> str:
 
 def _shown(raw: Any, path: KeyPath) -> str:
     """Numbers and choices are quoted; nothing beside a key is, and no long text."""
-    if "key" in path or "secrets" in path or isinstance(raw, (list, dict)) or (isinstance(raw, str) and len(raw) > 40):
+    if (
+        {"key", "secrets", "headers"}.intersection(path)
+        or isinstance(raw, (list, dict))
+        or (isinstance(raw, str) and len(raw) > 40)
+    ):
         return _spelled(raw)
     return f"{_spelled(raw)} ({raw!r})"
 
@@ -234,8 +241,12 @@ def _instead(name: str, known: Iterable[str]) -> str:
 
 def _anchored(settings: Settings, folder: Path) -> Settings:
     """The same with every path absolute, starting at the configuration's folder."""
+    tracing = settings.agentd.tracing
+    headers = {name: _anchored_key(source, folder) for name, source in tracing.headers.items()}
+    tracing = msgspec.structs.replace(tracing, headers=headers)
     return msgspec.structs.replace(
         settings,
+        agentd=msgspec.structs.replace(settings.agentd, tracing=tracing),
         identity={name: _anchored_identity(each, folder) for name, each in settings.identity.items()},
         plugin={name: _anchored_plugin(each, folder) for name, each in settings.plugin.items()},
     )
@@ -289,6 +300,34 @@ def _check_http(settings: Settings, reading: _Reading) -> None:
         )
 
 
+def _check_tracing(settings: Settings, reading: _Reading, environ: Mapping[str, str]) -> None:
+    tracing, path = settings.agentd.tracing, ("agentd", "tracing")
+    if not tracing.enabled:
+        return
+    if not _is_installed("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+        reading.problem((*path, "enabled"), "OpenTelemetry is not installed; run: pip install 'agentd[otel]'")
+    if problem := _collector_problem(collector_of(tracing, environ)):
+        reading.problem((*path, "endpoint"), problem)
+    for name, source in tracing.headers.items():
+        _check_source((*path, "headers", name), source, reading, environ, resolve_header)
+
+
+def _is_installed(*modules: str) -> bool:
+    try:
+        return all(importlib.util.find_spec(module) is not None for module in modules)
+    except ModuleNotFoundError:  # what they lie in is not
+        return False
+
+
+def _collector_problem(url: str) -> str | None:
+    if problem := _url_problem(url, f"write it like {COLLECTOR}"):
+        return problem
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        return f"http:// would show traces to the network on the way to {parts.hostname}; use https://"
+    return None
+
+
 def _check_plugins(settings: Settings, reading: _Reading) -> None:
     for name, plugin in settings.plugin.items():
         if not plugin.use.strip():
@@ -333,8 +372,7 @@ def _check_listed(listed: list[str], defined: list[str], path: KeyPath, reading:
             reading.problem(path, f'there is no plugin "{name}"{guess}')
 
 
-def _url_problem(url: str) -> str | None:
-    remedy = "write it like https://api.agentchat.me"
+def _url_problem(url: str, remedy: str = "write it like https://api.agentchat.me") -> str | None:
     try:
         parts = urlsplit(url)
         port_is_valid = parts.port is None or parts.port > 0
@@ -373,17 +411,26 @@ def _check_keys(settings: Settings, reading: _Reading, environ: Mapping[str, str
 def _check_secrets(settings: Settings, reading: _Reading, environ: Mapping[str, str]) -> None:
     for name, plugin in settings.plugin.items():
         for secret, source in plugin.secrets.items():
-            path = ("plugin", name, "secrets", secret)
-            if not reading.is_sound(path):
-                continue
-            if problem := _source_problem(source):
-                reading.problem(path, problem)
-                continue
-            try:
-                resolve_key(source, environ)
-            except ConfigError as error:
-                for what in error.problems:
-                    reading.problem(path, what)
+            _check_source(("plugin", name, "secrets", secret), source, reading, environ, resolve_key)
+
+
+def _check_source(
+    path: KeyPath,
+    source: KeySource,
+    reading: _Reading,
+    environ: Mapping[str, str],
+    resolve: Callable[[KeySource, Mapping[str, str]], Secret],
+) -> None:
+    if not reading.is_sound(path):
+        return
+    if problem := _source_problem(source):
+        reading.problem(path, problem)
+        return
+    try:
+        resolve(source, environ)
+    except ConfigError as error:
+        for what in error.problems:
+            reading.problem(path, what)
 
 
 def _source_problem(source: KeySource) -> str | None:

@@ -50,6 +50,7 @@ from agentd.journal.storage import (
     StoredRecord,
     TimerSet,
 )
+from agentd.tracing import Traces
 
 log = logging.getLogger("agentd.dispatcher")
 
@@ -66,7 +67,8 @@ class Dispatcher:
     into the outbox. marks: of deliveries in memory. on_backlog: an identity has reached a high mark (True), or the low
     ones again (False). outbox_room: how many more sends an identity's outbox takes; call `room_again` when it is more
     than it was. send_now: puts a send into the outbox and waits for what becomes of it; raises NotSent. running: where
-    calls under way are marked. unfinished: what was under way when the process before this one died.
+    calls under way are marked. unfinished: what was under way when the process before this one died. traces: who
+    follows events, or None.
 
     dead: per identity, dead letters.
     """
@@ -90,6 +92,7 @@ class Dispatcher:
         send_now: Callable[[Send], Awaitable[Sent]] | None = None,
         running: Running | None = None,
         unfinished: Sequence[Unfinished] = (),
+        traces: Traces | None = None,
     ) -> None:
         self._journal = journal
         self._revive = revive
@@ -110,6 +113,7 @@ class Dispatcher:
             chance=chance,
             outbox_room=outbox_room,
             on_queued=on_queued,
+            traces=traces,
         )
         self._backlog = Backlog(serves)
         self._loading = Loading(

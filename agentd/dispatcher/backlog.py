@@ -44,6 +44,11 @@ class Delivery(NamedTuple):
     ordinal: int
     plugin: Hosted
 
+    @property
+    def pending(self) -> list[str]:
+        """The plugins that are not through with it."""
+        return [each.served.plugin.name for each in self.lane.line.lanes if each.done_count < self.ordinal]
+
 
 class Stretch(NamedTuple):
     """What a turn is about: deliveries at the head of a lane, as one event, a batch, or a digest."""
@@ -153,6 +158,13 @@ class Served:
         self.catch_up: dict[str, config.CatchUp | None] = {}
         for identity in self.identities:
             self.carry(identity, conduct[identity])
+
+    def again(self, number: int, position: int) -> str:
+        """What sets the keys of a replay apart, "" for events that are handled for the first time."""
+        if (replayed := self.replays.get(number)) is None:
+            return ""
+        replay, until = replayed
+        return f"replay {replay}" if position <= until else ""
 
     def carry(self, identity: str, conduct: config.Conduct) -> None:
         """This identity is served, and carries itself so."""

@@ -34,6 +34,7 @@ from agentd.errors import GiveUp, RetryLater
 from agentd.host.context import TurnContext
 from agentd.host.turns import DeadlinePassed, Failure
 from agentd.journal.storage import Change
+from agentd.tracing import Traces
 
 log = logging.getLogger("agentd.dispatcher")
 
@@ -55,7 +56,8 @@ class Engine:
     many more sends an identity's outbox takes. on_queued: a commit put these sends into the outbox. chance: at random
     from [0, 1). taken_at: monotonic seconds of the last hand-out.
     under_way: the turns that run. overruns: threads that run on past their deadline, and the lanes that wait for them.
-    successor: who decides what becomes of the turns that run, once that is another process.
+    successor: who decides what becomes of the turns that run, once that is another process. traces: who follows
+    events, or None.
     """
 
     carry_out: Callable[[Work, Waits], Coroutine[Any, Any, None]]
@@ -74,7 +76,9 @@ class Engine:
         chance: Callable[[], float],
         outbox_room: Callable[[str], int],
         on_queued: Callable[[Sequence[Send]], None],
+        traces: Traces | None = None,
     ) -> None:
+        self.traces = traces
         self.journal = journal
         self.served = served
         self.clock = clock
