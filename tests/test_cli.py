@@ -774,6 +774,26 @@ def test_check_tells_every_problem_and_ends_with_the_code_for_it(tmp_path: Path)
     assert json.loads(as_json.stdout)["problems"] == result.stderr.splitlines()
 
 
+def test_check_loads_the_plugins_that_are_used_and_tells_what_is_wrong_with_each(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
+    (tmp_path / "loud.py").write_text(
+        "from agentd.plugin import Plugin\nprint('loading')\nplugin = Plugin('loud')\n@plugin.setup\n"
+        "async def setup(ctx): print('set up')\n"
+    )
+    file = tmp_path / "agentd.toml"
+    file.write_text(
+        '[identity.alice]\nurl = "https://api.agentchat.me"\nkey = { env = "K" }\nplugins = ["broken", "log", "loud"]\n'
+        '[plugin.broken]\nuse = "./broken.py"\n[plugin.loud]\nuse = "./loud.py"\n[plugin.log]\nuse = "log"\n'
+        '[plugin.idle]\nuse = "log"\n'
+    )
+    result = agentd_command("check", "--config", str(file), "--json", K="a-key-for-alice")
+    assert result.exit_code == 78
+    broken, log = json.loads(result.stdout)["problems"]
+    assert broken.startswith(f"{tmp_path}/broken.py:1: plugin broken: importing it failed: ModuleNotFoundError")
+    assert log == "plugin.log.config.file: is missing; add file = ... (text in quotes)"
+    assert result.stderr.splitlines() == ["loading", broken, log]
+
+
 def test_check_without_a_file_says_what_a_run_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     output = agentd_command("check").stdout

@@ -8,8 +8,11 @@ import pickle
 import sys
 import tomllib
 import traceback
+from datetime import datetime
 from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 from agentd import logs
 from agentd.config import Settings, find_configuration, find_state, load, resolve_key
 from agentd.config.lines import KeyLines
+from agentd.config.spelling import expected
 from agentd.errors import ConfigError
 
 KEY = "ac_live_the-key-of-alice-0001"
@@ -524,3 +528,25 @@ def test_a_key_within_an_inline_table_has_the_line_of_that_table() -> None:
     assert found.of(("t", "k", "x", "y")) == 3
     assert found.of(("t", "gone")) == 2
     assert found.of(("gone",)) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (str, "text in quotes"),
+        (int | None, "a whole number"),
+        (Optional[float], "a number"),  # noqa: UP045 -- plugins may spell it so
+        (list[str], "an array of texts"),
+        (tuple[str, ...], "an array of texts"),
+        (set[int], "an array"),
+        (dict[str, int], "a table"),
+        (Literal["on", "off"], '"on" or "off"'),
+        (Annotated[str, msgspec.Meta(min_length=1)], "text in quotes"),
+        (Annotated[str, msgspec.Meta(description="an address")], "an address"),
+        (str | int, "text in quotes or a whole number"),
+        (datetime, "a value"),
+        (Settings, "a table"),
+    ],
+)
+def test_what_a_setting_has_to_be_is_told_in_the_words_of_the_file(kind: Any, told: str) -> None:
+    assert expected(kind) == told

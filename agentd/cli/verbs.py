@@ -1,4 +1,4 @@
-"""The verbs that check a configuration or ask a running daemon, and show the answer.
+"""The verbs that ask a running daemon, and show the answer.
 
 Always true: neither the daemon nor a network library is imported. With `as_json`, stdout holds JSON and nothing else.
 Not here: parsing words (words/), the far end (control).
@@ -19,7 +19,6 @@ from agentd.cli.pausing import echo_pauses, echo_plugins
 from agentd.cli.printing import count_column, echo_json, echo_table, paragraph
 from agentd.cli.reached import reached
 from agentd.cli.tables import STATE_COLOURS, Column, age, clock, since
-from agentd.config import Settings, find_configuration, load
 from agentd.control.address import find_socket
 from agentd.control.client import Client
 from agentd.errors import ConfigError
@@ -31,46 +30,6 @@ _SETTLED_BADLY = ("refused", "expired", "dropped")
 def client(config: Path | None, environ: Mapping[str, str]) -> Client:
     """Who asks the daemon that these would run."""
     return Client(find_socket(config, environ))
-
-
-def check(config: Path | None, environ: Mapping[str, str], *, as_json: bool) -> None:
-    """Load the configuration and sum it up. Raises ConfigError with all problems."""
-    file = config or find_configuration(environ)
-    try:
-        settings = load(config, environ)
-    except ConfigError as error:
-        if as_json:
-            echo_json({"ok": False, "file": file and str(file), "problems": list(error.problems)})
-        raise
-    if as_json:
-        echo_json({"ok": True, "file": file and str(file), **_summary(settings)})
-        return
-    click.echo(f"ok: {file}" if file else "ok: no configuration file")
-    click.echo(f"state: {settings.agentd.state}")
-    if settings.embedded:
-        click.echo("identities: none; `agentd run` starts its own hub and an agent that echoes")
-    for name, identity in settings.identity.items():
-        plugins = ", ".join(identity.plugins) or "none"
-        click.echo(f"identity {name}: {identity.platform} at {identity.url}, plugins: {plugins}")
-    for name in _unused(settings):
-        click.echo(f"note: no identity lists plugin {name}", err=True)
-
-
-def _summary(settings: Settings) -> dict[str, Any]:
-    return {
-        "state": settings.agentd.state,
-        "identities": {
-            name: {"platform": identity.platform, "url": identity.url, "plugins": list(identity.plugins)}
-            for name, identity in settings.identity.items()
-        },
-        "plugins": {name: plugin.use for name, plugin in settings.plugin.items()},
-        "unused_plugins": _unused(settings),
-    }
-
-
-def _unused(settings: Settings) -> list[str]:
-    used = {name for identity in settings.identity.values() for name in identity.plugins}
-    return [name for name in settings.plugin if name not in used]
 
 
 def status(daemon: Client, name: str | None, *, as_json: bool) -> None:

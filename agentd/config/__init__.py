@@ -5,6 +5,7 @@
     loader.py     text into settings, or every problem found
     changes.py    what differs between the settings that run and those that are wanted
     listening.py  what [agentd.http] listen says
+    spelling.py   what a setting has to be, in words
     keys.py       the keys of identities, kept out of everything that is printed
     settings.py   the tree itself, with units in the names and a reason beside each default
 
@@ -37,6 +38,7 @@ from agentd.config.settings import (
     Sending,
     Settings,
 )
+from agentd.config.spelling import expected, spelled
 
 __all__ = [
     "Agentd",
@@ -61,6 +63,7 @@ __all__ = [
     "Settings",
     "attainable",
     "changes",
+    "expected",
     "find_configuration",
     "find_state",
     "is_address",
@@ -68,5 +71,6 @@ __all__ = [
     "listening_address",
     "load",
     "resolve_key",
+    "spelled",
     "used_plugins",
 ]

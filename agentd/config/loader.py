@@ -18,7 +18,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 import msgspec
@@ -28,6 +28,7 @@ from agentd.config.lines import KeyLines, KeyPath
 from agentd.config.listening import is_loopback, listening_address
 from agentd.config.search import find_configuration, state_folder
 from agentd.config.settings import PLATFORMS, Identity, KeySource, PluginSettings, Settings
+from agentd.config.spelling import expected, spelled
 from agentd.errors import ConfigError
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -35,15 +36,6 @@ S = TypeVar("S", bound=msgspec.Struct)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _SYNTAX_PLACE = re.compile(r" \(at line (\d+), column \d+\)$")
-_KINDS = {str: "text in quotes", bool: "true or false", int: "a whole number", float: "a number", dict: "a table"}
-_SPELLED: list[tuple[type, str]] = [  # as TOML names them; bool before int, which it is in Python
-    (bool, "true or false"),
-    (int, "a whole number"),
-    (float, "a number with a fraction"),
-    (str, "text"),
-    (list, "an array"),
-    (dict, "a table"),
-]
 _RISING = (  # pairs of settings of which the first may not exceed the second
     (("intake", "undispatched_low"), ("intake", "undispatched_high")),
     (("intake", "undispatched_low_mb"), ("intake", "undispatched_high_mb")),
@@ -133,7 +125,7 @@ class _Reading:
     def section(self, kind: type[S], raw: Any, path: KeyPath) -> S | None:
         """The table as a `kind`, its broken keys at their defaults; None if nothing can be made of it."""
         if not isinstance(raw, dict):
-            self.problem(path, f"expected a table, found {_spelled(raw)}; {_table_remedy(kind, path)}")
+            self.problem(path, f"expected a table, found {spelled(raw)}; {_table_remedy(kind, path)}")
             return None
         fields = {field.name: field for field in msgspec.structs.fields(kind)}
         for name in raw.keys() - fields.keys():
@@ -146,7 +138,7 @@ class _Reading:
                     values[name] = value
                     continue
             elif field.required:
-                self.problem(path, f"{name} is missing; add {name} = ... ({_expected(field.type)})")
+                self.problem(path, f"{name} is missing; add {name} = ... ({expected(field.type)})")
             complete = complete and not field.required
         return kind(**values) if complete else None
 
@@ -160,12 +152,12 @@ class _Reading:
                 raise msgspec.ValidationError
             return msgspec.convert(raw, kind)
         except msgspec.ValidationError:
-            self.problem(path, f"expected {_expected(kind)}, found {_shown(raw, path)}{_nearest(raw, kind)}")
+            self.problem(path, f"expected {expected(kind)}, found {_shown(raw, path)}{_nearest(raw, kind)}")
             return None
 
     def _named_sections(self, kind: type[S], raw: Any, path: KeyPath) -> dict[str, S]:
         if not isinstance(raw, dict):
-            self.problem(path, f"expected tables, found {_spelled(raw)}; write [{path[-1]}.NAME]")
+            self.problem(path, f"expected tables, found {spelled(raw)}; write [{path[-1]}.NAME]")
             return {}
         sections = {}
         for name, table in raw.items():
@@ -191,27 +183,11 @@ def _table_remedy(kind: type[msgspec.Struct], path: KeyPath) -> str:
     return f"write [{'.'.join(path)}]"
 
 
-def _expected(kind: Any) -> str:
-    if get_origin(kind) is Annotated:
-        return next(str(meta.description) for meta in get_args(kind)[1:] if isinstance(meta, msgspec.Meta))
-    if get_origin(kind) is Literal:
-        return " or ".join(f'"{choice}"' for choice in get_args(kind))
-    if get_origin(kind) is tuple:
-        return "an array of texts"
-    if get_args(kind) and get_origin(kind) is not dict:
-        return " or ".join(_expected(choice) for choice in get_args(kind) if choice is not type(None))
-    return _KINDS.get(get_origin(kind) or kind, "a table")
-
-
-def _spelled(raw: Any) -> str:
-    return next((name for kind, name in _SPELLED if isinstance(raw, kind)), "a date or time")
-
-
 def _shown(raw: Any, path: KeyPath) -> str:
     """Numbers and choices are quoted; nothing beside a key is, and no long text."""
     if "key" in path or "secrets" in path or isinstance(raw, (list, dict)) or (isinstance(raw, str) and len(raw) > 40):
-        return _spelled(raw)
-    return f"{_spelled(raw)} ({raw!r})"
+        return spelled(raw)
+    return f"{spelled(raw)} ({raw!r})"
 
 
 def _nearest(raw: Any, kind: Any) -> str:

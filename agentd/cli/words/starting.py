@@ -200,7 +200,10 @@ def plugin(name: str, inside: Path) -> None:
 @config_option
 @json_option
 def check(config: Path | None, as_json: bool) -> None:
-    """Check the configuration and the keys, and tell every problem."""
-    from agentd.cli import verbs
+    """Tell every problem of the configuration.
 
-    verbs.check(config, os.environ, as_json=as_json)
+    The file is read with its keys, and the plugins are loaded, though not set up: their modules run.
+    """
+    from agentd.cli import checking
+
+    checking.check(config, os.environ, as_json=as_json)
