@@ -16,7 +16,7 @@ Not here: what only a server can tell, such as two keys of one account, or a key
 from agentd.config.changes import Changes, attainable, changes, used_plugins
 from agentd.config.keys import Secret, resolve_key
 from agentd.config.listening import is_address, is_loopback, listening_address
-from agentd.config.loader import load
+from agentd.config.loader import is_path, load
 from agentd.config.search import find_configuration, find_state
 from agentd.config.settings import (
     Agentd,
@@ -68,6 +68,7 @@ __all__ = [
     "find_state",
     "is_address",
     "is_loopback",
+    "is_path",
     "listening_address",
     "load",
     "resolve_key",

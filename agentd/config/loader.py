@@ -221,7 +221,7 @@ def _anchored_identity(identity: Identity, folder: Path) -> Identity:
 
 
 def _anchored_plugin(plugin: PluginSettings, folder: Path) -> PluginSettings:
-    use = str((folder / Path(plugin.use).expanduser()).absolute()) if _is_file(plugin) else plugin.use
+    use = str((folder / Path(plugin.use).expanduser()).absolute()) if is_path(plugin.use) else plugin.use
     secrets = {name: _anchored_key(source, folder) for name, source in plugin.secrets.items()}
     return msgspec.structs.replace(plugin, use=use, secrets=secrets)
 
@@ -232,8 +232,9 @@ def _anchored_key(source: KeySource, folder: Path) -> KeySource:
     return msgspec.structs.replace(source, file=str((folder / Path(source.file).expanduser()).absolute()))
 
 
-def _is_file(plugin: PluginSettings) -> bool:
-    return "/" in plugin.use or plugin.use.endswith(".py")
+def is_path(use: str) -> bool:
+    """Whether a plugin's `use` names a file or folder, and not something that is installed."""
+    return "/" in use or use.endswith(".py")
 
 
 def _placed(settings: Settings, named: str | None, folder: Path, environ: Mapping[str, str]) -> Settings:
@@ -268,7 +269,7 @@ def _check_plugins(settings: Settings, reading: _Reading) -> None:
     for name, plugin in settings.plugin.items():
         if not plugin.use.strip():
             reading.problem(("plugin", name, "use"), 'is empty; name "./file.py", "module:attribute" or an entry point')
-        elif _is_file(plugin) and not Path(plugin.use).exists():
+        elif is_path(plugin.use) and not Path(plugin.use).exists():
             reading.problem(("plugin", name, "use"), f"there is no file {plugin.use}; mend the path")
         for key in _OF_ISOLATED if plugin.isolate == "none" else ():
             if getattr(plugin, key) is not None:

@@ -156,8 +156,10 @@ def dev(
     the one before was handled.
     """
     from agentd import dev as trying
-    from agentd.dev.configured import settings_from
+    from agentd.dev.configured import problem_of, settings_from
 
+    if problem := problem_of(plugin):
+        raise click.UsageError(problem)
     ctx.exit(trying.run(plugin, settings_from(config_toml, pairs.items()), state=state, wait_s=wait_s))
 
 
