@@ -12,7 +12,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -162,14 +162,15 @@ def test_help_loads_no_verb_at_all() -> None:
 # On a terminal
 
 
-def on_terminal(served: Any, columns: int, **environ: str) -> str:
-    """What `status` writes to a terminal that wide."""
+def on_terminal(served: Any, columns: int, *, words: Sequence[str] = ("status",), code: int = 0, **environ: str) -> str:
+    """What a verb writes to a terminal that wide."""
     ours, theirs = pty.openpty()
     clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "agentd", "status"],
+        [sys.executable, "-m", "agentd", *words],
         stdin=subprocess.DEVNULL,
         stdout=theirs,
+        stderr=theirs,
         env={**clean, "COLUMNS": str(columns), "AGENTD_STATE": str(served.path.parent), **environ},
     )
     os.close(theirs)
@@ -180,7 +181,7 @@ def on_terminal(served: Any, columns: int, **environ: str) -> str:
                 output += some
         except OSError:
             pass  # how Linux says that the other end of a terminal was closed
-    assert process.wait(10) == 0
+    assert process.wait(10) == code
     return output.decode()
 
 
@@ -194,6 +195,13 @@ def test_a_terminal_gets_colour_and_no_line_too_long(served: Any) -> None:
     assert all(len(line) <= 60 for line in table_lines)
     assert "PENDING" in table_lines[0]
     assert "CONV" not in table_lines[0]
+
+
+def test_at_a_terminal_the_waiting_is_told_and_a_tail_says_what_it_shows(served: Any) -> None:
+    served.daemon.reply_after_s = 1.5
+    assert "the message is kept; waiting for the reply" in on_terminal(served, 80, words=("send", "@echo", "hello"))
+    served.happen(None)  # the tail ends
+    assert "what is committed from now on; --since 0 begins" in on_terminal(served, 80, words=("tail",), code=69)
 
 
 def test_a_pipe_gets_no_colour(served: Any) -> None:
@@ -212,6 +220,14 @@ def test_send_shows_the_reply_on_stdout_and_the_rest_beside_it(ask: Callable[...
     assert result.stderr == "sent to @echo as seq 4, key key-1\n"
     [(_, identity, target, content, wait_s, key)] = served.daemon.asked
     assert (identity, target, content.text, wait_s, key) == (None, "@echo", "hello", 10.0, None)
+
+
+@pytest.mark.parametrize(("target", "hinted"), [("bob", True), ("@bob", False), ("conv_1", False)])
+def test_who_leaves_out_the_sign_of_a_handle_is_told(
+    ask: Callable[..., Result], served: Any, target: str, hinted: bool
+) -> None:
+    served.daemon.answer = {**served.daemon.answer, "state": "refused", "reply": None, "error": "404 NOT_FOUND"}
+    assert ("a handle has an @ before it: @bob" in ask("send", target, "hello").stderr) is hinted
 
 
 def test_send_passes_its_options_on(ask: Callable[..., Result], served: Any) -> None:
@@ -403,7 +419,7 @@ def test_every_verb_of_a_group_is_in_its_help_with_a_whole_sentence(group: str, 
 
 def test_the_outbox_is_a_line_per_send(ask: Callable[..., Result], served: Any) -> None:
     lines = ask("outbox", "ls").stdout.splitlines()
-    assert lines[0].split() == ["KEY", "IDENTITY", "TARGET", "STATE", "FOR", "TRIES", "WHY", "TEXT"]
+    assert lines[0].split() == ["KEY", "IDENTITY", "TARGET", "STATE", "FOR", "ATTEMPTS", "WHY", "TEXT"]
     assert lines[1].split()[:4] == ["agentd-7-0", "alice", "@bob", "refused"]
     assert "403 BLOCKED" in lines[1]
     assert lines[1].endswith("hello \\u001b[2Jbob"), "its words cannot steer the terminal"
@@ -428,7 +444,7 @@ def test_one_send_is_shown_with_the_platforms_answer_and_its_words(ask: Callable
     output = ask("outbox", "show", "agentd-7-0", "--as", "alice").stdout
     told = dict(line.split("  ", 1) for line in output.split("\n\n")[0].splitlines())
     told = {name: value.strip() for name, value in told.items()}
-    assert (told["code"], told["request"], told["tries"]) == ("BLOCKED", "req_7", "2")
+    assert (told["code"], told["request"], told["attempts"]) == ("BLOCKED", "req_7", "2")
     assert output.endswith("hello\n\\u001b[2Jbob\n")
     assert served.daemon.asked == [("outbox_show", "alice", "agentd-7-0")]
     as_json = ask("outbox", "show", "agentd-7-0", "--json")
@@ -477,7 +493,28 @@ def test_on_a_terminal_a_drop_is_asked_for(served: Any, answer: str, code: int, 
         _, told = process.communicate(timeout=10)
     assert process.returncode == code
     assert "never send message agentd-7-0?" in told
+    assert ("agentd: nothing was done\n" in told) is not dropped
     assert bool(served.daemon.asked) is dropped
+
+
+def test_a_question_that_is_interrupted_is_a_no_with_the_code_for_it(served: Any) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "agentd", "dead", "drop", "3"],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "AGENTD_STATE": str(served.path.parent)},
+    ) as process:
+        os.close(theirs)
+        assert process.stderr is not None
+        asked = b""
+        while not asked.endswith(b"[y/N]: "):
+            asked += process.stderr.read(1)
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=10)
+    os.close(ours)
+    assert (process.returncode, rest, served.daemon.asked) == (130, b"\n", [])
 
 
 def test_a_decision_that_comes_too_late_fails_with_the_remedy(ask: Callable[..., Result], served: Any) -> None:
@@ -490,7 +527,7 @@ def test_a_decision_that_comes_too_late_fails_with_the_remedy(ask: Callable[...,
 def test_dead_letters_are_a_line_each(ask: Callable[..., Result], served: Any) -> None:
     served.daemon.letters[4] = {**served.daemon.letters[3], "number": 4, "dropped_at": "2026-01-02T03:06:05.000Z"}
     lines = ask("dead", "ls", "--all").stdout.splitlines()
-    assert lines[0].split() == ["NUMBER", "IDENTITY", "CONVERSATION", "PLUGIN", "DIED", "TRIES", "ERROR"]
+    assert lines[0].split() == ["NUMBER", "IDENTITY", "CONVERSATION", "PLUGIN", "DIED", "ATTEMPTS", "ERROR"]
     assert lines[1].split()[:4] == ["3", "alice", "conv_1", "echo"]
     assert lines[1].endswith("ValueError: no")
     assert lines[2].endswith("(dropped) ValueError: no")
@@ -546,7 +583,9 @@ def test_dead_letters_are_delivered_again_once_somebody_agreed(ask: Callable[...
 def test_nothing_held_is_no_rows(ask: Callable[..., Result], served: Any) -> None:
     served.daemon.sends = served.daemon.letters = {}
     for words, told in (
-        (("outbox", "ls"), "nothing of that kind is in the outbox\n"),
+        (("outbox", "ls"), "no send waits, was refused or expired; --all lists the others too\n"),
+        (("outbox", "ls", "--only", "unknown", "--only", "expired"), "no send is unknown or expired\n"),
+        (("outbox", "ls", "--all"), "nothing was ever sent\n"),
         (("dead", "ls"), "no dead letters\n"),
     ):
         result = ask(*words)
@@ -875,6 +914,15 @@ def test_run_does_not_start_with_a_broken_configuration(called: Called, tmp_path
     assert called.settings is None
 
 
+def test_a_state_folder_that_cannot_be_made_is_told_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = [sys.executable, "-m", "agentd", "run", "--state", str(tmp_path / "file" / "below")]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 78
+    assert "the state folder cannot be made (Not a directory); name another with --state" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
@@ -996,7 +1044,8 @@ def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
     ]
     keeping = ["backup", "restore", "vacuum", "retention", "upgrade-check", "doctor", "service", "completion"]
     verbs = ["run", "check", *asking, *keeping, "new", "dev", "hub", "demo"]
-    lines = agentd_command("--help").stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()
+    in_a_usual_terminal = agentd_command("--help", COLUMNS="80").stdout
+    lines = in_a_usual_terminal.split("Commands:\n")[1].split("\n\n")[0].splitlines()
     assert [line.split()[0] for line in lines] == verbs
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
     for verb in verbs:
@@ -1090,7 +1139,7 @@ def test_a_time_may_be_so_long_ago(ask: Callable[..., Result], served: Any) -> N
 def test_explain_tells_each_handler_and_filter(ask: Callable[..., Result], served: Any) -> None:
     result = ask("explain", "msg_9", "--plugin", "echo")
     assert result.stdout.splitlines() == [
-        "msg_9 from @eve\\u001b in alice conv_1 #9, position 17, late",
+        "msg_9 from @eve\\u001b, identity alice, conv_1 #9, position 17, late",
         "received 2026-01-02T03:04:05.000Z: hello",
         "",
         "plugin echo: handled",

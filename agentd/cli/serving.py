@@ -31,7 +31,8 @@ def serve(settings: HubSettings, plan: FaultPlan) -> None:
         asyncio.run(_serve(settings, plan, lambda url: click.echo(f"hub at {url}")))
     except OSError as error:
         raise click.ClickException(
-            f"the hub cannot listen on {settings.host}:{settings.port} ({error.strerror}); take another --port"
+            f"the hub cannot listen on {settings.host}:{settings.port} ({error.strerror}); "
+            "take another --port, or another --host"
         ) from None
 
 

@@ -6,9 +6,11 @@ Not here: parsing words (words/), the far end (control).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from agentd.control.client import Client
 from agentd.errors import ConfigError
 from agentd.logs import printable
 
+_MOMENT_S = 1.0
 _SETTLED_BADLY = ("refused", "expired", "dropped")
 
 
@@ -146,7 +149,8 @@ def send(
         text = sys.stdin.read().removesuffix("\n")
     if not text:
         raise click.UsageError("there is nothing to say: TEXT is empty")
-    answer = daemon.send(target, {"text": text}, identity=identity, wait_s=wait_s, client_msg_id=key)
+    with _patience("the message is kept; waiting for the reply (Ctrl-C ends the waiting only)"):
+        answer = daemon.send(target, {"text": text}, identity=identity, wait_s=wait_s, client_msg_id=key)
     if as_json:
         echo_json(answer)
     else:
@@ -163,15 +167,38 @@ def _outcome(answer: Mapping[str, Any], target: str, wait_s: float) -> str:
             waited = "" if answer.get("reply") or not wait_s else f"; no reply within {wait_s:g} s"
             return f"sent to {target} as seq {answer.get('seq')}, {key}{waited}"
         case "refused" | "expired" | "dropped" as state:
-            return f"{state}: {printable(answer.get('error') or 'the platform gave no reason')}, {key}"
+            reason = printable(answer.get("error") or "the platform gave no reason")
+            return f"{state}: {reason}, {key}{_misspelt(target)}"
         case "unknown":
             return f"sent, but no answer came: the same key is tried again, {key}"
         case _:
             return f"on disk; goes out as soon as the platform takes it, {key}"
 
 
+def _misspelt(target: str) -> str:
+    """A hint for who left out the sign of a handle: ids of conversations have an underscore."""
+    return "" if target.startswith("@") or "_" in target else f"; a handle has an @ before it: @{target}"
+
+
+@contextlib.contextmanager
+def _patience(told: str) -> Iterator[None]:
+    """Tell somebody at a terminal what goes on, should it take longer than a moment."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    timer = threading.Timer(_MOMENT_S, lambda: click.echo(told, err=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def tail(daemon: Client, name: str | None, position: int | None, *, as_json: bool) -> None:
     """Show records as they come, until interrupted."""
+    if position is None and not as_json and sys.stderr.isatty():
+        click.echo("what is committed from now on; --since 0 begins at the start, Ctrl-C ends it", err=True)
     for record in daemon.tail(name, position):
         if as_json:
             click.echo(json.dumps(record, ensure_ascii=False))
@@ -202,7 +229,7 @@ def gaps(daemon: Client, name: str | None, *, closed_too: bool, limit: int, as_j
         Column("CONVERSATION", lambda row: str(row["conversation"])),
         Column("SEQS", lambda row: f"{row['start']}-{row['stop'] - 1}"),
         Column("FOUND", lambda row: since(row.get("found_at"), now), 2),
-        count_column("TRIES", "attempts", 3),
+        count_column("ATTEMPTS", "attempts", 3),
         Column("OUTCOME", lambda row: row.get("outcome") or "open"),
         count_column("ABSENT", "absent", 1),
         Column("REASON", lambda row: row.get("reason") or "", 1),
