@@ -958,15 +958,38 @@ def hub() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts hubs as processes, and ends those that the test has left."""
     running: list[subprocess.Popen[str]] = []
 
-    def start(*words: str) -> subprocess.Popen[str]:
+    def start(*words: str, cwd: Path | None = None) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "agentd", "hub", *words]
-        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd))
         return running[-1]
 
     yield start
     for process in running:
         process.kill()
         process.communicate()
+
+
+def test_a_hub_has_the_accounts_that_are_named_and_keeps_their_keys(
+    hub: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    keys = []
+    for words in (("--agent", "alice"), ("--agent", "alice", "--agent", "bob")):
+        process = hub("--port", "0", "--store", "hub.db", *words, cwd=tmp_path)
+        assert process.stdout is not None
+        address = process.stdout.readline().removeprefix("hub at ").strip()
+        file = tmp_path / "hub-keys" / "alice.key"
+        assert file.stat().st_mode & 0o777 == 0o600
+        keys.append(file.read_text())
+        me = urllib.request.Request(address + "/v1/agents/me", headers={"Authorization": f"Bearer {keys[-1]}"})
+        with urllib.request.urlopen(me, timeout=10) as answer:
+            assert json.load(answer)["handle"] == "alice"
+        process.terminate()
+        _, told = process.communicate(timeout=10)
+    assert keys[0] == keys[1]
+    assert told == "@alice: the key is in hub-keys/alice.key\n@bob: the key is in hub-keys/bob.key\n"
+    process = hub("--port", "0", "--agent", "No One", cwd=tmp_path)
+    assert "--agent No One: " in process.communicate(timeout=10)[1]
+    assert process.returncode == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -70,14 +70,23 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...
     callback=_pairs,
     help="Go wrong by chance, for example push_drop=0.01.",
 )
+@click.option(
+    "--agent",
+    "agents",
+    multiple=True,
+    metavar="HANDLE",
+    help="Have this account, and its key in hub-keys/HANDLE.key.",
+)
 @click.option("--dev", is_flag=True, help="Development mode: one-time codes in answers, and control over HTTP.")
-def hub(host: str, port: int, store: str, seed: int, faults: dict[str, str], dev: bool) -> None:
+def hub(
+    host: str, port: int, store: str, seed: int, faults: dict[str, str], agents: tuple[str, ...], dev: bool
+) -> None:
     """Run a development server that speaks AgentChat's wire."""
     from agentd.cli import serving
     from agentd.hub.settings import HubSettings
 
     plan = serving.fault_plan(seed, faults)
-    serving.serve(HubSettings(host=host, port=port, database=store, development=dev), plan)
+    serving.serve(HubSettings(host=host, port=port, database=store, development=dev), plan, agents)
 
 
 def _count_option(name: str, default: int, told: str, least: int = 1) -> Callable[[F], F]:
