@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -366,11 +367,18 @@ def test_a_conversation_that_is_held_is_shown_and_released(ask: Callable[..., Re
     held = {"identity": "alice", "conversation": "conv_held", "event_id": "msg_1"}
     given_up = {"id": "t", "identity": "alice", "error": "ValueError: no"}
     served.daemon.plugins = [
-        {"name": "greeter", "breaker": "open", "trial_in_s": 3.0, "held": [held], "timers_given_up": [given_up]},
+        {
+            "name": "greeter",
+            "breaker": "open",
+            "trial_in_s": 3.0,
+            "trouble": "OSError: no",
+            "held": [held],
+            "timers_given_up": [given_up],
+        },
         {"name": "healthy", "breaker": "closed", "trial_in_s": None, "held": []},
     ]
     told = ask("status").stdout
-    assert "plugin greeter: out of order as a whole, its conversations wait; the next trial in 3" in told
+    assert "plugin greeter: out of order as a whole, its conversations wait; the next trial in 3 s: OSError: no" in told
     assert "plugin greeter: holds alice conv_held behind a dead letter (msg_1)" in told
     assert "plugin greeter: gave a timer of alice up: ValueError: no" in told
     assert "healthy" not in told
@@ -511,6 +519,10 @@ def test_a_question_that_is_interrupted_is_a_no_with_the_code_for_it(served: Any
         asked = b""
         while not asked.endswith(b"[y/N]: "):
             asked += process.stderr.read(1)
+        # Python notices a signal that comes just before it reads only once something was typed.
+        stat = Path(f"/proc/{process.pid}/stat")
+        while stat.read_text().rpartition(")")[2].split()[0] != "S":
+            time.sleep(0.005)
         process.send_signal(signal.SIGINT)
         _, rest = process.communicate(timeout=10)
     os.close(ours)

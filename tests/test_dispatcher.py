@@ -973,6 +973,7 @@ async def test_a_plugin_that_fails_in_many_conversations_pauses_and_its_events_k
         assert calls == 3
         assert dispatcher.standing("p")["breaker"] == "open"
         assert dispatcher.standing("p")["trial_in_s"] == 10.0
+        assert dispatcher.standing("p")["trouble"] == "ConnectionError: database"
         for _ in range(5):  # each trial is another conversation's, none of which loses anything by it
             await tick(dispatcher, clock, 60.0)
         assert 3 < calls < 20
@@ -980,6 +981,7 @@ async def test_a_plugin_that_fails_in_many_conversations_pauses_and_its_events_k
         down = False
         await tick(dispatcher, clock, 600.0)
         assert dispatcher.standing("p")["breaker"] == "closed"
+        assert dispatcher.standing("p")["trouble"] == ""
         assert dispatcher.pending == {"me": 0}
     assert len(ledger.texts) == 20
     assert rig.journal.dead == []

@@ -63,7 +63,8 @@ def _echo_trouble(plugin: Mapping[str, Any]) -> None:
         click.echo(f"plugin {plugin['name']}: not reloaded, the generation before runs: {printable(error)}")
     if plugin.get("breaker", "closed") != "closed":
         trial = f"the next trial in {age(plugin['trial_in_s'])}" if plugin.get("trial_in_s") is not None else "on trial"
-        click.echo(f"plugin {plugin['name']}: out of order as a whole, its conversations wait; {trial}")
+        trouble = f": {printable(plugin['trouble'])}" if plugin.get("trouble") else ""
+        click.echo(f"plugin {plugin['name']}: out of order as a whole, its conversations wait; {trial}{trouble}")
     worker = plugin.get("worker")
     if worker is not None and not worker["up"]:
         next_in_s = worker["next_start_in_s"]

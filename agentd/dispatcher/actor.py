@@ -195,7 +195,7 @@ class Dispatcher:
         return self._signals.dropped
 
     def standing(self, plugin: str) -> dict[str, Any]:
-        """How a plugin fares, for people: its breaker, seconds until its next trial, conversations that it holds."""
+        """How a plugin fares, for people: its breaker and why, when its next trial is, conversations it holds."""
         served = self._served.get(plugin)
         if served is None:
             return {}
@@ -205,6 +205,7 @@ class Dispatcher:
             "version": served.plugin.version,
             "breaker": breaker.standing.value,
             "trial_in_s": trial_in_s,
+            "trouble": "" if breaker.closed else served.trouble,
             "lanes": len(served.lanes),
             "deepest": [
                 {"identity": lane.line.identity, "conversation": lane.line.conversation, "depth": lane.depth}

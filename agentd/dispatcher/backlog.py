@@ -114,6 +114,7 @@ Item = Delivery | ReadOn | Join | Rewind | Due | Inherited | None
 class Served:
     """A plugin in service. signals: the newest of each kind that waits. listed: it is on the rota of those to ask.
 
+    trouble: what failed last with the plugin as a whole.
     tag: what stands for it among the marks of running calls. intervals: seconds by the name of the recurring handler.
     catch_up: by identity, None where stale mail is handled like any other. replays: by conversation number, how often a
     lane was set back and where it stood. identities: those that it serves. taken_at: monotonic seconds of the last
@@ -132,6 +133,7 @@ class Served:
         "signals",
         "tag",
         "taken_at",
+        "trouble",
     )
 
     def __init__(self, plugin: Hosted, tag: int, limits: Limits, conduct: Mapping[str, config.Conduct]) -> None:
@@ -143,6 +145,7 @@ class Served:
         self.listed = False
         self.identities: set[str] = set()
         self.taken_at = 0.0
+        self.trouble = ""
         self.run_by(plugin, conduct)
 
     def run_by(self, plugin: Hosted, conduct: Mapping[str, config.Conduct]) -> None:

@@ -24,7 +24,7 @@ from agentd.core.retry import Again, Backoff, Bury, after_failure
 from agentd.dispatcher.backlog import Delivery, Inherited, Item, Key, Served
 from agentd.dispatcher.clock import Clock
 from agentd.dispatcher.commits import Commits, Log, succeeded
-from agentd.dispatcher.fates import asked_wait_s, effects, log_failure, reminders
+from agentd.dispatcher.fates import asked_wait_s, effects, log_failure, reminders, told
 from agentd.dispatcher.handing import Successor
 from agentd.dispatcher.pauses import Pauses
 from agentd.dispatcher.room import Room
@@ -400,6 +400,8 @@ class Engine:
         whole_plugin = isinstance(error, RetryLater) and error.whole_plugin
         was_closed = breaker.closed
         counts = breaker.failed(key, self.clock.monotonic(), asked_s=asked_s, whole_plugin=whole_plugin)
+        if not breaker.closed:
+            served.trouble = told(error)
         if was_closed and not breaker.closed:
             name = served.plugin.name
             log.warning("the whole plugin seems out of order: its conversations wait", extra={"plugin": name})

@@ -205,9 +205,11 @@ class Explaining:
         )
         fate = fate_of(position, known)
         not_before = None if fate.not_before is None else iso(fate.not_before)
+        standing = dispatcher.standing(plugin)
         return {
             "plugin": plugin,
-            "breaker": dispatcher.standing(plugin)["breaker"],
+            "breaker": standing["breaker"],
+            "trouble": standing["trouble"],
             "pause": None if pause is None else pause_row(pause),
             "fate": {**fate._asdict(), "not_before": not_before},
             "outcomes": [outcome_row(each) for each in outcomes],
