@@ -134,7 +134,7 @@ def isolated(ends: str, settings: str = "") -> Neighbour:
 ISOLATED = {
     "eats-memory": isolated("hoard.append(bytearray(4_000_000))", "memory_max_mb = 128"),
     "exits": isolated("os._exit(3)"),
-    "loops": isolated("pass", "cpu_max_s = 1.0"),
+    "loops": isolated("pass", "cpu_max_s = 0.3"),
     "segfaults": isolated("os.kill(os.getpid(), signal.SIGSEGV)"),
 }
 """Each ends its own process at a poison, and answers everything else."""
