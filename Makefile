@@ -6,6 +6,8 @@ PEERS := .peers
 PIP := bin/python -m pip --disable-pip-version-check --quiet install
 # The official client, in an environment of its own: tests and benchmarks run it, agentd never does.
 OFFICIAL_CLIENT := agentchatme>=1.1.1,<2
+# Most tests wait for a process, a socket or a clock: more of them at a time than a small machine has cores.
+SIDE_BY_SIDE := --numprocesses 3 --dist worksteal
 ARGS :=
 
 # Debian and Ubuntu keep venv in a package of its own, and without it leave half an environment behind.
@@ -47,7 +49,7 @@ test: $(VENV)/.test-installed $(PEERS)/.installed browser ## format, lint, types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/python -m pytest -m "not soak" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not soak" $(SIDE_BY_SIDE) $(ARGS)
 
 .PHONY: demo
 demo: $(VENV)/.installed ## prove that nothing is lost, in about a minute

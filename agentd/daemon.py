@@ -441,6 +441,7 @@ class Daemon:
             Throttle(settings.link.dials_per_s),
             Bells(self._records, self._signal, self._settled),
             accounts={},
+            shedding=lambda: self._vitals.shedding,
         )
         self._identities = Identities(self._journal, shared, pool, self._supervisors)
         await self._identities.make(self._settings.identity, self._keys)
@@ -457,7 +458,7 @@ class Daemon:
             dispatch,
             revive=self._revive,
             on_queued=self._queued,
-            on_backlog=self._shed,
+            on_backlog=self._behind,
             outbox_room=self._outbox_room,
             marks=Marks(
                 intake.undispatched_high,
@@ -582,8 +583,9 @@ class Daemon:
         self._dispatcher.room_again()
         self._sending.settled(carried)
 
-    def _shed(self, backlogged: bool) -> None:
-        self._press("handlers are too far behind", backlogged)
+    def _behind(self, identity: str, is_so: bool) -> None:
+        if (supervisor := self._supervisors.get(identity)) is not None:
+            supervisor.behind(is_so)
 
     def _press(self, reason: str, pressed: bool) -> None:
         """Shed while there is any reason to: what is not taken in stays with the server."""

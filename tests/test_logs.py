@@ -51,6 +51,7 @@ def written(
     say: Callable[[logging.Logger], object], stream: io.StringIO | None = None, level: str = "debug", **environ: str
 ) -> str:
     stream = stream or io.StringIO()
+    logging.getLogger().handlers.clear()  # pytest's own, which cannot pass on what is not UTF-8
     logs.configure(level, stream, environ)
     say(logging.getLogger("agentd.test"))
     return stream.getvalue()

@@ -51,7 +51,7 @@ def _load_plugins(settings: Settings, base: Path) -> None:
     for name in sorted(used_plugins(settings)):
         try:
             with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is no part of the answer
-                lifecycle.load(name, settings.plugin[name], base, _nothing_stored)
+                lifecycle.load(name, settings.plugin[name], base, _nothing_stored).forget()
         except AgentdError as error:
             problems += str(error).splitlines()
     if problems:

@@ -20,10 +20,12 @@ import click
 from agentd.cli.printing import echo_json
 from agentd.cli.tables import number
 from agentd.control.client import Client, Export
+from agentd.control.fates import MATCHES, filter_passed, told_fate, told_filter, told_outcome, told_pause
 from agentd.logs import printable
 
 _PROGRESS_S = 0.2
 _CLEARED = "\r\x1b[K"
+_FILTER_MARKS = {"passed": "+", "failed": "-", "raised": "!", "not asked": "-"}
 
 
 def export(daemon: Client, identity: str | None, conversation: str | None, since: str | None, to: Path) -> None:
@@ -98,80 +100,16 @@ def _echo_event(row: Mapping[str, Any]) -> None:
 
 
 def _echo_lane(lane: Mapping[str, Any]) -> None:
-    click.echo(f"\nplugin {lane['plugin']}: {_fate(lane)}")
+    letter = lane["fate"].get("letter")
+    see = f"; see: agentd dead show {letter}" if letter is not None else ""
+    click.echo(f"\nplugin {lane['plugin']}: {told_fate(lane)}{see}")
     if (pause := lane.get("pause")) is not None:
-        until = "until it is resumed" if pause["until"] is None else f"until {pause['until']}"
-        click.echo(f"  the conversation is paused {until}: {printable(pause['reason'])}")
+        click.echo(f"  {told_pause(pause)}")
     for outcome in lane.get("outcomes", ()):
-        click.echo(f"  {outcome['at']} {_outcome(outcome)}")
+        click.echo(f"  {outcome['at']} {told_outcome(outcome)}")
     if not lane["handlers"]:
         click.echo("  it has no handlers")
     for handler in lane["handlers"]:
-        told = {True: "matches", False: "does not match", None: "cannot be asked: a filter raised"}[handler["matches"]]
-        click.echo(f"  {handler['name']} ({handler['place']}): {told}")
+        click.echo(f"  {handler['name']} ({handler['place']}): {MATCHES[handler['matches']]}")
         for each in handler["filters"]:
-            click.echo(f"    {_filter(each)}")
-
-
-def _outcome(row: Mapping[str, Any]) -> str:
-    several = "" if row["first"] == row["last"] else f" (positions {row['first']} to {row['last']})"
-    match row["word"]:
-        case "set back":
-            return f"somebody wanted it to be handled again{several}"
-        case "tried again":
-            return "somebody wanted its dead letter to be delivered again"
-        case word:
-            data = "" if row["data"] is None else f" {_value(row['data'])}"
-            return f"outcome: {printable(word)}{data}{several}"
-
-
-def _fate(lane: Mapping[str, Any]) -> str:
-    fate = lane["fate"]
-    attempts = "1 attempt" if fate["attempts"] == 1 else f"{fate['attempts']} attempts"
-    failed = f"after {attempts}: {printable(fate['error'] or 'the process died')}"
-    again = " again" if fate.get("replays") else ""
-    match fate["state"]:
-        case "waiting":
-            behind = f" behind position {fate['behind']}, which fails" if fate.get("behind") else ""
-            trouble = f": {printable(lane['trouble'])}" if lane.get("trouble") else ""
-            out_of_order = "" if lane["breaker"] == "closed" else f"; the plugin as a whole is out of order{trouble}"
-            return f"waiting{again}{behind}{out_of_order}"
-        case "running":
-            nth = f", attempt {fate['attempts'] + 1}" if fate["attempts"] else ""
-            return f"running{again} at this moment{nth}"
-        case "failing":
-            return f"failing, next attempt not before {fate['not_before']}, {failed}"
-        case "paused":
-            return f"waiting{again}, since its conversation is paused"
-        case "aside":
-            tried = f", {failed}" if fate["attempts"] else ""
-            return f"comes by itself not before {fate['not_before']}, while the conversation goes on{tried}"
-        case "passed":
-            return "passed: it had grown stale, and newer mail said more"
-        case "dead":
-            return f"dead letter {fate['letter']} {failed}; see: agentd dead show {fate['letter']}"
-        case "held":
-            held = "behind which the conversation is held"
-            return f"dead letter {fate['letter']}, {held}, {failed}; see: agentd dead show {fate['letter']}"
-        case "passed_over":
-            return "passed over: no handler matches"
-        case "never_offered":
-            return "never offered: it is older than the plugin's service for this identity"
-        case "handled":
-            return f"handled{again}"
-        case state:
-            return str(state)
-
-
-def _filter(row: Mapping[str, Any]) -> str:
-    wanted = f"{row['name']}: wanted {_value(row['wanted'])}"
-    if row["error"] is not None:
-        return f"! {wanted}, raised {printable(row['error'])}"
-    if row["passed"] is None:
-        return f"- {wanted}, not asked"
-    said = "" if row["name"] == "where" else f", had {_value(row['had'])}"
-    return f"{'+' if row['passed'] else '-'} {wanted}{said}"
-
-
-def _value(value: Any) -> str:
-    return printable(json.dumps(value, ensure_ascii=False))
+            click.echo(f"    {_FILTER_MARKS[filter_passed(each)]} {told_filter(each)}")

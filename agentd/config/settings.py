@@ -43,8 +43,10 @@ class Intake(_Section, frozen=True, kw_only=True):
     audit_interval_s: Interval = 30.0  # with its jitter, a lost last message is found and told within a minute
     audit_conversations: Limit = 20  # tops compared per audit, the longest unaudited first
     on_reset: Literal["replay", "adopt"] = "replay"  # the new numbering from its start, so that nothing is lost
-    undispatched_high: Limit = 50_000  # events waiting for handlers at which intake sheds (about 100 MB of memory)
-    undispatched_low: Count = 10_000  # and below which it fetches what it shed
+    undispatched_high: Limit = (
+        50_000  # events waiting for handlers in memory (about 100 MB); who has most of them sheds
+    )
+    undispatched_low: Count = 10_000  # and below which an identity fetches what it shed
     questions_max: Limit = 10_000  # repeats waiting for the disk to tell them; more stay with the server until later
     unreadable_tries: Limit = 3  # requests that a malformed history row holds its conversation for; then it is absent
     undispatched_high_mb: Limit = 256  # the same by the size of what they hold, whichever comes first

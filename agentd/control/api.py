@@ -67,6 +67,7 @@ from agentd.core.moments import unix
 from agentd.errors import ConfigError, JournalError, OutcomeUnknown, Refused, Unavailable
 
 API = 1
+PAUSE_MAX_S = 366 * 86_400.0  # who means longer means until it is resumed
 
 T = TypeVar("T")
 
@@ -74,7 +75,6 @@ _BODY_MAX_BYTES = 4_194_304  # as much as the largest frame
 _LISTED_MAX = 10_000
 _HELD = ",".join(state for state in (*OPEN_STATES, *SETTLED_STATES) if state not in ("sent", "dropped"))
 _WAIT_MAX_S = 600.0
-_PAUSE_MAX_S = 366 * 86_400.0  # who means longer means until it is resumed
 _SHUTDOWN_TIMEOUT_S = 0.3  # enough for what is answered from memory; a tail or a waiting send is cancelled then
 _UCRED = struct.Struct("3i")  # pid, uid, gid, as SO_PEERCRED gives them
 
@@ -314,7 +314,7 @@ class PauseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     conversation: Annotated[str, msgspec.Meta(min_length=1)]
     identity: str | None = None
-    for_s: Annotated[float, msgspec.Meta(gt=0, le=_PAUSE_MAX_S)] | None = None
+    for_s: Annotated[float, msgspec.Meta(gt=0, le=PAUSE_MAX_S)] | None = None
 
 
 class ResumeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

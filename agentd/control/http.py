@@ -12,7 +12,11 @@
     GET  /api/stream                server-sent events: `part` {name, html} when a part of the page has changed,
                                     `records` {html, count, skipped} as they are committed
     GET  /api/dead/letter?number=N  a dead letter, with its event and traceback
-    POST /api/dead/drop             {number}
+    POST /api/dead/drop             {number}; the same for replay
+    GET  /api/explanation?position=N&identity=NAME
+                                    {html, act}: what the plugins make of an event, and what to do about it
+    POST /api/pause                 {conversation, identity, for_s: seconds, or null for until it is resumed}
+    POST /api/resume                {conversation, identity}
     POST /api/outbox/retry          {client_msg_id, identity}; the same for drop
     POST /api/release               {plugin, conversation, identity}
     POST /api/say                   {text} to the embedded hub's echo agent; where there is one
@@ -44,7 +48,8 @@ from aiohttp import web
 from agentd import config
 from agentd.config import is_address, listening_address
 from agentd.control import page
-from agentd.control.api import Daemon
+from agentd.control.api import PAUSE_MAX_S, Daemon
+from agentd.control.explained import explanation
 from agentd.control.exposition import CONTENT_TYPE
 from agentd.control.feed import Feed
 from agentd.control.readings import Readings, limits, why_not_ready
@@ -85,7 +90,7 @@ class Invited(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Letter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Body of POST /api/dead/drop."""
+    """Body of POST /api/dead/replay and /api/dead/drop."""
 
     number: Annotated[int, msgspec.Meta(ge=1)]
 
@@ -102,6 +107,21 @@ class Held(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     plugin: str
     conversation: str
+    identity: str
+
+
+class Pause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of POST /api/pause."""
+
+    conversation: Annotated[str, msgspec.Meta(min_length=1)]
+    identity: str
+    for_s: Annotated[float, msgspec.Meta(gt=0, le=PAUSE_MAX_S)] | None = None
+
+
+class Resume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of POST /api/resume."""
+
+    conversation: Annotated[str, msgspec.Meta(min_length=1)]
     identity: str
 
 
@@ -180,10 +200,14 @@ class HttpServer:
         routes.add_get("/api/status", self._status)
         routes.add_get("/api/stream", self._stream)
         routes.add_get("/api/dead/letter", self._letter)
+        routes.add_post("/api/dead/replay", self._replay_letter)
         routes.add_post("/api/dead/drop", self._drop_letter)
         routes.add_post("/api/outbox/retry", self._retry_send)
         routes.add_post("/api/outbox/drop", self._drop_send)
         routes.add_post("/api/release", self._release)
+        routes.add_get("/api/explanation", self._explanation)
+        routes.add_post("/api/pause", self._pause)
+        routes.add_post("/api/resume", self._resume)
         routes.add_post("/api/say", self._say)
         return application
 
@@ -297,10 +321,10 @@ class HttpServer:
             return response
 
     async def _letter(self, request: web.Request) -> web.StreamResponse:
-        number = request.query.get("number", "")
-        if not number.isdecimal() or len(number) > 18:
-            raise ControlError(400, "BAD_REQUEST", "number must be a whole number", "mend the request")
-        return _json(await self._daemon.dead_show(int(number)))
+        return _json(await self._daemon.dead_show(_number(request, "number")))
+
+    async def _replay_letter(self, request: web.Request) -> web.StreamResponse:
+        return _json(await self._daemon.dead_replay((await _body(request, Letter)).number))
 
     async def _drop_letter(self, request: web.Request) -> web.StreamResponse:
         return _json(await self._daemon.dead_drop((await _body(request, Letter)).number))
@@ -317,6 +341,23 @@ class HttpServer:
         held = await _body(request, Held)
         released = self._daemon.release(held.plugin, self._known(held.identity), held.conversation)
         return _json({"released": released})
+
+    async def _explanation(self, request: web.Request) -> web.StreamResponse:
+        identity = self._known(request.query.get("identity", ""))
+        explained = await self._daemon.explain(str(_number(request, "position")), identity, None)
+        found = explained["events"][0]
+        place = (identity, found["event"]["conversation"])
+        pauses = self._daemon.status()["pauses"]
+        pause = next((each for each in pauses if (each["identity"], each["conversation"]) == place), None)
+        return _json(explanation(found, pause))
+
+    async def _pause(self, request: web.Request) -> web.StreamResponse:
+        wanted = await _body(request, Pause)
+        return _json(await self._daemon.pause(self._known(wanted.identity), wanted.conversation, wanted.for_s))
+
+    async def _resume(self, request: web.Request) -> web.StreamResponse:
+        wanted = await _body(request, Resume)
+        return _json(await self._daemon.resume(self._known(wanted.identity), wanted.conversation))
 
     async def _say(self, request: web.Request) -> web.StreamResponse:
         if self._daemon.status()["hub_url"] is None:
@@ -378,6 +419,13 @@ async def _body(request: web.Request, shape: type[T]) -> T:
         return msgspec.json.decode(await request.read(), type=shape)
     except msgspec.DecodeError as error:
         raise ControlError(400, "BAD_REQUEST", str(error), "mend the request") from None
+
+
+def _number(request: web.Request, name: str) -> int:
+    given = request.query.get(name, "")
+    if not given.isdecimal() or len(given) > 18:
+        raise ControlError(400, "BAD_REQUEST", f"{name} must be a whole number", "mend the request")
+    return int(given)
 
 
 def _told(reason: Reason, now: float) -> dict[str, str | None]:

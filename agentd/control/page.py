@@ -11,16 +11,16 @@ Not here: when a part is made (feed.py), who may see it (http.py), how it looks 
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from agentd.control.explained import pause_button, resume_button
 from agentd.control.markup import NOTHING, Markup, joined, markup
+from agentd.control.pieces import aged, ago, button, clock, iso, lasting, many, pill, short, until
 from agentd.control.readings import why_not_ready
-from agentd.core import moments
 from agentd.core.health import Limits, Reason
-from agentd.logs import printable
 
 Row = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ ECHO = "@echo"
 """Who answers on the embedded hub."""
 
 _HISTORY = 12
-_TEXT_MAX_CHARS = 400  # of a record in the flow; the whole text is in the journal
+_PAUSES_SHOWN = 20  # a policy of holding stale mail may pause thousands at once
 
 _STATES = {
     "live": ("good", "live"),
@@ -43,6 +43,9 @@ _STATES = {
     "off": ("bad", "off"),
 }
 """How a state looks, and its word."""
+
+_DURATIONS = ((900, "15 minutes"), (3_600, "1 hour"), (28_800, "8 hours"), (86_400, "1 day"), ("", "until resumed"))
+"""How long a conversation may be paused from the page: seconds, and their words."""
 
 _SEND_STATES = {"ready": "busy", "sending": "busy", "unknown": "warn", "refused": "bad", "expired": "bad"}
 
@@ -71,7 +74,8 @@ def document(status: Row, made: Mapping[str, str]) -> str:
 <header class="top">
   <p class="brand"><img src="/static/icon.svg" alt="" width="28" height="28"> agentd</p>
   <p class="about"><span>version {version}</span> <span>process {pid}</span> <span>started {since}</span></p>
-  <button type="button" class="quiet" data-post="/session/end" data-then="leave">Sign out</button>
+  <button type="button" class="quiet" data-post="/session/end" data-done="you are out"
+data-then="leave">Sign out</button>
 </header>
 <p id="lost" class="lost" role="alert" hidden>The daemon does not answer. What you see is what it said last; it is asked
 again every few seconds.</p>
@@ -85,6 +89,7 @@ again every few seconds.</p>
     <div class="column">
       {talk}
       {plugins}
+      {pauses}
       {outbox}
       {dead}
       {gaps}
@@ -100,6 +105,22 @@ again every few seconds.</p>
     <button value="yes" class="danger" id="confirm-yes"></button></p>
   </form>
 </dialog>
+<dialog id="pause" aria-labelledby="pause-title">
+  <form method="dialog">
+    <h2 id="pause-title">Pause a conversation?</h2>
+    <p>No handler runs in <code id="pause-conversation"></code> of <b id="pause-identity"></b>. Its mail is kept, and
+handled in order once it goes on.</p>
+    <p class="field"><label for="pause-for">For how long</label>
+    <select id="pause-for">{durations}</select></p>
+    <p class="actions"><button value="no" autofocus>Cancel</button>
+    <button value="yes" class="danger">Pause it</button></p>
+  </form>
+</dialog>
+<dialog id="explained" aria-labelledby="explained-title">
+  <h2 id="explained-title" tabindex="-1" autofocus>What became of an event</h2>
+  <div id="explanation"></div>
+  <form method="dialog"><p class="actions"><span id="explained-act"></span> <button>Close</button></p></form>
+</dialog>
 <dialog id="letter" aria-labelledby="letter-title">
   <h2 id="letter-title">Dead letter</h2>
   <dl id="letter-event"></dl>
@@ -109,12 +130,16 @@ again every few seconds.</p>
 <noscript><p class="lost">Without scripts this page shows one moment; load it again for the next.</p></noscript>""",
         version=status["version"],
         pid=status["pid"],
-        since=_ago(_iso(time.time() - status["uptime_s"])),
+        since=ago(iso(time.time() - status["uptime_s"])),
+        durations=joined(
+            markup('<option value="{for_s}">{words}</option>', for_s=for_s, words=words) for for_s, words in _DURATIONS
+        ),
         health=parts["health"],
         identities=_card(LIST, "Identities", _identities(status["identities"], parts)),
         events=_events_card(),
         talk=_talk_card() if status["hub_url"] is not None else NOTHING,
         plugins=_card("plugins", "Plugins", parts["plugins"]),
+        pauses=_card("pauses", "Paused conversations", parts["pauses"]),
         outbox=_card("outbox", "Outbox", parts["outbox"]),
         dead=_card("dead", "Dead letters", parts["dead"]),
         gaps=_card("gaps", "Gaps", parts["gaps"]),
@@ -131,9 +156,10 @@ def parts(
         "health": _health(status, why_not_ready(status, limits, now), now),
         LIST: _identities(status["identities"], {}),
         **{_part_of(each): _identity(each) for each in status["identities"]},
-        "plugins": _plugins(status["plugins"]),
+        "plugins": _plugins(status["plugins"], {(each["identity"], each["conversation"]) for each in status["pauses"]}),
+        "pauses": _pauses(status["pauses"]),
         "outbox": _listed(sends, _send, "Nothing waits to be sent, and nothing was refused."),
-        "dead": _listed(letters, _letter, "No event was given up."),
+        "dead": _listed(letters, partial(_letter, _held_lanes(status["plugins"])), "No event was given up."),
         "gaps": _listed(gaps, _gap, "No gap was found."),
     }
 
@@ -187,7 +213,7 @@ def _events_card() -> Markup:
 <div class="head"><h2 id="title-events">Events</h2>
 <button type="button" class="quiet" id="hold" aria-pressed="false">Hold the list</button></div>
 <p class="empty" id="no-events">Events appear here when they are on disk.</p>
-<ol id="events" class="flow" reversed></ol>
+<ol id="events" class="flow" tabindex="-1" aria-labelledby="title-events" reversed></ol>
 </section>""")
 
 
@@ -229,7 +255,7 @@ def _health(status: Row, reasons: Sequence[Reason], now: float) -> Markup:
                 words=markup("<b>{name}</b>: {words}", name=each.identity, words=_without_numbers(each))
                 if each.identity
                 else _capitalised(_without_numbers(each)),
-                since=_lasting(_iso(time.time() - (now - each.since))),
+                since=lasting(iso(time.time() - (now - each.since))),
             )
             for each in reasons
         ),
@@ -244,7 +270,7 @@ def _summary(states: Sequence[str]) -> str:
         return {1: "Its identity is live.", 2: "Both identities are live."}.get(
             live, f"All {live:,} identities are live."
         )
-    return f"{live:,} of {_many(len(states), 'identity', 'identities')} live."
+    return f"{live:,} of {many(len(states), 'identity', 'identities')} live."
 
 
 def _capitalised(words: str) -> str:
@@ -303,16 +329,16 @@ def _identity(row: Row) -> Markup:
 <details id="history-{name}"><summary>History of {name}</summary><ol class="history">{history}</ol></details>""",
         name=row["name"],
         handle=row["handle"],
-        pill=_pill(*_STATES[row["state"]]),
+        pill=pill(*_STATES[row["state"]]),
         reason=markup(
             '<p class="{look}">{why}</p>',
             look="dim" if row["state"] == "live" else "why",
-            why=_short(row["state_reason"]),
+            why=short(row["state_reason"]),
         )
         if row["state_reason"]
         else NOTHING,
         times=joined(
-            markup("<span>{what} {at}</span> ", what=what, at=_aged(row[field]))
+            markup("<span>{what} {at}</span> ", what=what, at=aged(row[field]))
             for what, field in heard
             if row.get(field) is not None
         ),
@@ -329,8 +355,8 @@ def _identity(row: Row) -> Markup:
         history=joined(
             markup(
                 "<li>{at} {pill} {reason}</li>",
-                at=_clock(change["at"]),
-                pill=_pill(*_STATES[change["state"]]),
+                at=clock(change["at"]),
+                pill=pill(*_STATES[change["state"]]),
                 reason=change["reason"],
             )
             for change in row["history"][: -_HISTORY - 1 : -1]
@@ -338,18 +364,19 @@ def _identity(row: Row) -> Markup:
     )
 
 
-def _plugins(plugins: Sequence[Row]) -> Markup:
+def _plugins(plugins: Sequence[Row], paused: Collection[tuple[str, str]]) -> Markup:
+    """paused: (identity, conversation) of what is paused."""
     if not plugins:
         return markup('<p class="empty">No plugin is configured.</p>')
-    return markup('<ul class="rows">{rows}</ul>', rows=joined(map(_plugin, plugins)))
+    return markup('<ul class="rows">{rows}</ul>', rows=joined(_plugin(each, paused) for each in plugins))
 
 
-def _plugin(row: Row) -> Markup:
+def _plugin(row: Row, paused: Collection[tuple[str, str]]) -> Markup:
     if "breaker" not in row:
         return markup(
             '<li><div class="line"><b class="who">{name}</b> {pill}</div></li>',
             name=row["name"],
-            pill=_pill("idle", "not used"),
+            pill=pill("idle", "not used"),
         )
     breaker = {"closed": ("good", "works"), "open": ("bad", "paused"), "half-open": ("warn", "on trial")}
     deepest = row["deepest"]
@@ -363,31 +390,35 @@ def _plugin(row: Row) -> Markup:
 </li>""",
         name=row["name"],
         identities=", ".join(row["identities"]),
-        pill=_pill(*breaker[row["breaker"]]),
+        pill=pill(*breaker[row["breaker"]]),
         trouble=NOTHING
         if row["breaker"] == "closed"
         else markup('<p class="why">It failed in several conversations in a row: all of them wait for a trial.</p>'),
         held=joined(_held(row["name"], each) for each in row["held"]),
         lanes=markup(
             '<p class="dim">{lanes}</p><ul class="lanes">{deepest}</ul>',
-            lanes=f"{_many(row['lanes'], 'conversation', 'conversations')} with something to do"
+            lanes=f"{many(row['lanes'], 'conversation', 'conversations')} with something to do"
             + (f", the deepest {len(deepest)}:" if row["lanes"] > len(deepest) else ":"),
-            deepest=joined(_lane(lane, most) for lane in deepest),
+            deepest=joined(
+                _lane(row["name"], lane, most, (lane["identity"], lane["conversation"]) in paused) for lane in deepest
+            ),
         )
         if deepest
         else markup('<p class="dim">Nothing waits.</p>'),
     )
 
 
-def _lane(lane: Row, most: int) -> Markup:
+def _lane(plugin: str, lane: Row, most: int, paused: bool) -> Markup:
     return markup(
         """<li><span class="name">{identity} <code>{conversation}</code></span>
-<meter min="0" max="{most}" value="{depth}" aria-hidden="true"></meter> <span class="depth">{shown}</span></li>""",
+<meter min="0" max="{most}" value="{depth}" aria-hidden="true"></meter> <span class="depth">{shown}</span>
+{pausing}</li>""",
         identity=lane["identity"],
         conversation=lane["conversation"],
         depth=lane["depth"],
         most=most,
         shown=f"{lane['depth']:,}",
+        pausing=pill("warn", "paused") if paused else pause_button(lane, "Pause", key=f"lane-{plugin}"),
     )
 
 
@@ -398,9 +429,42 @@ def _held(plugin: str, held: Row) -> Markup:
 behind a dead letter</span> {release}</div>""",
         identity=held["identity"],
         conversation=held["conversation"],
-        release=_button(
+        release=button(
             "Release", "/api/release", chosen, f"{plugin} goes on in {held['conversation']}", about=held["conversation"]
         ),
+    )
+
+
+def _held_lanes(plugins: Sequence[Row]) -> set[tuple[str, str, str]]:
+    """(plugin, identity, conversation) of what stands still behind a dead letter."""
+    return {(row["name"], held["identity"], held["conversation"]) for row in plugins for held in row.get("held", ())}
+
+
+def _pauses(pauses: Sequence[Row]) -> Markup:
+    more = len(pauses) - _PAUSES_SHOWN
+    return markup(
+        "{listed}{more}",
+        listed=_listed(pauses[:_PAUSES_SHOWN], _pause, "No conversation is paused."),
+        more=markup('<p class="dim">and {more} more; see: agentd status --json</p>', more=f"{more:,}")
+        if more > 0
+        else NOTHING,
+    )
+
+
+def _pause(row: Row) -> Markup:
+    return markup(
+        """<li>
+<div class="line"><span class="who">{identity} <code>{conversation}</code></span>
+<span class="actions">{resume}</span></div>
+<p>{reason}</p>
+<p class="dim">paused {at}, {end}</p>
+</li>""",
+        identity=row["identity"],
+        conversation=row["conversation"],
+        resume=resume_button(row),
+        reason=_capitalised(short(row["reason"])),
+        at=ago(row["paused_at"]),
+        end="until it is resumed" if row["until"] is None else until(row["until"]),
     )
 
 
@@ -409,9 +473,9 @@ def _send(row: Row) -> Markup:
     name = f"the send to {row['target']}"
     may_retry = row["needs_decision"] or row["state"] in ("refused", "expired")
     retry = (
-        _button("Send it", "/api/outbox/retry", chosen, f"{name} leaves", about=row["target"]) if may_retry else NOTHING
+        button("Send it", "/api/outbox/retry", chosen, f"{name} leaves", about=row["target"]) if may_retry else NOTHING
     )
-    drop = _button(
+    drop = button(
         "Drop",
         "/api/outbox/drop",
         chosen,
@@ -429,18 +493,24 @@ def _send(row: Row) -> Markup:
 </li>""",
         identity=row["identity"],
         target=row["target"],
-        pill=_pill(_SEND_STATES[row["state"]], row["state"]),
-        text=_short(content),
-        error=markup('<p class="why">{error}</p>', error=_short(row["error"])) if row["error"] else NOTHING,
-        attempts=_many(row["attempts"], "attempt", "attempts"),
-        queued=_ago(row["queued_at"]),
+        pill=pill(_SEND_STATES[row["state"]], row["state"]),
+        text=short(content),
+        error=markup('<p class="why">{error}</p>', error=short(row["error"])) if row["error"] else NOTHING,
+        attempts=many(row["attempts"], "attempt", "attempts"),
+        queued=ago(row["queued_at"]),
         retry=retry,
         drop=drop,
     )
 
 
-def _letter(row: Row) -> Markup:
-    number = row["number"]
+def _letter(held_lanes: Collection[tuple[str, str, str]], row: Row) -> Markup:
+    number, plugin = row["number"], row["plugin"]
+    if (plugin, row["identity"], row["conversation"]) in held_lanes:
+        means = f"{plugin} handles it before anything else in {row['conversation']}, which waits for it, and may send."
+    else:
+        means = (
+            f"It comes to {plugin} by itself, marked late, and {plugin} may send. The conversation goes on meanwhile."
+        )
     return markup(
         """<li>
 <div class="line"><span class="who"><b>{plugin}</b> for {identity} <code>{conversation}</code></span>
@@ -448,16 +518,24 @@ def _letter(row: Row) -> Markup:
 <p class="why">{error}</p>
 <div class="line"><span class="dim">{attempts}, {died}</span> <span class="actions">
 <button type="button" data-letter="{number}" id="show-{number}" aria-label="Show dead letter {number}">Show</button>
-{drop}</span></div>
+{again} {drop}</span></div>
 </li>""",
-        plugin=row["plugin"],
+        plugin=plugin,
         identity=row["identity"],
         conversation=row["conversation"],
         number=number,
-        error=_short(row["error"]),
-        attempts=_many(row["attempts"], "attempt", "attempts"),
-        died=_ago(row["died_at"]),
-        drop=_button(
+        error=short(row["error"]),
+        attempts=many(row["attempts"], "attempt", "attempts"),
+        died=ago(row["died_at"]),
+        again=button(
+            "Deliver again",
+            "/api/dead/replay",
+            {"number": number},
+            f"the event of dead letter {number} is delivered again",
+            about=f"dead letter {number}",
+            ask=(f"Deliver dead letter {number} again?", f"{means} The letter leaves this list.", "Deliver it again"),
+        ),
+        drop=button(
             "Drop",
             "/api/dead/drop",
             {"number": number},
@@ -472,9 +550,9 @@ def _gap(row: Row) -> Markup:
     looks = {"filled": "good", "absent": "warn", "mixed": "warn", "reset": "idle"}
     outcome = row["outcome"]
     if row["closed_at"] is None:
-        told = markup("found {at}, {tries}", at=_ago(row["found_at"]), tries=_many(row["attempts"], "try", "tries"))
+        told = markup("found {at}, {tries}", at=ago(row["found_at"]), tries=many(row["attempts"], "try", "tries"))
     else:
-        told = markup("closed {at}", at=_ago(row["closed_at"]))
+        told = markup("closed {at}", at=ago(row["closed_at"]))
     return markup(
         """<li>
 <div class="line"><span class="who">{identity} <code>{conversation}</code> <b>{seqs}</b></span> {pill}</div>
@@ -483,9 +561,9 @@ def _gap(row: Row) -> Markup:
         identity=row["identity"],
         conversation=row["conversation"],
         seqs=f"{row['start']}" if row["stop"] == row["start"] + 1 else f"{row['start']} to {row['stop'] - 1}",
-        pill=_pill(looks.get(outcome, "busy"), outcome or "open"),
+        pill=pill(looks.get(outcome, "busy"), outcome or "open"),
         told=told,
-        absent=f"; {_many(row['absent'], 'seq', 'seqs')} never came: {row['reason']}" if row["absent"] else None,
+        absent=f"; {many(row['absent'], 'seq', 'seqs')} never came: {row['reason']}" if row["absent"] else None,
     )
 
 
@@ -497,87 +575,18 @@ def _record(row: Row) -> Markup:
     return markup(
         """<li class="{kind}"><div class="line"><span class="who">{who}
 <span class="dim"><code>{conversation}</code> #{seq}</span> {marks}</span> {at}</div>
-<p class="text">{text}</p></li>""",
+<div class="line"><p class="text">{text}</p>
+<button type="button" class="quiet" data-explain="{position}" data-of="{identity}"
+aria-label="Explain {conversation} #{seq}">Explain</button></div></li>""",
+        position=row["position"],
+        identity=row["identity"],
         kind="own" if row["own"] else "in",
         who=markup("<b>{identity}</b> said", identity=row["identity"])
         if row["own"]
-        else markup("<b>{sender}</b> to {identity}", sender=_short(row["sender"]), identity=row["identity"]),
+        else markup("<b>{sender}</b> to {identity}", sender=short(row["sender"]), identity=row["identity"]),
         conversation=row["conversation"],
         seq=row["seq"],
-        marks=joined(markup("{pill} ", pill=_pill("idle", mark)) for mark in marks),
-        at=_clock(row["received_at"]),
-        text=_short(text) if text else markup('<span class="dim">{kind}</span>', kind=row["type"]),
+        marks=joined(markup("{pill} ", pill=pill("idle", mark)) for mark in marks),
+        at=clock(row["received_at"]),
+        text=short(text) if text else markup('<span class="dim">{kind}</span>', kind=row["type"]),
     )
-
-
-# -- pieces ---------------------------------------------------------------------------------------------------------
-
-
-def _button(
-    label: str, path: str, body: Mapping[str, Any], done: str, *, about: str, ask: tuple[str, str, str] | None = None
-) -> Markup:
-    """A button that posts. done: what is said when it worked. about: what it acts on, for those who do not see it.
-
-    ask: (question, what it means, the answer that does it), for what cannot be undone.
-    """
-    asked = (
-        markup(
-            ' data-ask="{question}" data-means="{means}" data-yes="{yes}"', question=ask[0], means=ask[1], yes=ask[2]
-        )
-        if ask
-        else NOTHING
-    )
-    posted = json.dumps(body, sort_keys=True)
-    return markup(
-        '<button type="button" id="{id}" data-post="{path}" data-body="{body}" data-done="{done}"'
-        ' aria-label="{label} {about}"{asked}>{label}</button>',
-        id=f"{path}:{posted}",
-        path=path,
-        body=posted,
-        done=done,
-        about=about,
-        asked=asked,
-        label=label,
-    )
-
-
-def _pill(look: str, word: str) -> Markup:
-    return markup('<span class="pill {look}">{word}</span>', look=look, word=word)
-
-
-def _many(count: int, one: str, several: str) -> str:
-    return f"{count:,} {one if count == 1 else several}"
-
-
-def _short(text: str) -> str:
-    """What somebody wrote: not too long, and with characters written out that show nothing or turn others around."""
-    cut = text if len(text) <= _TEXT_MAX_CHARS else f"{text[: _TEXT_MAX_CHARS - 1]}…"
-    return "\n".join(map(printable, cut.split("\n")))
-
-
-def _ago(iso: str) -> Markup:
-    """A time that the script turns into "12 s ago"."""
-    return markup('<time datetime="{iso}" data-ago title="{iso}">{clock}</time>', iso=iso, clock=_hms(iso))
-
-
-def _lasting(iso: str) -> Markup:
-    """A time that the script turns into "for 12 s"."""
-    return markup('<time datetime="{iso}" data-lasting title="{iso}">since {clock}</time>', iso=iso, clock=_hms(iso))
-
-
-def _clock(iso: str) -> Markup:
-    """A time of day; the script turns it into the reader's own."""
-    return markup('<time datetime="{iso}" data-clock title="{iso}">{clock}</time>', iso=iso, clock=_hms(iso))
-
-
-def _aged(age_s: float) -> Markup:
-    """The time that was so long ago, to the second, so that it stays the same from one look to the next."""
-    return _ago(_iso(time.time() - age_s))
-
-
-def _hms(iso: str) -> str:
-    return iso[11:19]
-
-
-def _iso(unix_s: float) -> str:
-    return moments.iso(round(unix_s))

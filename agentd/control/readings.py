@@ -72,6 +72,8 @@ def _identity(status: Status, now: float) -> IdentityFacts:
         deaf=status.get("deaf", False),
         proved_at=_at(now, status.get("last_pong_age_s")),
         audited_at=_at(now, status.get("last_audit_age_s")),
+        shedding=status.get("shedding", ""),
+        shedding_since=_at(now, status.get("shedding_s")),
     )
 
 
@@ -186,7 +188,9 @@ def _of_the_rest(status: Status, now: float) -> dict[Gauge, metrics.Readings]:
     return {
         metrics.BUILD_INFO: {(status["version"], platform.python_version()): 1},
         metrics.UNDISPATCHED: {(): status["undispatched"]},
-        metrics.SHEDDING: {(): float(bool(status["shedding"]))},
+        metrics.SHEDDING: {
+            (): float(bool(status["shedding"] or any(each.get("shedding") for each in status["identities"])))
+        },
         metrics.JOURNAL_BYTES: {(): journal["bytes"]},
         metrics.JOURNAL_FULL: {(): float(journal["full"])},
         metrics.JOURNAL_WAITING: {(): journal["waiting_s"] or 0},

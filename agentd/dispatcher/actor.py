@@ -63,9 +63,9 @@ class Dispatcher:
 
     plugins: by name, set up. serves: every identity with the names of its plugins. conduct: how each identity carries
     itself; the defaults where it says nothing. revive: decodes what was stored. on_queued: a commit put these sends
-    into the outbox. marks: of deliveries in memory. on_backlog: True when a high mark is reached, False when the low
-    ones are again. outbox_room: how many more sends an identity's outbox takes; call `room_again` when it is more than
-    it was. send_now: puts a send into the outbox and waits for what becomes of it; raises NotSent. running: where
+    into the outbox. marks: of deliveries in memory. on_backlog: an identity has reached a high mark (True), or the low
+    ones again (False). outbox_room: how many more sends an identity's outbox takes; call `room_again` when it is more
+    than it was. send_now: puts a send into the outbox and waits for what becomes of it; raises NotSent. running: where
     calls under way are marked. unfinished: what was under way when the process before this one died.
 
     dead: per identity, dead letters.
@@ -80,7 +80,7 @@ class Dispatcher:
         *,
         revive: Callable[[StoredRecord], Event],
         on_queued: Callable[[Sequence[Send]], None],
-        on_backlog: Callable[[bool], None],
+        on_backlog: Callable[[str, bool], None],
         marks: Marks,
         conduct: Mapping[str, config.Conduct] | None = None,
         outbox_room: Callable[[str], int] = lambda identity: sys.maxsize,
@@ -178,11 +178,6 @@ class Dispatcher:
     def undispatched_bytes(self) -> int:
         """Of their payloads."""
         return self._backlog.bytes_in_memory
-
-    @property
-    def shedding(self) -> bool:
-        """A high mark was reached, and the low ones are not yet again."""
-        return self._loading.shedding
 
     @property
     def inherited(self) -> int:
@@ -283,7 +278,7 @@ class Dispatcher:
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         lane = self._backlog.lane(number, served)
         behind = 1 if lane is None else self._loading.of_the_turn(lane)
-        served.lanes.interpose(number, Rewind(identity, number, position, done), behind)
+        served.lanes.interpose(number, Rewind(identity, number, position, done), identity, behind=behind)
         self._engine.enlist(served)
         self._engine.wake()
         return done

@@ -160,7 +160,14 @@ class Served:
     def carry(self, identity: str, conduct: config.Conduct) -> None:
         """This identity is served, and carries itself so."""
         self.identities.add(identity)
+        self.lanes.shared = len(self.identities) > 1
         self.catch_up[identity] = _policy(conduct.catch_up, self.plugin)
+
+    def left(self, identity: str) -> None:
+        """This identity is not served any more."""
+        self.identities.discard(identity)
+        self.lanes.shared = len(self.identities) > 1
+        self.catch_up.pop(identity, None)
 
 
 def _policy(of_identity: config.CatchUp, plugin: Hosted) -> config.CatchUp | None:
@@ -257,17 +264,27 @@ class Line:
         self.lanes: list[Lane] = []
 
 
+class Memory:
+    """What an identity has in memory: deliveries, and the bytes of their payloads."""
+
+    __slots__ = ("bytes", "count")
+
+    def __init__(self) -> None:
+        self.count = self.bytes = 0
+
+
 class Backlog:
     """All lines, and the counts per identity.
 
     handled: records that every plugin of the identity is through with. pending: those that not all are.
-    in_memory: deliveries queued over all lanes; bytes_in_memory: of their payloads.
+    in_memory: deliveries queued over all lanes; bytes_in_memory: of their payloads. memory_of: the same by identity.
     """
 
     def __init__(self, identities: Iterable[str]) -> None:
         self.handled = dict.fromkeys(identities, 0)
         self.pending = dict.fromkeys(self.handled, 0)
         self.in_memory = self.bytes_in_memory = 0
+        self.memory_of: dict[str, Memory] = {identity: Memory() for identity in self.handled}
         self._lines: dict[int, Line] = {}
         self._last: dict[str, dict[int, int]] = {identity: {} for identity in self.handled}
 
@@ -275,6 +292,7 @@ class Backlog:
         """An identity is served from now on."""
         self.handled[identity] = self.pending[identity] = 0
         self._last[identity] = {}
+        self.memory_of.setdefault(identity, Memory())
 
     def forget(self, identity: str) -> None:
         """An identity that no plugin serves any more is none of ours."""
@@ -341,16 +359,21 @@ class Backlog:
 
     def loaded(self, delivery: Delivery) -> None:
         """This is in memory now."""
-        delivery.lane.memory += 1
-        self.in_memory += 1
-        self.bytes_in_memory += len(delivery.record.event.payload)
+        self._count(delivery, 1)
 
     def unloaded(self, deliveries: Iterable[Delivery]) -> None:
         """These are not any more."""
         for delivery in deliveries:
-            delivery.lane.memory -= 1
-            self.in_memory -= 1
-            self.bytes_in_memory -= len(delivery.record.event.payload)
+            self._count(delivery, -1)
+
+    def _count(self, delivery: Delivery, by: int) -> None:
+        size = by * len(delivery.record.event.payload)
+        memory = self.memory_of[delivery.lane.line.identity]
+        delivery.lane.memory += by
+        self.in_memory += by
+        memory.count += by
+        self.bytes_in_memory += size
+        memory.bytes += size
 
     def set_back(self, lane: Lane, behind: int) -> None:
         """So many of the line's newest records are this lane's to handle, again or for the first time."""

@@ -158,9 +158,9 @@ class Engine:
 
     # --- work
 
-    def push(self, served: Served, key: Key, item: Item) -> None:
-        """Put something at the end of a lane."""
-        served.lanes.push(key, item)
+    def push(self, served: Served, key: Key, item: Item, identity: str) -> None:
+        """Put something at the end of a lane. identity: whose it is."""
+        served.lanes.push(key, item, identity)
         self.enlist(served)
 
     def enlist(self, served: Served) -> None:
@@ -193,17 +193,21 @@ class Engine:
             return None
         while self._rota:
             served = self._rota.popleft()
-            if not self._has_share(served) or (self.trials and trial is not None and served is trial.served):
+            room = self._room_for(served)
+            if room <= 0 or (self.trials and trial is not None and served is trial.served):
                 self._short.append(served)
                 continue
             if served.plugin.up and (not served.breaker.troubled or served.breaker.may_begin(now)):
-                while (taken := served.lanes.take(now)) is not None:
+                while (taken := served.lanes.take(now, room)) is not None:
                     # What the predecessor runs is under way already.
                     if self.pauses and not isinstance(taken[1], Inherited) and self._is_paused(served, taken[0]):
                         continue
                     self._rota.append(served)
                     self.taken_at = served.taken_at = now
                     return served, *taken
+                if served.lanes.waiting and room < served.lanes.limit - served.lanes.running:
+                    self._short.append(served)
+                    continue
             served.listed = False
         return None
 
@@ -219,16 +223,16 @@ class Engine:
             self.arm()
         return served, key, item
 
-    def _has_share(self, served: Served) -> bool:
-        """Whether a call of this plugin leaves every other one its share of those that may run at once.
+    def _room_for(self, served: Served) -> int:
+        """How many calls of this plugin may begin and leave every other one its share of those that may run at once.
 
         So that plugins whose handlers all hang take the room of no other.
         """
-        running = self._workers.running
-        if running < self._limit - self._share * (len(self.served) - 1) or served.lanes.running < self._share:
-            return True
+        free = self._limit - self._workers.running
+        if len(self.served) == 1:
+            return free
         owed = sum(max(0, self._share - each.lanes.running) for each in self.served.values() if each is not served)
-        return self._limit - running > owed
+        return max(free - owed, self._share - served.lanes.running)
 
     def _is_paused(self, served: Served, key: Key) -> bool:
         if not isinstance(key, int) or not self.pauses.met(key, served):

@@ -91,7 +91,7 @@ class Predecessor:
         """Put what runs in this lane at its head, if anything does; before anything else is put there."""
         served = lane.served
         if (each := self._expected.pop((served.plugin.name, lane.number), None)) is not None:
-            self._engine.push(served, lane.number, Inherited(each, lane))
+            self._engine.push(served, lane.number, Inherited(each, lane), lane.line.identity)
 
     def push_rest(self) -> None:
         """What runs in no conversation."""
@@ -100,7 +100,7 @@ class Predecessor:
             *(((each.turn.plugin, ("", str(id(each)))), each) for each in self._without_lane),
         ]
         for (plugin, key), each in rest:
-            self._engine.push(self._engine.served[plugin], key, Inherited(each, None))
+            self._engine.push(self._engine.served[plugin], key, Inherited(each, None), each.turn.identity)
         self._expected.clear()
         self._without_lane.clear()
 

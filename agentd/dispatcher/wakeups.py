@@ -71,7 +71,7 @@ class Wakeups:
         for timer in self._engine.timers.pop_due(self._engine.clock.unix()):
             served = self._engine.served.get(timer.plugin)
             if served is not None and timer.identity in served.identities:
-                self._engine.push(served, timer.conversation or ("timer", timer.id), Due(timer))
+                self._engine.push(served, timer.conversation or ("timer", timer.id), Due(timer), timer.identity)
             else:  # a turn that ended after it was taken from service wanted it; its row waits on disk
                 self._engine.timers.drop(timer.id)
 
@@ -132,7 +132,7 @@ class Wakeups:
     ) -> None:
         """The turn at the head of this lane ran in the process before this one; it is judged as if here."""
         self._ended_elsewhere[timer.id] = timer, ctx, failure
-        served.lanes.interpose(key, Due(timer))
+        served.lanes.interpose(key, Due(timer), timer.identity)
         self._engine.done(served, key)
 
     def ended(self, served: Served, key: Key, timer: TimerSet, ctx: TurnContext[Any], failure: Failure | None) -> None:

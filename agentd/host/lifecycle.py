@@ -126,6 +126,10 @@ class Loaded:
                 await self._call(hook)
             except (Exception, SystemExit):
                 log.exception("teardown failed", extra={"plugin": self.name})
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of its threads and modules; all that is to be done for one that was never set up."""
         self._threads.close()
         _forget(self._alias)
 

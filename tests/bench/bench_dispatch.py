@@ -83,7 +83,7 @@ async def measure(handler: Callable[[Message, Context], Awaitable[None]], args: 
             Dispatch(lane_memory=10_000_000),
             revive=journal.revive,
             on_queued=lambda sends: None,
-            on_backlog=lambda shed: None,
+            on_backlog=lambda identity, is_so: None,
             marks=Marks(10_000_000, 0, 1 << 40, 0),
         )
         await dispatcher.start(tasks)

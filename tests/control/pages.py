@@ -14,7 +14,7 @@ from typing import Any
 
 from agentd import config
 from agentd.control.http import HttpServer
-from tests.conftest import ScriptedDaemon, identity_status, letter_row, send_row
+from tests.conftest import ScriptedDaemon, explanation, identity_status, letter_row, pause_row, send_row
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
@@ -124,6 +124,7 @@ class PageDaemon(ScriptedDaemon):
             "http_url": None,
             "identities": self.identities,
             "plugins": self.plugins,
+            "pauses": self.pauses,
             "journal": {"full": False, "bytes": 81_920, "waiting_s": None},
             "position": self.log[-1]["position"] if self.log else 0,
             "undispatched": 0,
@@ -143,8 +144,8 @@ class PageDaemon(ScriptedDaemon):
             identity("carol", "catching_up"),
         ]
         lanes = [
-            {"identity": "alice", "conversation": f"conv_{number}a7f3c21e", "depth": depth}
-            for number, depth in enumerate((512, 130, 64, 9, 2))
+            {"identity": "alice", "conversation": conversation, "depth": depth}
+            for conversation, depth in (("conv_0a7f3c21e", 512), ("conv_noisy", 130), ("conv_2a7f3c21e", 64), ("c", 2))
         ]
         held = [{"identity": "alice", "conversation": "conv_held", "event_id": "msg_5"}]
         self.plugins = [plugin("greeter", lanes=31, deepest=lanes, held=held), plugin("log")]
@@ -152,7 +153,14 @@ class PageDaemon(ScriptedDaemon):
             "agentd-7-0": send_row(),
             "agentd-8-0": send_row("agentd-8-0", state="ready", error=None, queued_at=iso(3)),
         }
-        self.letters = {3: letter_row(died_at=iso(500), error=f"ValueError: {HOSTILE}")}
+        self.letters = {
+            3: letter_row(died_at=iso(500), error=f"ValueError: {HOSTILE}"),
+            5: letter_row(5, conversation="conv_held", plugin="greeter", died_at=iso(20)),
+        }
+        self.pauses = [
+            pause_row("conv_noisy", paused_at=iso(300), until=iso(-3_300)),
+            pause_row("conv_person", paused_at=iso(60), reason=f"a person speaks {HOSTILE}"),
+        ]
         self.gap_list = [
             gap(17, 20),
             gap(3, 4, closed_at=iso(60), outcome="filled", rows=1),
@@ -198,6 +206,10 @@ class PageDaemon(ScriptedDaemon):
     async def dead(self, identity: str | None, dropped_too: bool, limit: int) -> list[dict[str, Any]]:
         return [each for each in self.letters.values() if dropped_too or each["dropped_at"] is None]
 
+    async def dead_replay(self, number: int) -> dict[str, Any]:
+        self.letters[number] = await super().dead_replay(number)
+        return self.letters[number]
+
     async def dead_drop(self, number: int) -> dict[str, Any]:
         self.letters[number] = await super().dead_drop(number)
         return self.letters[number]
@@ -212,6 +224,41 @@ class PageDaemon(ScriptedDaemon):
     async def outbox_retry(self, identity: str | None, client_msg_id: str) -> dict[str, Any]:
         self.sends[client_msg_id] = {**await super().outbox_retry(identity, client_msg_id), "error": None}
         return self.sends[client_msg_id]
+
+    async def pause(self, identity: str | None, conversation: str, for_s: float | None) -> dict[str, Any]:
+        row = await super().pause(identity, conversation, for_s)
+        row = {**row, "paused_at": iso(0), "until": None if for_s is None else iso(-for_s)}
+        self.pauses = [row, *(each for each in self.pauses if each["conversation"] != conversation)]
+        return row
+
+    async def resume(self, identity: str | None, conversation: str) -> dict[str, Any]:
+        row = await super().resume(identity, conversation)
+        self.pauses = [each for each in self.pauses if each["conversation"] != conversation]
+        return row
+
+    async def explain(self, event: str, identity: str | None, plugin: str | None) -> dict[str, Any]:
+        await super().explain(event, identity, plugin)
+        found = explanation()["events"][0]
+        lane = found["plugins"][0]
+        held = {"state": "held", "attempts": 5, "error": f"ValueError: {HOSTILE}", "letter": 5}
+        outcome = {"word": "tried again", "data": None, "at": iso(30), "first": 17, "last": 17}
+        return {
+            "events": [
+                {
+                    "event": next(each for each in self.log if each["position"] == int(event)),
+                    "plugins": [
+                        {**lane, "plugin": "greeter"},
+                        {
+                            **lane,
+                            "plugin": "log",
+                            "fate": {**lane["fate"], **held},
+                            "outcomes": [outcome],
+                            "handlers": [],
+                        },
+                    ],
+                }
+            ]
+        }
 
     def release(self, plugin: str, identity: str | None, conversation: str) -> int:
         released = super().release(plugin, identity, conversation)

@@ -249,9 +249,148 @@ def test_a_dead_letter_is_dropped_when_that_is_confirmed_and_not_before(page: Pa
         assert ("dead_drop", 3) not in page.daemon.asked
         drop.click()
         tab.get_by_role("button", name="Drop it").click()
-        tab.get_by_text("No event was given up.").wait_for()
+        drop.wait_for(state="detached")
         assert ("dead_drop", 3) in page.daemon.asked
         assert tab.locator("#said").inner_text() == "Done: dead letter 3 was dropped."
+
+
+@pytest.mark.parametrize(
+    ("number", "means"),
+    [
+        (3, "It comes to echo by itself, marked late, and echo may send."),
+        (5, "greeter handles it before anything else in conv_held, which waits for it, and may send."),
+    ],
+)
+def test_a_dead_letter_is_delivered_again_when_it_is_clear_what_that_does(
+    page: Page, visit: Callable[..., Any], number: int, means: str
+) -> None:
+    page.daemon.busy()
+    with visit() as tab:
+        again = tab.get_by_role("button", name=f"Deliver again dead letter {number}")
+        again.click()
+        assert means in tab.get_by_role("dialog").inner_text()
+        assert tab.evaluate("document.activeElement.textContent") == "Cancel"
+        tab.keyboard.press("Escape")
+        tab.get_by_role("dialog").wait_for(state="hidden")
+        assert ("dead_replay", number) not in page.daemon.asked
+        again.click()
+        tab.get_by_role("button", name="Deliver it again").click()
+        tab.get_by_text(f"Done: the event of dead letter {number} is delivered again.").wait_for()
+        assert ("dead_replay", number) in page.daemon.asked
+        again.wait_for(state="detached")
+
+
+def test_an_event_is_explained_handler_by_handler(page: Page, visit: Callable[..., Any]) -> None:
+    page.daemon.busy()
+    with visit() as tab:
+        explain = tab.get_by_role("button", name="Explain conv_9f31b2c4 #1")
+        explain.focus()
+        tab.keyboard.press("Enter")
+        dialog = tab.get_by_role("dialog", name="What became of an event")
+        dialog.wait_for()
+        assert ("explain", "1", "alice", None) in page.daemon.asked
+        assert tab.evaluate("document.activeElement.id") == "explained-title"
+        assert "Could you book the 9:40 train" in dialog.locator(".facts").inner_text()
+        greeter = dialog.get_by_role("region", name="Plugin greeter")
+        assert greeter.locator(".pill").first.inner_text() == "handled"
+        assert [each.locator(".pill").first.inner_text() for each in greeter.locator(".rows > li").all()] == [
+            "no match",
+            "matches",
+            "raised",
+        ]
+        assert 'text: wanted "^bye", had "hello"' in greeter.inner_text()
+        log = dialog.get_by_role("region", name="Plugin log").inner_text()
+        assert "behind which the conversation is held, after 5 attempts" in log
+        assert "somebody wanted its dead letter to be delivered again" in log
+        assert HOSTILE in log
+        tab.keyboard.press("Escape")
+        dialog.wait_for(state="hidden")
+        assert tab.evaluate("document.activeElement.getAttribute('aria-label')") == "Explain conv_9f31b2c4 #1"
+
+
+def test_an_event_that_cannot_be_explained_is_said_to_be_so(page: Page, visit: Callable[..., Any]) -> None:
+    from agentd.control.refusal import ControlError
+
+    page.daemon.busy()
+    page.daemon.error = ControlError(409, "UNREADABLE_EVENT", "event 1 cannot be read", "is the identity configured?")
+    with visit() as tab:
+        tab.get_by_role("button", name="Explain conv_9f31b2c4 #1").click()
+        tab.get_by_text("Not explained: event 1 cannot be read; is the identity configured?.").wait_for()
+
+
+@pytest.mark.parametrize(
+    ("length", "for_s", "end"), [("1 hour", 3_600.0, "for another"), ("until resumed", None, "until")]
+)
+def test_the_conversation_of_any_event_is_paused_and_goes_on_again(
+    page: Page, visit: Callable[..., Any], length: str, for_s: float | None, end: str
+) -> None:
+    page.happen(record(1, "one too many"))
+    with visit() as tab:
+        tab.get_by_text("No conversation is paused.").wait_for()
+        tab.get_by_role("button", name="Explain conv_9f31b2c4 #1").click()
+        tab.get_by_role("button", name="Pause conv_9f31b2c4").click()
+        asked = tab.get_by_role("dialog", name="Pause a conversation?")
+        assert "conv_9f31b2c4 of alice" in asked.inner_text()
+        asked.get_by_role("button", name="Cancel").click()
+        asked.wait_for(state="hidden")
+        assert not any(each[0] == "pause" for each in page.daemon.asked)
+        tab.get_by_role("button", name="Pause conv_9f31b2c4").click()
+        asked.get_by_label("For how long").select_option(length)
+        asked.get_by_role("button", name="Pause it").click()
+        tab.get_by_text("Done: conv_9f31b2c4 is paused.").wait_for()
+        assert tab.locator("dialog[open]").count() == 0, "what is said could not be seen"
+        assert ("pause", "alice", "conv_9f31b2c4", for_s) in page.daemon.asked
+        row = tab.locator("#part-pauses li")
+        row.wait_for()
+        assert "By command" in row.inner_text()
+        assert end in row.inner_text()
+
+        tab.get_by_role("button", name="Explain conv_9f31b2c4 #1").click()
+        dialog = tab.get_by_role("dialog", name="What became of an event")
+        assert "The conversation is paused until" in dialog.inner_text()
+        assert dialog.get_by_role("button", name="Pause conv_9f31b2c4").count() == 0
+        dialog.get_by_role("button", name="Resume conv_9f31b2c4").click()
+        tab.get_by_text("Done: conv_9f31b2c4 goes on.").wait_for()
+        assert ("resume", "alice", "conv_9f31b2c4") in page.daemon.asked
+        tab.get_by_text("No conversation is paused.").wait_for()
+
+
+def test_a_lane_that_has_much_to_do_is_paused_where_it_stands(page: Page, visit: Callable[..., Any]) -> None:
+    page.daemon.busy()
+    with visit() as tab:
+        lanes = tab.locator("#plugin-greeter .lanes li")
+        assert lanes.nth(1).locator(".pill").inner_text() == "paused"
+        assert lanes.nth(1).get_by_role("button").count() == 0
+        pause = lanes.first.get_by_role("button", name="Pause conv_0a7f3c21e")
+        pause.focus()
+        tab.keyboard.press("Enter")
+        tab.get_by_role("dialog", name="Pause a conversation?").get_by_role("button", name="Pause it").click()
+        lanes.first.locator(".pill", has_text="paused").wait_for()
+        assert ("pause", "alice", "conv_0a7f3c21e", 900.0) in page.daemon.asked
+
+
+def test_what_is_paused_is_shown_with_reason_and_end_and_goes_on(page: Page, visit: Callable[..., Any]) -> None:
+    page.daemon.busy()
+    with visit() as tab:
+        rows = tab.locator("#part-pauses li")
+        rows.first.wait_for()
+        noisy, person = rows.all_inner_texts()
+        assert "paused 5 min ago, for another 55 min" in noisy
+        assert "until it is resumed" in person
+        assert HOSTILE in person
+        tab.get_by_role("button", name="Resume conv_person").click()
+        tab.get_by_text("Done: conv_person goes on.").wait_for()
+        assert ("resume", "alice", "conv_person") in page.daemon.asked
+        tab.get_by_role("button", name="Resume conv_person").wait_for(state="detached")
+
+
+def test_of_thousands_of_pauses_some_are_shown_and_the_others_counted(page: Page, visit: Callable[..., Any]) -> None:
+    from tests.conftest import pause_row
+
+    page.daemon.pauses = [pause_row(f"conv_{number}") for number in range(1_234)]
+    with visit() as tab:
+        tab.get_by_text("and 1,214 more; see: agentd status --json").wait_for()
+        assert tab.locator("#part-pauses li").count() == 20
 
 
 def test_a_send_leaves_or_is_dropped(page: Page, visit: Callable[..., Any]) -> None:
@@ -302,6 +441,8 @@ def test_one_talks_to_the_embedded_hubs_agent_and_only_there(page: Page, visit: 
 # --- a real daemon behind it
 
 ANSWERS = """
+from pathlib import Path
+
 from agentd.plugin import Context, GiveUp, Message, Plugin
 
 plugin = Plugin("echo")
@@ -309,7 +450,7 @@ plugin = Plugin("echo")
 
 @plugin.on(Message)
 async def answer(message: Message, ctx: Context) -> None:
-    if message.text == "poison":
+    if message.text == "poison" and not Path("cured").exists():
         raise GiveUp("this one is poison")
     ctx.reply(f"you said {message.text}")
 """
@@ -378,6 +519,56 @@ def test_a_real_daemon_answers_gives_up_and_forgets_what_was_dropped(
     context.close()
 
 
+def test_a_real_daemon_explains_pauses_goes_on_and_delivers_again(
+    browser: Browser, embedded: Path, tmp_path: Path
+) -> None:
+    context = browser.new_context(viewport={"width": DESK[0], "height": DESK[1]}, reduced_motion="reduce")
+    tab = context.new_page()
+    tab.set_default_timeout(15_000)
+    tab.goto(json.loads(command(embedded, "dashboard", "--json").stdout)["url"])
+
+    def speak(text: str) -> None:
+        tab.get_by_label("Your message").fill(text)
+        tab.keyboard.press("Enter")
+
+    def explain(text: str) -> None:
+        heard = tab.locator("#events li.in", has_text=text)
+        heard.filter(has_text="to echo").get_by_role("button", name="Explain").first.click()
+
+    speak("hello")  # once it was answered, one may say more than one message in a row
+    tab.locator("#talk").get_by_text("you said hello").wait_for()
+    speak("poison")
+    explain("poison")
+    dialog = tab.get_by_role("dialog", name="What became of an event")
+    lane = dialog.get_by_role("region", name="Plugin echo")
+    assert lane.locator(".pill").first.inner_text() == "dead"
+    assert "answer" in lane.locator(".rows").inner_text()
+    assert "this one is poison" in lane.inner_text()
+    picture(tab, tmp_path, "real-explained")
+
+    dialog.get_by_role("button", name="Pause").click()
+    tab.get_by_label("For how long").select_option("until resumed")
+    tab.get_by_role("button", name="Pause it").click()
+    tab.locator("#part-pauses li", has_text="until it is resumed").wait_for()
+    speak("are you there")
+    explain("are you there")
+    assert dialog.get_by_role("region", name="Plugin echo").locator(".pill").first.inner_text() == "paused"
+    tab.keyboard.press("Escape")
+    assert json.loads(command(embedded, "status", "--json").stdout)["pauses"][0]["reason"] == "by command"
+    tab.locator("#part-pauses").get_by_role("button", name="Resume").click()
+    tab.locator("#events li.own", has_text="you said are you there").first.wait_for()
+    assert json.loads(command(embedded, "status", "--json").stdout)["pauses"] == []
+
+    (embedded / "cured").touch()
+    again = tab.get_by_role("button", name="Deliver again dead letter 1")
+    again.click()
+    tab.get_by_role("button", name="Deliver it again").click()
+    tab.locator("#events li.own", has_text="you said poison").first.wait_for()
+    again.wait_for(state="detached")
+    assert json.loads(command(embedded, "dead", "ls", "--json").stdout) == []
+    context.close()
+
+
 # --- by keyboard, on a phone, for a screen reader
 
 
@@ -437,7 +628,7 @@ def test_nothing_is_wider_than_a_phone_and_everything_is_large_enough_to_touch(
         tab.wait_for_timeout(800)
         assert tab.evaluate("document.documentElement.scrollWidth") == PHONE[0]
         small = tab.evaluate(
-            """[...document.querySelectorAll('button, input')].filter((each) => each.checkVisibility())
+            """[...document.querySelectorAll('button, input, select')].filter((each) => each.checkVisibility())
                .map((each) => [each.textContent, each.getBoundingClientRect().height])
                .filter(([, tall]) => tall < 44)"""
         )
@@ -448,7 +639,17 @@ def test_every_control_and_region_has_a_name_and_headings_do_not_jump(page: Page
     page.daemon.busy()
     with visit() as tab:
         tree = tab.locator("body").aria_snapshot()
-        for region in ("Health", "Identities", "Events", "Plugins", "Outbox", "Dead letters", "Gaps", "Talk to @echo"):
+        for region in (
+            "Health",
+            "Identities",
+            "Events",
+            "Plugins",
+            "Paused conversations",
+            "Outbox",
+            "Dead letters",
+            "Gaps",
+            "Talk to @echo",
+        ):
             assert f'region "{region}"' in tree, tree
         for landmark in ("banner", "main"):
             assert f"- {landmark}" in tree
@@ -480,6 +681,10 @@ CONTRAST = """() => {
   }
   return poor;
 }"""
+
+
+WIDER_THAN_ITS_DIALOG = """() => [...document.querySelectorAll('dialog[open]')]
+  .filter((each) => each.scrollWidth > each.clientWidth).map((each) => each.id)"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -518,3 +723,13 @@ def test_the_door_and_the_dialogs_can_be_read(
             tab.get_by_role("button", name="Drop dead letter 3").click()
             picture(tab, tmp_path, f"confirm-{name}-{scheme}")
             assert tab.evaluate(CONTRAST) == []
+            tab.get_by_role("button", name="Cancel").click()
+            tab.get_by_role("button", name="Explain conv_9f31b2c4 #3").click()
+            tab.get_by_role("dialog", name="What became of an event").wait_for()
+            picture(tab, tmp_path, f"explained-{name}-{scheme}")
+            assert tab.evaluate(CONTRAST) == []
+            assert tab.evaluate(WIDER_THAN_ITS_DIALOG) == []
+            tab.get_by_role("button", name="Pause conv_9f31b2c4").click()
+            picture(tab, tmp_path, f"pause-{name}-{scheme}")
+            assert tab.evaluate(CONTRAST) == []
+            assert tab.evaluate(WIDER_THAN_ITS_DIALOG) == []

@@ -26,7 +26,11 @@ SECRET_PATHS = [
     ("GET", "/api/stream"),
     ("GET", "/api/dead/letter?number=3"),
     ("POST", "/api/invitations"),
+    ("GET", "/api/explanation?position=1&identity=alice"),
+    ("POST", "/api/dead/replay"),
     ("POST", "/api/dead/drop"),
+    ("POST", "/api/pause"),
+    ("POST", "/api/resume"),
     ("POST", "/api/outbox/retry"),
     ("POST", "/api/outbox/drop"),
     ("POST", "/api/release"),
@@ -296,7 +300,7 @@ def stream(page: Page, count: int, **headers: str) -> list[tuple[str, dict[str, 
 
 def test_a_stream_begins_with_every_part_and_the_newest_records(page: Page) -> None:
     page.daemon.busy()
-    *parts, (last, records) = stream(page, 10)
+    *parts, (last, records) = stream(page, 11)
     assert {data["name"] for name, data in parts if name == "part"} == {
         "health",
         "identities",
@@ -304,6 +308,7 @@ def test_a_stream_begins_with_every_part_and_the_newest_records(page: Page) -> N
         "identity-a-rather-long-name-for-an-identity.example",
         "identity-carol",
         "plugins",
+        "pauses",
         "outbox",
         "dead",
         "gaps",
@@ -368,6 +373,15 @@ def test_what_cannot_be_done_says_why_and_what_to_do(page: Page) -> None:
     chosen = {"client_msg_id": "k", "identity": "nobody"}
     status, _, text = page.ask("POST", "/api/outbox/drop", chosen)
     assert (status, json.loads(text)["code"]) == (404, "UNKNOWN_IDENTITY")
+    status, _, text = page.ask("GET", "/api/explanation?position=last&identity=alice")
+    assert (status, json.loads(text)["code"]) == (400, "BAD_REQUEST")
+    status, _, text = page.ask("GET", "/api/explanation?position=1&identity=nobody")
+    assert (status, json.loads(text)["code"]) == (404, "UNKNOWN_IDENTITY")
+    status, _, text = page.ask("POST", "/api/pause", {"conversation": "c", "identity": "alice", "for_s": -1})
+    assert (status, json.loads(text)["code"]) == (400, "BAD_REQUEST")
+    status, _, text = page.ask("POST", "/api/resume", {"conversation": "c", "identity": "nobody"})
+    assert (status, json.loads(text)["code"]) == (404, "UNKNOWN_IDENTITY")
+    assert page.daemon.asked == []
     status, _, text = page.ask("GET", "/nothing")
     assert (status, json.loads(text)["code"]) == (404, "UNKNOWN_CALL")
 

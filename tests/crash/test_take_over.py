@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -65,12 +64,7 @@ async def test_twenty_take_overs_under_load_lose_nothing_and_handle_nothing_twic
     await taken_over_under_load(tmp_path, 20)
 
 
-def mostly_soaked(points: Iterable[str]) -> list[Any]:
-    """Every fourth point in `make test`, the others in `make soak`: each takes some seconds."""
-    return [pytest.param(point, marks=[pytest.mark.soak] if number % 4 else []) for number, point in enumerate(points)]
-
-
-@pytest.mark.parametrize("point", mostly_soaked(PREDECESSOR))
+@pytest.mark.parametrize("point", PREDECESSOR)
 async def test_a_predecessor_that_is_killed_at_any_point_loses_nothing(tmp_path: Path, point: str) -> None:
     async with Succession(tmp_path, peers=len(PEERS)) as books:
         books.start(LAUNCHER, **books.to_die_at(point))
@@ -86,7 +80,7 @@ async def test_a_predecessor_that_is_killed_at_any_point_loses_nothing(tmp_path:
         await books.close_the_books()
 
 
-@pytest.mark.parametrize("point", mostly_soaked(SUCCESSOR))
+@pytest.mark.parametrize("point", SUCCESSOR)
 async def test_a_successor_that_is_killed_at_any_point_loses_nothing(tmp_path: Path, point: str) -> None:
     async with Succession(tmp_path, peers=len(PEERS)) as books:
         books.start()

@@ -434,7 +434,7 @@ async def test_an_answer_that_inflates_a_thousandfold_takes_no_more_memory_than_
     ("coding", "body"),
     [
         ("gzip", b"not gzip"),
-        ("gzip", gzip.compress(b"x" * 100)[:-12]),
+        ("gzip", gzip.compress(b"x" * 100, mtime=0)[:-12]),
         ("br", b"x"),
         ("deflate", zlib.compress(b"x")),
     ],

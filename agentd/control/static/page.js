@@ -55,6 +55,7 @@ function span(seconds) {
 
 function told(kind, at, now) {
   const seconds = Math.max(0, (now - at) / 1000);
+  if ("until" in kind) return at > now ? `for another ${span((at - now) / 1000)}` : "until now";
   if ("lasting" in kind) return `for ${span(seconds)}`;
   if ("ago" in kind) return seconds < 1.5 ? "just now" : `${span(seconds)} ago`;
   const clock = { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false };
@@ -143,8 +144,16 @@ function flow({ html, skipped }) {
   tellTimes(fresh.content);
   list.prepend(fresh.content);
   while (list.children.length > EVENTS_MAX) {
-    list.lastElementChild.remove();
+    forget(list.lastElementChild);
   }
+}
+
+// Whoever was at an event that goes is at the list then, and not thrown back to the top of the page.
+function forget(event) {
+  if (event.contains(document.activeElement)) {
+    byId("events").focus({ preventScroll: true });
+  }
+  event.remove();
 }
 
 function hold() {
@@ -203,11 +212,7 @@ function say(words) {
   saying = setTimeout(() => byId("said").replaceChildren(), SAID_MS);
 }
 
-function confirmed({ ask: question, means, yes }) {
-  const dialog = byId("confirm");
-  byId("confirm-title").textContent = question;
-  byId("confirm-words").textContent = means;
-  byId("confirm-yes").textContent = yes;
+function agreed(dialog) {
   dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((resolve) => {
@@ -215,24 +220,64 @@ function confirmed({ ask: question, means, yes }) {
   });
 }
 
+function confirmed({ ask: question, means, yes }) {
+  byId("confirm-title").textContent = question;
+  byId("confirm-words").textContent = means;
+  byId("confirm-yes").textContent = yes;
+  return agreed(byId("confirm"));
+}
+
+async function act(button, path, body, done) {
+  button.disabled = true;
+  // What is said stands on the page, which cannot be seen or heard from within a dialog.
+  button.closest("dialog")?.close();
+  try {
+    await ask(path, body);
+    say(`Done: ${done}.`);
+    return true;
+  } catch (failed) {
+    say(`Not done: ${failed.message}.`);
+    return false;
+  } finally {
+    button.disabled = false;
+  }
+}
+
 async function press(button) {
   const { post, body, done, then } = button.dataset;
   if (button.dataset.ask && !(await confirmed(button.dataset))) {
     return;
   }
-  button.disabled = true;
-  try {
-    await ask(post, body ? JSON.parse(body) : {});
-    if (then === "leave") {
-      location.reload();
-    } else {
-      say(`Done: ${done}.`);
-    }
-  } catch (failed) {
-    say(`Not done: ${failed.message}.`);
-  } finally {
-    button.disabled = false;
+  if ((await act(button, post, body ? JSON.parse(body) : {}, done)) && then === "leave") {
+    location.reload();
   }
+}
+
+async function pause(button) {
+  const { pause: identity, conversation } = button.dataset;
+  byId("pause-conversation").textContent = printable(conversation);
+  byId("pause-identity").textContent = identity;
+  if (await agreed(byId("pause"))) {
+    const length = byId("pause-for").value;
+    const wanted = { identity, conversation, for_s: length ? Number(length) : null };
+    await act(button, "/api/pause", wanted, `${printable(conversation)} is paused`);
+  }
+}
+
+async function explain(button) {
+  const { explain: position, of: identity } = button.dataset;
+  let found;
+  try {
+    found = await ask(`/api/explanation?position=${position}&identity=${encodeURIComponent(identity)}`);
+  } catch (failed) {
+    say(`Not explained: ${failed.message}.`);
+    return;
+  }
+  byId("explanation").innerHTML = found.html;
+  byId("explained-act").innerHTML = found.act;
+  tellTimes(byId("explanation"));
+  byId("explained").showModal();
+  byId("explained").scrollTop = 0;
 }
 
 // With characters written out that show nothing, or that turn the direction of writing around.
@@ -323,6 +368,10 @@ if (document.querySelector("[data-doorway]")) {
       press(button);
     } else if (button?.dataset.letter) {
       showLetter(button.dataset.letter);
+    } else if (button?.dataset.explain) {
+      explain(button);
+    } else if (button?.dataset.pause) {
+      pause(button);
     }
   });
   byId("hold").addEventListener("click", hold);
