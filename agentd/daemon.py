@@ -37,7 +37,7 @@ from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, Unavailable, first_of
 from agentd.generations import Generations
-from agentd.handover import PROTOCOL, Arrival, Departure, Whereabouts
+from agentd.handover import PROTOCOL, Arrival, Departure, Upgrade, Whereabouts, own_command
 from agentd.host.api import Port
 from agentd.host.stalls import StallWatch
 from agentd.identities import Identities, key_reader
@@ -66,6 +66,7 @@ _REST_S = 0.3  # for answers to sends; what is not answered then is asked for ag
 _GONE_S = 2.0  # for the lock of a process that was killed while it handed over
 _BEYOND_S = 30.0  # past the time that turns may take in the process before us, which gives them back itself
 _LAST_CALLS_S = 0.05  # for who had connected before our successor had the name of the socket
+_RESTART = "stop this one, then start that one"
 _EMBEDDED_USER = "me"
 _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
 """Identity to its handle on the embedded hub and its plugins."""
@@ -219,11 +220,13 @@ class Daemon:
         )
         self._arrival: Arrival | None = None
         self._departing: asyncio.Future[Departure] = self._loop.create_future()
+        self._upgrading: asyncio.Future[Upgrade] | None = None
         self._vitals = Vitals(_JOURNAL_LOOK_S, settings.agentd.health.lag_window_s)
         # Whoever takes over takes over the watchdog, too, which was meant for the process before.
         meant_for = "WATCHDOG_PID" if take_over else ""
         self._manager = ServiceManager({name: value for name, value in os.environ.items() if name != meant_for})
-        self._fed_at = self._loop.time()
+        self._fed_at = float("-inf")
+        self._feeding: asyncio.Task[None] | None = None
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -257,7 +260,7 @@ class Daemon:
             )
             self._vitals.position = await self._journal.last_position()
             self.operations = Operations(
-                self._parts(), self._sending, self._followers, self._reload, self._hand_over_wanted
+                self._parts(), self._sending, self._followers, self._reload, self._hand_over_wanted, self._upgrade
             )
             control = ControlServer(self.operations, listening_paths(Path(self._settings.agentd.state), os.environ))
             stack.push_async_callback(self._close_http)
@@ -289,6 +292,7 @@ class Daemon:
 
     def _begin(self, tasks: asyncio.TaskGroup) -> None:
         """Start what needs the journal to be ours, the dispatcher excepted."""
+        self._feed_no_more()
         full_mb = self._settings.agentd.journal.max_mb
         retention = Retention(self._journal, below(self._settings.agentd.retention, full_mb))
         self._around = [
@@ -315,6 +319,8 @@ class Daemon:
                 stopping.cancel()
                 return departure
             control.handing_over = False
+            if (upgrade := self._upgrade_begun) is not None:
+                upgrade.kept()
             self._turns_find.back()
             self._departing = self._loop.create_future()
             self._begin(tasks)
@@ -324,6 +330,8 @@ class Daemon:
         log.info("stopping")
         self._manager.stopping()
         self._manager.status("stopping: running handlers may finish")
+        if (upgrade := self._upgrade_begun) is not None:
+            upgrade.call_off()
         await _cancelled(self._around)
         # A change that is under way is made, so that what it began can be stopped.
         async with self._generations.changing:
@@ -346,9 +354,51 @@ class Daemon:
             await self._journal.open(checked=True)
             await self._arrival.taken()
             self._arrival.bound(self._settings.agentd.dispatch.hand_over_timeout_s + _BEYOND_S)
+            stack.callback(self._feed_no_more)
+            self._feed_meanwhile()
+
+    async def _upgrade(self) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        if (why := self._keeps_to_itself()) is not None:
+            raise ControlError(409, "NOT_UPGRADED", *why)
+        if not self._manager.listens:
+            told = "no service manager looks after this daemon, nor would any after its successor"
+            raise ControlError(409, "NOT_UPGRADED", told, "start that one yourself: agentd run --take-over")
+        if self._upgrading is not None:
+            raise ControlError(409, "NOT_UPGRADED", "another process is to take over already", "wait for it")
+        self._upgrading = asyncio.ensure_future(Upgrade.begin(own_command()))
+        try:
+            upgrade = await self._upgrading
+            departure, version = await upgrade.outcome()
+        except ControlError as refused:
+            log.warning("not upgraded: %s", refused)
+            raise
+        finally:
+            self._upgrading = None
+        former = {"former_version": __version__, "former_pid": os.getpid()}
+        return {"version": version, "pid": upgrade.pid, **former, "turns": departure.open}
+
+    @property
+    def _upgrade_begun(self) -> Upgrade | None:
+        begun = self._upgrading
+        return begun.result() if begun is not None and begun.done() and not begun.exception() else None
 
     async def _hand_over_wanted(self, wanted: HandOverRequest) -> dict[str, Any]:
         """See control.api.Daemon."""
+        upgrade = self._upgrade_begun
+        ours = upgrade is not None and upgrade.pid == wanted.pid
+        try:
+            departure = await self._accepted(wanted)
+        except ControlError as refused:
+            if upgrade is not None and ours:
+                upgrade.refused(refused)
+            raise
+        if upgrade is not None and ours:
+            upgrade.accepted(departure, wanted.version)
+        return {"version": __version__, "pid": os.getpid()}
+
+    async def _accepted(self, wanted: HandOverRequest) -> Departure:
+        """Begin to hand over. Raises ControlError if that cannot be."""
         if (why := self._keeps_everything(wanted)) is not None:
             raise ControlError(409, "NOT_HANDED_OVER", *why)
         departure = Departure(wanted.pid)
@@ -362,24 +412,30 @@ class Daemon:
         else:
             log.info("agentd %s takes over, pid %d", wanted.version, wanted.pid)
             self._departing.set_result(departure)
-        return {"version": __version__, "pid": os.getpid()}
+        return departure
 
     def _keeps_everything(self, wanted: HandOverRequest) -> tuple[str, str] | None:
-        """Why there can be no hand-over, and what to do instead."""
-        restart, theirs = "stop this one, then start that one", f"agentd {wanted.version}"
+        """Why there can be no hand-over to this process, and what to do instead."""
+        if (why := self._keeps_to_itself()) is not None:
+            return why
+        theirs = f"agentd {wanted.version}"
+        if wanted.protocol != PROTOCOL:
+            return f"it hands over by protocol {PROTOCOL}, and {theirs} takes over by {wanted.protocol}", _RESTART
+        if wanted.tables != SCHEMA.version:
+            told = f"its journal is of version {SCHEMA.version}, and {theirs} works with {wanted.tables}"
+            return told, f"{_RESTART}, which upgrades it (agentd upgrade-check)"
+        if self._manager.listens and wanted.manager != self._manager.address:
+            return "its service manager would lose sight of its successor", "have it start that one: agentd upgrade"
+        return None
+
+    def _keeps_to_itself(self) -> tuple[str, str] | None:
+        """Why there can be no hand-over to anybody, and what to do instead."""
         if self._hub is not None:
-            return "this daemon runs its own hub, which ends with it", restart
+            return "this daemon runs its own hub, which ends with it", _RESTART
         if self._stopping.is_set():
             return "it is stopping", "wait for its end, then start"
         if self._departing.done():
             return "another process is taking over already", "look at that one: agentd status"
-        if wanted.protocol != PROTOCOL:
-            return f"it hands over by protocol {PROTOCOL}, and {theirs} takes over by {wanted.protocol}", restart
-        if wanted.tables != SCHEMA.version:
-            told = f"its journal is of version {SCHEMA.version}, and {theirs} works with {wanted.tables}"
-            return told, f"{restart}, which upgrades it (agentd upgrade-check)"
-        if self._manager.listens and wanted.manager != self._manager.address:
-            return "its service manager would lose sight of its successor", "restart it there: systemctl restart agentd"
         if self._arrival is not None and self._arrival.open:
             return f"{self._arrival.open} turns still run in the process before it", "wait for their end"
         if self._generations.changing.locked():
@@ -390,6 +446,7 @@ class Daemon:
 
     async def _hand_over(self, departure: Departure) -> bool:
         """End what needs the journal, and let it go. False if it is here again."""
+        self._feed_meanwhile()
         await _cancelled(self._around)
         await self._close_http()
         if self._supervisors:
@@ -402,6 +459,9 @@ class Daemon:
 
     async def _depart(self, departure: Departure, control: ControlServer) -> None:
         """Another process has everything but the turns that run: wait for their end."""
+        self._feed_no_more()
+        if (upgrade := self._upgrade_begun) is not None:
+            await upgrade.released()
         self._manager.succeeded_by(departure.successor)
         leaving = asyncio.ensure_future(_left(departure, control))
         timeout_s = self._settings.agentd.dispatch.hand_over_timeout_s
@@ -438,7 +498,11 @@ class Daemon:
         shared = Shared(
             settings,
             self._journal,
-            Throttle(settings.link.dials_per_s),
+            Throttle(
+                settings.link.dials_per_s,
+                first=len(self._settings.identity) if self._arrival is not None else 0,
+                first_per_s=settings.link.take_over_dials_per_s,
+            ),
             Bells(self._records, self._signal, self._settled),
             accounts={},
             shedding=lambda: self._vitals.shedding,
@@ -633,6 +697,20 @@ class Daemon:
         if waiting is None or self._journal.full or self._loop.time() - waiting < watchdog_s:
             self._fed_at = self._loop.time()
             self._manager.alive()
+
+    def _feed_meanwhile(self) -> None:
+        """While the journal changes hands there are no commits to go by: the loop alone tells, for some seconds."""
+        if self._manager.watchdog_s is not None:
+            self._feeding = asyncio.ensure_future(self._feed_by_the_loop(self._manager.watchdog_s / 4))
+
+    async def _feed_by_the_loop(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            self._manager.alive()
+
+    def _feed_no_more(self) -> None:
+        if self._feeding is not None:
+            self._feeding.cancel()
 
     def _tell_status(self) -> None:
         if self._manager.listens:

@@ -199,6 +199,7 @@ class ScriptedDaemon:
         self.records: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self.tail_ended = threading.Event()
         self.stopped = threading.Event()
+        self.turns = 0
 
     def status(self) -> dict[str, Any]:
         return {
@@ -319,6 +320,12 @@ class ScriptedDaemon:
         if self.error:
             raise self.error
         return {"version": "0.1.0", "pid": 42}
+
+    async def upgrade(self) -> dict[str, Any]:
+        self.asked.append(("upgrade",))
+        if self.error:
+            raise self.error
+        return {"version": "0.2.0", "pid": 43, "former_version": "0.1.0", "former_pid": 42, "turns": self.turns}
 
     async def reload(self) -> dict[str, Any]:
         self.asked.append(("reload",))

@@ -845,6 +845,24 @@ def test_check_loads_the_plugins_that_are_used_and_tells_what_is_wrong_with_each
     assert result.stderr.splitlines() == ["loading", broken, log]
 
 
+def test_check_as_root_runs_nothing_that_others_may_write(tmp_path: Path) -> None:
+    plugin, file = tmp_path / "theirs.py", tmp_path / "agentd.toml"
+    plugin.write_text("print('loaded')\nfrom agentd.plugin import Plugin\nplugin = Plugin('theirs')\n")
+    plugin.chmod(0o666)
+    file.write_text(
+        '[identity.alice]\nurl = "https://api.agentchat.me"\nkey = { env = "K" }\nplugins = ["theirs"]\n'
+        '[plugin.theirs]\nuse = "./theirs.py"\nsecrets = { model = { env = "K" } }\n'
+    )
+    result = agentd_command("check", "--config", str(file), K="a-key-for-alice")
+    assert result.exit_code == 0
+    told = (
+        "loaded\n"
+        if os.geteuid()
+        else f"note: plugin theirs was not loaded, since others than root may write {plugin}\n"
+    )
+    assert result.stderr == told
+
+
 def test_check_without_a_file_says_what_a_run_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     output = agentd_command("check").stdout
@@ -875,6 +893,34 @@ def test_a_refused_configuration_is_told_whole_with_its_exit_code(ask: Callable[
     assert result.stderr.splitlines() == list(served.daemon.error.problems)
     result = ask("reload", "--json")
     assert (result.exit_code, json.loads(result.stdout)["problems"]) == (78, list(served.daemon.error.problems))
+
+
+# upgrade
+
+
+@pytest.mark.parametrize(
+    ("turns", "noted"),
+    [
+        (0, ""),
+        (1, "note: 1 turn that has begun ends there; see: agentd status\n"),
+        (2, "note: 2 turns that have begun end there; see: agentd status\n"),
+    ],
+)
+def test_upgrade_tells_who_runs_now_and_what_still_runs_before_it(
+    ask: Callable[..., Result], served: Any, turns: int, noted: str
+) -> None:
+    served.daemon.turns = turns
+    result = ask("upgrade")
+    assert result.stdout == "agentd 0.2.0 has taken over, pid 43\n"
+    assert result.stderr == f"before it: agentd 0.1.0, pid 42\n{noted}"
+    assert json.loads(ask("upgrade", "--json").stdout)["pid"] == 43
+
+
+def test_an_upgrade_that_is_refused_tells_why_and_what_to_do(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.error = ControlError(409, "NOT_UPGRADED", "it is stopping", "wait for its end, then start")
+    result = ask("upgrade")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "it is stopping; wait for its end, then start" in result.stderr
 
 
 def test_status_tells_why_a_plugin_was_not_reloaded(ask: Callable[..., Result], served: Any) -> None:
@@ -1063,6 +1109,7 @@ def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
     asking = [
         "status",
         "reload",
+        "upgrade",
         "dashboard",
         "send",
         "tail",

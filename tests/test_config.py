@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from agentd import logs
 from agentd.config import Settings, find_configuration, find_state, load, resolve_key
 from agentd.config.lines import KeyLines
+from agentd.config.search import state_folder
 from agentd.config.spelling import expected
 from agentd.errors import ConfigError
 
@@ -148,6 +149,26 @@ def test_the_state_folder_is_the_same_for_the_daemon_and_for_who_looks_for_it(
     settings = folder.load(text, environ)
     assert settings.agentd.state == str(folder.path / expected)
     assert str(find_state(folder.file, environ)) == settings.agentd.state
+
+
+@pytest.mark.parametrize(
+    ("named", "environ", "expected"),
+    [
+        (None, {}, "/var/lib/agentd"),
+        ("mail", {}, "/etc/agentd/mail"),
+        (None, {"STATE_DIRECTORY": "/var/lib/other"}, "/var/lib/other"),
+        (None, {"AGENTD_STATE": "/srv/mail"}, "/srv/mail"),
+    ],
+)
+def test_the_machines_own_configuration_has_the_services_state_whoever_asks(
+    named: str | None, environ: dict[str, str], expected: str
+) -> None:
+    assert state_folder(named, Path("/etc/agentd"), environ) == Path(expected)
+
+
+def test_keys_are_not_read_for_who_needs_none(folder: Folder) -> None:
+    folder.file.write_text(alice(key='{ credential = "keys_alice.key" }'))
+    assert "alice" in load(folder.file, {}, with_keys=False).identity
 
 
 def test_who_looks_for_the_state_folder_is_not_stopped_by_a_broken_file(folder: Folder) -> None:

@@ -111,6 +111,19 @@ def reload(daemon: Client, *, as_json: bool) -> None:
         click.echo(f"note: {place}: a handler still runs, and ends as it ends", err=True)
 
 
+def upgrade(daemon: Client, *, as_json: bool) -> None:
+    """Have the installed version take over, and tell who runs now."""
+    answer = daemon.upgrade()
+    if as_json:
+        echo_json(answer)
+        return
+    click.echo(f"agentd {answer['version']} has taken over, pid {answer['pid']}")
+    click.echo(f"before it: agentd {answer['former_version']}, pid {answer['former_pid']}", err=True)
+    if turns := answer["turns"]:
+        ends = "1 turn that has begun ends" if turns == 1 else f"{turns} turns that have begun end"
+        click.echo(f"note: {ends} there; see: agentd status", err=True)
+
+
 def _echo_identities(identities: list[dict[str, Any]]) -> None:
     now = datetime.now(UTC)
     columns = (

@@ -17,7 +17,13 @@ from agentd.config.changes import Changes, attainable, changes, used_plugins
 from agentd.config.keys import Secret, resolve_key
 from agentd.config.listening import is_address, is_loopback, listening_address
 from agentd.config.loader import is_path, load
-from agentd.config.search import find_configuration, find_state
+from agentd.config.search import (
+    SERVICE_STATE,
+    find_configuration,
+    find_state,
+    is_kept_for_the_service,
+    looking_at_the_service,
+)
 from agentd.config.settings import (
     Agentd,
     CatchUp,
@@ -41,6 +47,7 @@ from agentd.config.settings import (
 from agentd.config.spelling import expected, spelled
 
 __all__ = [
+    "SERVICE_STATE",
     "Agentd",
     "CatchUp",
     "Changes",
@@ -67,10 +74,12 @@ __all__ = [
     "find_configuration",
     "find_state",
     "is_address",
+    "is_kept_for_the_service",
     "is_loopback",
     "is_path",
     "listening_address",
     "load",
+    "looking_at_the_service",
     "resolve_key",
     "spelled",
     "used_plugins",

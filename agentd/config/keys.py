@@ -100,7 +100,8 @@ def _from_credential(name: str, environ: Mapping[str, str]) -> str:
     if not folder:
         raise _no_key(
             f"credential {name} is asked for, but CREDENTIALS_DIRECTORY is not set; run agentd as a systemd unit "
-            f"with LoadCredential={name}:/path/to/key, or use key = {{ file = ... }}"
+            f"with LoadCredential={name}:/path/to/key, or use key = {{ file = ... }}. Of the installed service, root "
+            f"sees it while the service runs"
         )
     if "/" in name or name in ("", ".", ".."):
         raise _no_key("a credential is a plain name without slashes; give the ID of LoadCredential=ID:PATH")

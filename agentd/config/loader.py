@@ -47,8 +47,8 @@ _RISING = (  # pairs of settings of which the first may not exceed the second
 _OF_ISOLATED = ("memory_max_mb", "cpu_max_s")
 
 
-def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
-    """Read and check the configuration, the keys included.
+def load(path: Path | None, environ: Mapping[str, str], *, with_keys: bool = True) -> Settings:
+    """Read and check the configuration, the keys included unless nobody here needs them.
 
     path: the file; if None, AGENTD_CONFIG or the usual places, and without any file the defaults, which have no
     identity: the embedded mode. environ: of the process; it also names the state folder (AGENTD_STATE).
@@ -67,8 +67,9 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     _check_http(settings, reading)
     _check_plugins(settings, reading)
     _check_identities(raw, reading)
-    _check_keys(settings, reading, environ)
-    _check_secrets(settings, reading, environ)
+    if with_keys:
+        _check_keys(settings, reading, environ)
+        _check_secrets(settings, reading, environ)
     reading.conclude()
     named = raw.get("agentd", {}).get("state")
     return _placed(settings, named, file.parent, environ)

@@ -64,6 +64,7 @@ class Link(_Section, frozen=True, kw_only=True):
     backoff_max_s: Interval = 30.0  # an outage that ends is noticed within half a minute
     stable_s: Seconds = 30.0  # a connection must live this long before backoff starts over
     dials_per_s: Rate = 20.0  # over all identities, so that hundreds do not dial at once
+    take_over_dials_per_s: Rate = 500.0  # the same for what replaces connections that were there a moment ago
     frame_max_bytes: Limit = 4_194_304  # twice the largest frame that a client of the platform sends
     write_buffer_max_bytes: Limit = 1_048_576  # 15,000 unread acks and more; further ones are made up for later
 
@@ -166,7 +167,7 @@ class Health(_Section, frozen=True, kw_only=True):
 class Agentd(_Section, frozen=True, kw_only=True):
     """The daemon itself."""
 
-    state: str = "./state"  # folder of the journal, the lock and the control socket
+    state: str = "./state"  # journal, lock, control socket; of /etc/agentd/agentd.toml, the service's: /var/lib/agentd
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # "debug" adds what plugins and libraries tell
     intake: Intake = Intake()
     link: Link = Link()

@@ -30,9 +30,12 @@ def run(ctx: click.Context, watch_files: bool, take_over: bool, config: Path | N
     Without a configuration it brings its own hub and an agent that echoes.
     """
     from agentd import daemon
-    from agentd.config import find_configuration, load
+    from agentd.config import find_configuration, find_state, is_kept_for_the_service, load
 
     environ = environ_with(state)
+    if is_kept_for_the_service(folder := find_state(config, environ)):
+        told = f"{folder} is the state of agentd.service, whose user could not open what root writes there"
+        raise click.ClickException(f"{told}; use: systemctl start agentd, or name another folder with --state")
     ctx.exit(
         daemon.run(
             load(config, environ),
