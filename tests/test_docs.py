@@ -399,6 +399,20 @@ def test_every_link_leads_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors(there), target
 
 
+def test_the_map_of_the_code_has_every_part_and_nothing_else() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    drawn = re.findall(r"```\n(.*?)```", text, re.DOTALL)[0]
+    parts = {
+        each.name + ("/" if each.is_dir() else "")
+        for each in (ROOT / "agentd").iterdir()
+        if each.suffix == ".py" or (each.is_dir() and any(each.glob("*.py")))
+    }
+    named = set(re.findall(r"^  ((?:[a-z_]+(?:\.py|/) ?)+)", drawn, re.MULTILINE))
+    assert {name for line in named for name in line.split()} | {"errors.py"} == parts - {"__init__.py", "__main__.py"}
+    for module in (ROOT / "agentd" / "core").glob("[a-z]*.py"):
+        assert re.search(rf"\b{module.stem}\b", drawn), module
+
+
 def test_every_page_is_in_the_index() -> None:
     listed = set(re.findall(r"\]\(([^)#\s]+)\)", (DOCS / "index.md").read_text()))
     assert set(pages()) - {"index.md"} <= listed
