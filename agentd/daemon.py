@@ -95,8 +95,8 @@ def run(
     # The journal's thread gives the interpreter up at every row; with the default of 5 ms a commit of 500 rows beside
     # a busy loop takes 57 ms, with this 10.
     sys.setswitchinterval(0.0005)
-    Path(settings.agentd.state).mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
+        _make_folder(Path(settings.agentd.state))
         uvloop.run(_main(settings, config_path, reread, watch_files, take_over))
     except ConfigError as error:
         return _told(error, EXIT_CONFIG)
@@ -105,6 +105,15 @@ def run(
     except AgentdError as error:
         return _told(error, EXIT_FAILED)
     return 0
+
+
+def _make_folder(state: Path) -> None:
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(
+            [f"{state}: the state folder cannot be made ({error.strerror}); name another with --state or agentd.state"]
+        ) from None
 
 
 def _told(error: AgentdError, code: int) -> int:
@@ -743,12 +752,13 @@ class Daemon:
 
 
 _WELCOME = """
-agentd runs with its own hub at {url}: identity "me" to speak as, and "echo", which answers.
+agentd runs with its own hub at {url}.
+Identity "me" is there to speak as, and "echo" answers.
 In a second terminal, in this folder:
 
-    {agentd} send{state} @echo "hello"     say something and see the answer
-    {agentd} status{state}                 who is connected, and what has happened
-    {agentd} tail{state}                   watch events as they are committed
+    {agentd} send{state} @echo "hello"   say something, see the answer
+    {agentd} status{state}               who is connected, what happened
+    {agentd} tail{state}                 events as they are committed
 
 Ctrl-C stops it. Next: write a plugin (README, "A first plugin").
 """

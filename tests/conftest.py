@@ -177,6 +177,7 @@ class ScriptedDaemon:
             "error": "",
             "reply": {"text": "hello back", "sender": "@echo", "seq": 5},
         }
+        self.reply_after_s = 0.0
         self.plugins: list[dict[str, Any]] = []
         self.pauses: list[dict[str, Any]] = []
         self.undispatched: dict[str, Any] = {"undispatched": 0, "undispatched_bytes": 0, "shedding": ""}
@@ -220,6 +221,7 @@ class ScriptedDaemon:
         self.asked.append(("send", identity, target, content, wait_s, client_msg_id))
         if self.error:
             raise self.error
+        await asyncio.sleep(self.reply_after_s)
         return self.answer
 
     def release(self, plugin: str, identity: str | None, conversation: str) -> int:

@@ -9,8 +9,11 @@ import subprocess
 import sys
 import tomllib
 import traceback
+from datetime import datetime
 from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +22,7 @@ from agentd import logs
 from agentd.config import Settings, collector_of, find_configuration, find_state, load, resolve_header, resolve_key
 from agentd.config.lines import KeyLines
 from agentd.config.search import state_folder
+from agentd.config.spelling import expected
 from agentd.errors import ConfigError
 
 KEY = "ac_live_the-key-of-alice-0001"
@@ -631,3 +635,25 @@ def test_traces_without_opentelemetry_name_what_to_install(folder: Folder) -> No
     assert "agentd.toml:2: agentd.tracing.enabled: OpenTelemetry is not installed; run: pip install 'agentd[otel]'" in (
         done.stdout + done.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (str, "text in quotes"),
+        (int | None, "a whole number"),
+        (Optional[float], "a number"),  # noqa: UP045 -- plugins may spell it so
+        (list[str], "an array of texts"),
+        (tuple[str, ...], "an array of texts"),
+        (set[int], "an array"),
+        (dict[str, int], "a table"),
+        (Literal["on", "off"], '"on" or "off"'),
+        (Annotated[str, msgspec.Meta(min_length=1)], "text in quotes"),
+        (Annotated[str, msgspec.Meta(description="an address")], "an address"),
+        (str | int, "text in quotes or a whole number"),
+        (datetime, "a value"),
+        (Settings, "a table"),
+    ],
+)
+def test_what_a_setting_has_to_be_is_told_in_the_words_of_the_file(kind: Any, told: str) -> None:
+    assert expected(kind) == told

@@ -9,7 +9,6 @@ Not here: the work on the file (journal).
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import Any
 import click
 import msgspec
 
+from agentd.cli.agreeing import agree
 from agentd.cli.printing import count_column, echo_json, echo_table
 from agentd.cli.progress import Progress
 from agentd.cli.tables import Column
@@ -63,10 +63,11 @@ def backup(journal: Path, file: Path, *, force: bool, as_json: bool) -> None:
 
 def restore(journal: Path, file: Path, *, yes: bool, as_json: bool) -> None:
     """Put a backup in the journal's place, and say where the former is."""
-    if not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("nobody is there to ask; add --yes")
-        click.confirm(f"replace {journal} by {file}?", abort=True, err=True)
+    copies.standing(file)  # what cannot be done is said before anybody is asked
+    if journal.exists():
+        with copies.owned(journal):
+            pass
+    agree(f"replace {journal} by {file}?", yes)
     progress = Progress("copying")
     kept = copies.restore(file, journal, progress=progress)
     progress.over()

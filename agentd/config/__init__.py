@@ -6,6 +6,7 @@
     collector.py  where traces go
     changes.py    what differs between the settings that run and those that are wanted
     listening.py  what [agentd.http] listen says
+    spelling.py   what a setting has to be, in words
     keys.py       the keys of identities, kept out of everything that is printed
     settings.py   the tree itself, with units in the names and a reason beside each default
 
@@ -17,7 +18,7 @@ from agentd.config.changes import Changes, attainable, changes, used_plugins
 from agentd.config.collector import collector_of
 from agentd.config.keys import Secret, resolve_header, resolve_key
 from agentd.config.listening import is_address, is_loopback, listening_address
-from agentd.config.loader import load
+from agentd.config.loader import is_path, load
 from agentd.config.search import (
     SERVICE_STATE,
     find_configuration,
@@ -46,6 +47,7 @@ from agentd.config.settings import (
     Settings,
     Tracing,
 )
+from agentd.config.spelling import expected, spelled
 
 __all__ = [
     "SERVICE_STATE",
@@ -73,15 +75,18 @@ __all__ = [
     "attainable",
     "changes",
     "collector_of",
+    "expected",
     "find_configuration",
     "find_state",
     "is_address",
     "is_kept_for_the_service",
     "is_loopback",
+    "is_path",
     "listening_address",
     "load",
     "looking_at_the_service",
     "resolve_header",
     "resolve_key",
+    "spelled",
     "used_plugins",
 ]

@@ -19,7 +19,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 import msgspec
@@ -30,6 +30,7 @@ from agentd.config.lines import KeyLines, KeyPath
 from agentd.config.listening import is_loopback, listening_address
 from agentd.config.search import find_configuration, state_folder
 from agentd.config.settings import PLATFORMS, Identity, KeySource, PluginSettings, Settings
+from agentd.config.spelling import expected, spelled
 from agentd.errors import ConfigError
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -37,15 +38,6 @@ S = TypeVar("S", bound=msgspec.Struct)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _SYNTAX_PLACE = re.compile(r" \(at line (\d+), column \d+\)$")
-_KINDS = {str: "text in quotes", bool: "true or false", int: "a whole number", float: "a number", dict: "a table"}
-_SPELLED: list[tuple[type, str]] = [  # as TOML names them; bool before int, which it is in Python
-    (bool, "true or false"),
-    (int, "a whole number"),
-    (float, "a number with a fraction"),
-    (str, "text"),
-    (list, "an array"),
-    (dict, "a table"),
-]
 _RISING = (  # pairs of settings of which the first may not exceed the second
     (("intake", "undispatched_low"), ("intake", "undispatched_high")),
     (("intake", "undispatched_low_mb"), ("intake", "undispatched_high_mb")),
@@ -137,7 +129,7 @@ class _Reading:
     def section(self, kind: type[S], raw: Any, path: KeyPath) -> S | None:
         """The table as a `kind`, its broken keys at their defaults; None if nothing can be made of it."""
         if not isinstance(raw, dict):
-            self.problem(path, f"expected a table, found {_spelled(raw)}; {_table_remedy(kind, path)}")
+            self.problem(path, f"expected a table, found {spelled(raw)}; {_table_remedy(kind, path)}")
             return None
         fields = {field.name: field for field in msgspec.structs.fields(kind)}
         for name in raw.keys() - fields.keys():
@@ -150,7 +142,7 @@ class _Reading:
                     values[name] = value
                     continue
             elif field.required:
-                self.problem(path, f"{name} is missing; add {name} = ... ({_expected(field.type)})")
+                self.problem(path, f"{name} is missing; add {name} = ... ({expected(field.type)})")
             complete = complete and not field.required
         return kind(**values) if complete else None
 
@@ -164,12 +156,12 @@ class _Reading:
                 raise msgspec.ValidationError
             return msgspec.convert(raw, kind)
         except msgspec.ValidationError:
-            self.problem(path, f"expected {_expected(kind)}, found {_shown(raw, path)}{_nearest(raw, kind)}")
+            self.problem(path, f"expected {expected(kind)}, found {_shown(raw, path)}{_nearest(raw, kind)}")
             return None
 
     def _named_sections(self, kind: type[S], raw: Any, path: KeyPath) -> dict[str, S]:
         if not isinstance(raw, dict):
-            self.problem(path, f"expected tables, found {_spelled(raw)}; write [{path[-1]}.NAME]")
+            self.problem(path, f"expected tables, found {spelled(raw)}; write [{path[-1]}.NAME]")
             return {}
         sections = {}
         for name, table in raw.items():
@@ -195,22 +187,6 @@ def _table_remedy(kind: type[msgspec.Struct], path: KeyPath) -> str:
     return f"write [{'.'.join(path)}]"
 
 
-def _expected(kind: Any) -> str:
-    if get_origin(kind) is Annotated:
-        return next(str(meta.description) for meta in get_args(kind)[1:] if isinstance(meta, msgspec.Meta))
-    if get_origin(kind) is Literal:
-        return " or ".join(f'"{choice}"' for choice in get_args(kind))
-    if get_origin(kind) is tuple:
-        return "an array of texts"
-    if get_args(kind) and get_origin(kind) is not dict:
-        return " or ".join(_expected(choice) for choice in get_args(kind) if choice is not type(None))
-    return _KINDS.get(get_origin(kind) or kind, "a table")
-
-
-def _spelled(raw: Any) -> str:
-    return next((name for kind, name in _SPELLED if isinstance(raw, kind)), "a date or time")
-
-
 def _shown(raw: Any, path: KeyPath) -> str:
     """Numbers and choices are quoted; nothing beside a key is, and no long text."""
     if (
@@ -218,8 +194,8 @@ def _shown(raw: Any, path: KeyPath) -> str:
         or isinstance(raw, (list, dict))
         or (isinstance(raw, str) and len(raw) > 40)
     ):
-        return _spelled(raw)
-    return f"{_spelled(raw)} ({raw!r})"
+        return spelled(raw)
+    return f"{spelled(raw)} ({raw!r})"
 
 
 def _nearest(raw: Any, kind: Any) -> str:
@@ -257,7 +233,7 @@ def _anchored_identity(identity: Identity, folder: Path) -> Identity:
 
 
 def _anchored_plugin(plugin: PluginSettings, folder: Path) -> PluginSettings:
-    use = str((folder / Path(plugin.use).expanduser()).absolute()) if _is_file(plugin) else plugin.use
+    use = str((folder / Path(plugin.use).expanduser()).absolute()) if is_path(plugin.use) else plugin.use
     secrets = {name: _anchored_key(source, folder) for name, source in plugin.secrets.items()}
     return msgspec.structs.replace(plugin, use=use, secrets=secrets)
 
@@ -268,8 +244,9 @@ def _anchored_key(source: KeySource, folder: Path) -> KeySource:
     return msgspec.structs.replace(source, file=str((folder / Path(source.file).expanduser()).absolute()))
 
 
-def _is_file(plugin: PluginSettings) -> bool:
-    return "/" in plugin.use or plugin.use.endswith(".py")
+def is_path(use: str) -> bool:
+    """Whether a plugin's `use` names a file or folder, and not something that is installed."""
+    return "/" in use or use.endswith(".py")
 
 
 def _placed(settings: Settings, named: str | None, folder: Path, environ: Mapping[str, str]) -> Settings:
@@ -332,7 +309,7 @@ def _check_plugins(settings: Settings, reading: _Reading) -> None:
     for name, plugin in settings.plugin.items():
         if not plugin.use.strip():
             reading.problem(("plugin", name, "use"), 'is empty; name "./file.py", "module:attribute" or an entry point')
-        elif _is_file(plugin) and not Path(plugin.use).exists():
+        elif is_path(plugin.use) and not Path(plugin.use).exists():
             reading.problem(("plugin", name, "use"), f"there is no file {plugin.use}; mend the path")
         for key in _OF_ISOLATED if plugin.isolate == "none" else ():
             if getattr(plugin, key) is not None:

@@ -243,9 +243,10 @@ class Daemon(Protocol):
     async def explain(self, event: str, identity: str | None, plugin: str | None) -> dict[str, Any]:
         """What the plugins that serve its identity make of an event. Two identities may have one of the same id.
 
-        {events: [{event, plugins: [{plugin, breaker, pause, fate, outcomes, handlers}]}]}. event: as `tail` shows it.
-        pause: what keeps the plugin out of its conversation (see pause), or None. fate: {state, attempts, error,
-        not_before, letter, behind, replays}; state: one of operations.explaining.STATES. outcomes: [{word, data, at,
+        {events: [{event, plugins: [{plugin, breaker, trial_in_s, trouble, pause, fate, outcomes, handlers}]}]}. event: as `tail`
+        shows it. trouble: what failed last with the plugin as a whole, while its breaker is not closed. pause: what
+        keeps the plugin out of its conversation (see pause), or None. fate: {state, attempts, error, not_before,
+        letter, behind, replays}; state: one of operations.explaining.STATES. outcomes: [{word, data, at,
         first, last}], oldest first: what turns about it came to by the word of their handlers, and "passed", "set
         back" and "tried again"; first, last: positions of the events that this was about. handlers: [{name, place,
         event, matches, filters: [{name, wanted, had, passed, error}]}]; matches is None where a filter raised; passed

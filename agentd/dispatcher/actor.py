@@ -193,26 +193,30 @@ class Dispatcher:
         """Signals that came too fast."""
         return self._signals.dropped
 
-    def breaker(self, plugin: str, identity: str) -> str:
-        """How the breaker stands that keeps a plugin's conversations of this identity waiting, if one does."""
-        return self._served[plugin].breakers.standing(identity).standing.value
+    def breaker(self, plugin: str, identity: str) -> dict[str, Any]:
+        """How the breaker stands that keeps a plugin's conversations of this identity waiting, if one does, and why."""
+        served = self._served[plugin]
+        return self._told(served, served.breakers.standing(identity), identity)
 
-    def _trial_in_s(self, breaker: Breaker) -> float | None:
+    def _told(self, served: Served, breaker: Breaker, identity: str) -> dict[str, Any]:
         is_open = breaker.standing is Standing.OPEN
-        return max(0.0, breaker.until - self._engine.clock.monotonic()) if is_open else None
+        return {
+            "breaker": breaker.standing.value,
+            "trial_in_s": max(0.0, breaker.until - self._engine.clock.monotonic()) if is_open else None,
+            "trouble": "" if breaker.closed else served.troubles.get(identity, served.troubles.get("", "")),
+        }
 
     def standing(self, plugin: str) -> dict[str, Any]:
-        """How a plugin fares, for people: its breakers, seconds until the next trials, conversations that it holds."""
+        """How a plugin fares, for people: its breakers and why, when the next trials are, conversations it holds."""
         served = self._served.get(plugin)
         if served is None:
             return {}
         engine, whole = self._engine, served.breakers.whole
         return {
             "version": served.plugin.version,
-            "breaker": whole.standing.value,
-            "trial_in_s": self._trial_in_s(whole),
+            **self._told(served, whole, ""),
             "waiting_identities": [
-                {"identity": identity, "breaker": own.standing.value, "trial_in_s": self._trial_in_s(own)}
+                {"identity": identity, **self._told(served, own, identity)}
                 for identity, own in served.breakers.waiting().items()
             ],
             "lanes": len(served.lanes),

@@ -119,6 +119,7 @@ Item = Delivery | ReadOn | Join | Rewind | Due | Inherited | None
 class Served:
     """A plugin in service. signals: the newest of each kind that waits. listed: it is on the rota of those to ask.
 
+    troubles: what failed last while a breaker was open, by identity; "" is the last of all.
     tag: what stands for it among the marks of running calls. intervals: seconds by the name of the recurring handler.
     catch_up: by identity, None where stale mail is handled like any other. replays: by conversation number, how often a
     lane was set back and where it stood. identities: those that it serves. taken_at: monotonic seconds of the last
@@ -137,6 +138,7 @@ class Served:
         "signals",
         "tag",
         "taken_at",
+        "troubles",
     )
 
     def __init__(self, plugin: Hosted, tag: int, limits: Limits, conduct: Mapping[str, config.Conduct]) -> None:
@@ -148,6 +150,7 @@ class Served:
         self.listed = False
         self.identities: set[str] = set()
         self.taken_at = 0.0
+        self.troubles: dict[str, str] = {}
         self.run_by(plugin, conduct)
 
     def run_by(self, plugin: Hosted, conduct: Mapping[str, config.Conduct]) -> None:
@@ -177,6 +180,7 @@ class Served:
         self.identities.discard(identity)
         self.lanes.shared = self.breakers.shared = len(self.identities) > 1
         self.breakers.forget(identity)
+        self.troubles.pop(identity, None)
         self.catch_up.pop(identity, None)
 
 

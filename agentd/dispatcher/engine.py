@@ -23,7 +23,7 @@ from agentd.core.retry import Again, Backoff, Bury, after_failure
 from agentd.dispatcher.backlog import Delivery, Inherited, Item, Key, Served
 from agentd.dispatcher.clock import Clock
 from agentd.dispatcher.commits import Commits, Log, succeeded
-from agentd.dispatcher.fates import asked_wait_s, effects, log_failure, reminders
+from agentd.dispatcher.fates import asked_wait_s, effects, log_failure, reminders, told
 from agentd.dispatcher.handing import Successor
 from agentd.dispatcher.pauses import Pauses
 from agentd.dispatcher.room import Room
@@ -412,6 +412,8 @@ class Engine:
         was_closed, waited = breakers.whole.closed, breakers.waiting()
         now = self.clock.monotonic()
         counts = breakers.failed(identity, key, now, asked_s=asked_s, whole_plugin=whole_plugin)
+        if not breakers.standing(identity).closed:
+            served.troubles[identity] = served.troubles[""] = told(error)
         if was_closed and not breakers.whole.closed:
             log.warning("the whole plugin seems out of order: its conversations wait", extra={"plugin": name})
             metrics.BREAKER_OPENED.inc(name)

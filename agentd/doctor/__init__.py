@@ -17,7 +17,7 @@ from pathlib import Path
 
 from agentd.config import Settings, find_configuration, find_state, load, looking_at_the_service
 from agentd.doctor import machine, network
-from agentd.doctor.finding import FAIL, OK, WARN, Finding
+from agentd.doctor.finding import FAIL, OK, WARN, Finding, of_problem
 from agentd.errors import ConfigError
 
 __all__ = ["FAIL", "OK", "WARN", "Finding", "examine"]
@@ -49,7 +49,7 @@ def _configuration(
     try:
         settings = load(config, environ)
     except ConfigError as error:
-        return None, [Finding(FAIL, "configuration", "", problem, "mend it") for problem in error.problems]
+        return None, [of_problem("configuration", "", problem) for problem in error.problems]
     if file is None:
         return settings, [Finding(OK, "configuration", "", "no file: agentd run brings its own hub")]
     count = len(settings.identity)

@@ -113,7 +113,10 @@ def send(
 @click.option("--since", type=click.IntRange(min=0), metavar="POSITION", help="Start behind this journal position.")
 @reads_daemon
 def tail(name: str | None, since: int | None, config: Path | None, state: Path | None, as_json: bool) -> None:
-    """Follow the journal, of all identities or the one called NAME."""
+    """Follow the journal: events as they are committed.
+
+    Of all identities or the one called NAME.
+    """
     from agentd.cli import verbs
 
     verbs.tail(verbs.client(config, environ_with(state)), name, since, as_json=as_json)
