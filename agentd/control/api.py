@@ -243,8 +243,8 @@ class Daemon(Protocol):
     async def explain(self, event: str, identity: str | None, plugin: str | None) -> dict[str, Any]:
         """What the plugins that serve its identity make of an event. Two identities may have one of the same id.
 
-        {events: [{event, plugins: [{plugin, breaker, trial_in_s, trouble, pause, fate, outcomes, handlers}]}]}. event: as `tail`
-        shows it. trouble: what failed last with the plugin as a whole, while its breaker is not closed. pause: what
+        {events: [{event, plugins: [{plugin, breaker, trial_in_s, trouble, pause, fate, outcomes, handlers}]}]}. event:
+        as `tail` shows it. trouble: what failed last with the plugin, while its breaker is not closed. pause: what
         keeps the plugin out of its conversation (see pause), or None. fate: {state, attempts, error, not_before,
         letter, behind, replays}; state: one of operations.explaining.STATES. outcomes: [{word, data, at,
         first, last}], oldest first: what turns about it came to by the word of their handlers, and "passed", "set
