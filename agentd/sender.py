@@ -136,6 +136,8 @@ class Sender:
         self._open: dict[str, str] = {}
         """Keys of the sends in lanes, with the lane."""
         self._early: list[Send] = []
+        self._found: set[str] = set()
+        """Keys of what the start found on the disk."""
         self._running: set[str] = set()
         self._under_way: set[str] = set()
         self._withdrawn: set[str] = set()
@@ -162,6 +164,7 @@ class Sender:
         for state in SETTLED_STATES:
             self.counts[state] += settled.get(state, 0)
         open_sends = await self._journal.outbox_open(self._identity)
+        self._found = {send.client_msg_id for send in open_sends}
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             # At once, whatever they waited for: a reply that a target owed may have come while nobody was here.
@@ -177,7 +180,11 @@ class Sender:
                     wake.cancel()
 
     def queued(self, sends: Iterable[Send]) -> None:
-        """These are in the outbox on disk now."""
+        """These are in the outbox on disk now, for the first time."""
+        # The start may have read one from the disk before this, and may even be through with it.
+        self._ring(send for send in sends if send.client_msg_id not in self._found)
+
+    def _ring(self, sends: Iterable[Send]) -> None:
         if self._tasks is None:
             self._early.extend(sends)
         else:
@@ -282,7 +289,7 @@ class Sender:
             return
         if self._tasks is not None:
             self.counts[was] -= 1
-        self.queued([send])
+        self._ring([send])
 
     def drop(self, row: OutboxRow) -> asyncio.Future[None] | None:
         """Let a send never leave (again). Its row stays, and says so. row: as it is on disk.
