@@ -19,6 +19,7 @@ import msgspec
 
 from tests.bench import report
 from tests.bench.clients import SDK_PYTHON, Client
+from tests.bench.crowd import Crowd
 from tests.bench.drain import Drain
 from tests.bench.idle import Idle
 from tests.bench.isolation import Isolation
@@ -41,6 +42,7 @@ _MEASUREMENTS: dict[str, Callable[[Sizes], Measurement]] = {
     "isolation": Isolation,
     "take-over": TakeOver,
     "take-over-crowd": CrowdTakeOver,
+    "crowd": Crowd,
 }
 
 

@@ -27,7 +27,9 @@ _BETWEEN_S = 1.0
 _SETTLE_S = 60.0
 
 
-class _Rig(Succession):
+class Punctual(Succession):
+    """A daemon whose plugin writes down when each message came."""
+
     plugin = "tests.bench.punctual:plugin"
 
 
@@ -61,10 +63,12 @@ class TakeOver:
 
     async def _measured(self) -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="agentd-bench-") as folder:
-            async with _Rig(Path(folder), peers=_PEERS, identities=self._identities) as rig:
+            async with Punctual(
+                Path(folder), peers=_PEERS, identities=self._identities, patient=self._identities > 1
+            ) as rig:
                 return {f"{self.name}.{figure}": value for figure, value in (await self._of(rig)).items()}
 
-    async def _of(self, rig: _Rig) -> dict[str, float]:
+    async def _of(self, rig: Punctual) -> dict[str, float]:
         rig.start()
         await rig.until_live()
         posted: dict[str, float] = {}
@@ -97,7 +101,7 @@ class CrowdTakeOver(TakeOver):
         super().__init__(sizes, sizes.take_over_identities)
 
 
-async def _talk(rig: _Rig, posted: dict[str, float], over: asyncio.Event) -> None:
+async def _talk(rig: Punctual, posted: dict[str, float], over: asyncio.Event) -> None:
     peers = itertools.cycle(rig.said)
     while not over.is_set():
         for identity in rig.identities:

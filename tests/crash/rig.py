@@ -58,14 +58,16 @@ class Proofed(Proof):
 
 
 class Books(Proofed):
-    """One daemon, its identity and its peers. `say` and `kill` as you like, then `settle` and `close_the_books`."""
+    """One daemon, its identity and its peers. patient: it audits as often as in a demo.
+
+    `say` and `kill` as you like, then `settle` and `close_the_books`."""
 
     plugin = "tests.crash.bookkeeper:plugin"
     lawful: ClassVar[tuple[str, ...]] = ()
     """Parts of errors in the log that belong to what is tested."""
 
-    def __init__(self, folder: Path, *, peers: int = 3, identities: int = 1) -> None:
-        super().__init__(folder, identities, settings=_SETTINGS)
+    def __init__(self, folder: Path, *, peers: int = 3, identities: int = 1, patient: bool = False) -> None:
+        super().__init__(folder, identities, settings=IMPATIENT if patient else _SETTINGS)
         self.said: dict[str, list[tuple[str, str]]] = {f"peer-{number}": [] for number in range(peers)}
         self._reached = folder / "reached"
         self._answered: Counter[str] = Counter()
