@@ -185,6 +185,7 @@ class Daemon:
         self._settings = settings
         self._take_over = take_over
         self._journal = journal
+        self._retention = Retention(journal, below(settings.agentd.retention, settings.agentd.journal.max_mb))
         self._keys = keys
         self._hub = hub
         self._reread = reread or (lambda: settings)
@@ -280,12 +281,10 @@ class Daemon:
 
     def _begin(self, tasks: asyncio.TaskGroup) -> None:
         """Start what needs the journal to be ours, the dispatcher excepted."""
-        full_mb = self._settings.agentd.journal.max_mb
-        retention = Retention(self._journal, below(self._settings.agentd.retention, full_mb))
         self._around = [
             tasks.create_task(self._takeover.run(), name="takeover"),
             tasks.create_task(self._watch_journal(), name="journal pressure"),
-            tasks.create_task(retention.run(), name="retention"),
+            tasks.create_task(self._retention.run(), name="retention"),
             tasks.create_task(self._watch_plugins(), name="files of plugins"),
         ]
         self._identities.start(tasks)
@@ -468,6 +467,7 @@ class Daemon:
         return Parts(
             current=lambda: self._reloading.settings,
             journal=self._journal,
+            retention=self._retention,
             supervisors=self._supervisors,
             generations=self._generations,
             dispatcher=self._dispatcher,

@@ -131,9 +131,9 @@ class Retention(_Section, frozen=True, kw_only=True):
     Their rows stay, a hundred bytes each, since ids and keys are taken for ever. 0: no bound.
     """
 
-    events_max_age_days: Days = 90.0  # for `tail`, `replay` and audits; what is unhandled never goes
-    outbox_max_age_days: Days = 90.0  # a refused send cannot be retried afterwards
-    journal_max_mb: Count = 10_240  # pages in use; above it the oldest go, whatever their age
+    events_max_age_days: Days = 0.0  # nothing goes for its age unless asked for: that is a matter of law and taste
+    outbox_max_age_days: Days = 0.0  # the same; a refused send cannot be retried afterwards
+    journal_max_mb: Count = 10_240  # pages in use; above it the oldest handled go. Said in the log from 80 % on
     forget_plugins: tuple[str, ...] = ()  # were removed for good: their cursors hold nothing back
     every_s: Interval = 3_600.0  # a run over a journal without news costs milliseconds
 

@@ -95,6 +95,7 @@ class Status:
             "full": journal.full,
             "behind": journal.waiting > settings.waiting_max,
             "bytes": journal.size_bytes,
+            "wal_bytes": journal.wal_bytes,
             "max_bytes": settings.max_mb << 20 or None,
             "at_limit": journal.at_limit,
             "commits": journal.commits,

@@ -31,9 +31,40 @@ Progress = Callable[[int, int], None]
 
 _PAGES_PER_STEP = 1_024
 
+WAL_MAX_MB = 1_024
+"""What a daemon may write while it is copied, unless told otherwise: an hour of some 50 messages a second."""
+
 
 def nobody_watches(done: int, of: int) -> None:
     """For a copy whose progress is not shown."""
+
+
+class _Bounded:
+    """Progress of a copy that ends when the daemon's -wal file has grown too large: it is not emptied while it is read.
+
+    Raises JournalUnusable with the remedy.
+    """
+
+    def __init__(self, path: Path, wal_max_mb: int, progress: Progress) -> None:
+        self._path = path
+        self._wal = path.with_name(f"{path.name}-wal")
+        self._wal_max_bytes = self._wal_bytes() + wal_max_mb * 1_000_000
+        self._max_mb = wal_max_mb
+        self._progress = progress
+
+    def __call__(self, done: int, of: int) -> None:
+        if self._wal_bytes() > self._wal_max_bytes:
+            raise JournalUnusable(
+                f"{self._wal} has grown by more than {self._max_mb} MB while {100 * done // max(1, of)} % of "
+                f"{self._path} were copied; copy to a faster disk, at a quieter hour, or allow more: --wal-max-mb"
+            )
+        self._progress(done, of)
+
+    def _wal_bytes(self) -> int:
+        try:
+            return self._wal.stat().st_size
+        except FileNotFoundError:
+            return 0
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -69,10 +100,18 @@ def rehearse(path: Path, folder: Path, schema: Schema = SCHEMA) -> float:
     return time.monotonic() - started
 
 
-def back_up(path: Path, target: Path, *, force: bool = False, progress: Progress = nobody_watches) -> int:
+def back_up(
+    path: Path,
+    target: Path,
+    *,
+    force: bool = False,
+    wal_max_mb: int = WAL_MAX_MB,
+    progress: Progress = nobody_watches,
+) -> int:
     """Copy the journal, also while a daemon writes. Returns the copy's size in bytes.
 
-    force: replace what is at `target`. Raises JournalUnusable with the remedy.
+    force: replace what is at `target`. wal_max_mb: growth of the daemon's -wal file at which this gives up.
+    Raises JournalUnusable with the remedy.
     """
     if target.exists() and not force:
         raise JournalUnusable(f"{target} is there already; name another file, or add --force to replace it")
@@ -81,7 +120,7 @@ def back_up(path: Path, target: Path, *, force: bool = False, progress: Progress
     try:
         # A daemon that starts while a file at rest is copied would write under the copy's hands.
         with owned(path) if path.exists() and _is_at_rest(path) else contextlib.nullcontext():
-            return _copy(path, target, progress)
+            return _copy(path, target, _Bounded(path, wal_max_mb, progress))
     except OSError as error:
         raise JournalUnusable(
             f"{target} cannot be written: {error.strerror}. Name a file in another folder."
@@ -117,6 +156,7 @@ def vacuum(path: Path) -> tuple[int, int]:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         before = path.stat().st_size
         with opening.told(path):
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # one of an older agentd becomes as a new one
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return before, path.stat().st_size
