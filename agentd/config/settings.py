@@ -239,7 +239,9 @@ class PluginSettings(_Section, frozen=True, kw_only=True):
 
     use: str  # where it is
     config: dict[str, Any] = {}  # checked by the Struct that the plugin names
-    secrets: dict[str, KeySource] = {}  # what `ctx.secret(name)` gives; read when the plugin is loaded
+    secrets: dict[
+        str, KeySource
+    ] = {}  # what `ctx.secret(name)` gives; read when the plugin is loaded, and anew at a reload
     concurrency: Limit = 16  # calls at once of this plugin
     timeout_s: Interval = 60.0  # a handler's deadline, unless it names its own
     timeout_max_s: Interval = 600.0  # how far `ctx.progress` may put the deadline off in all
