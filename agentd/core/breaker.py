@@ -78,6 +78,11 @@ class Breaker:
         elif lane == self._trial:
             self._close()
 
+    def untold(self, lane: Hashable) -> None:
+        """A call of this lane ended without a word on the plugin: if it was the trial, another one is let through."""
+        if lane == self._trial:
+            self._trial = None
+
     def failed(self, lane: Hashable, now: float, *, asked_s: float | None = None, whole_plugin: bool = False) -> bool:
         """A call of this lane has failed. Returns whether that is the lane's own fault and counts as an attempt.
 
