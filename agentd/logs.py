@@ -64,7 +64,10 @@ class _Concealed:
         self._pattern = re.compile(_KEY_LIKE)
 
     def add(self, key: str) -> None:
-        if not key or key in self._keys:
+        if not key:
+            return
+        if key in self._keys:
+            self._keys[key] = self._keys.pop(key)  # the newest again: a key that is in use is read now and then
             return
         while len(self._keys) >= _CONCEALED_MAX:
             del self._keys[next(iter(self._keys))]

@@ -91,6 +91,8 @@ class Dispatch(_Section, frozen=True, kw_only=True):
     breaker_lanes: Limit = 5  # conversations that fail in a row before their plugin pauses; fewer may be poison
     breaker_first_s: Interval = 1.0  # the first pause; each one after a failed trial is twice as long
     breaker_max_s: Interval = 60.0  # a mended dependency is noticed within a minute
+    trial_s: Interval = 3.0  # alone, for what ran when the process died; most of what ends a process does so at once
+    trials_s: Interval = 30.0  # for all of that together, while nothing else runs; the rest is tried at the next crash
     drain_timeout_s: Seconds = 20.0  # how long a stop waits for running handlers
     hand_over_timeout_s: Seconds = 3_600.0  # how long they may go on in a process that was taken over; nobody waits
 

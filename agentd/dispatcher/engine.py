@@ -69,6 +69,7 @@ class Engine:
         served: dict[str, Served],
         concurrency: int,
         slots: int,
+        trials: Trials,
         *,
         clock: Clock,
         backoff: Backoff,
@@ -85,7 +86,7 @@ class Engine:
         self.room: Room[Callable[[], None]] = Room(outbox_room)
         self.timers = Timers()
         self.pauses = Pauses()
-        self.trials = Trials()
+        self.trials = trials
         self.taken_at = 0.0
         self.stopping = False
         self.under_way: set[TurnContext[Any]] = set()
