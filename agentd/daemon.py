@@ -83,7 +83,7 @@ def run(
 
     reread: reads the configuration as it is when the daemon is told to reload. watch_files, take_over: see Daemon.
     """
-    logs.configure(settings.agentd.log_level)
+    logs.configure(settings.agentd.log_level, backlog_max_bytes=settings.agentd.log_backlog_max_bytes)
     faulthandler.enable()
     # A core file, as a watchdog's SIGABRT leaves one, would hold every key; the stacks are in the log.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -10,7 +10,6 @@ Not here: the work on the file (journal).
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import sys
 import tempfile
 import time
@@ -33,7 +32,6 @@ from agentd.journal.retention import TABLES, bounds_of_age, excess, oldest_first
 from agentd.journal.retention import Retention as Keeper
 from agentd.journal.sqlite import copies, open_journal, trimming
 from agentd.journal.sqlite.trimming import Found
-from agentd.journal.storage import Room
 
 JOURNAL_NAME = "journal.db"
 
@@ -180,10 +178,10 @@ def _let_go(journal: Path, settings: Retention) -> int:
 def _found(journal: Path, settings: Retention) -> dict[str, Found]:
     """What each bound would let go, by its reason."""
     with copies.reading(journal) as connection:
-        return asyncio.run(_look(_Look(connection), settings))
+        return asyncio.run(_look(copies.Look(connection), settings))
 
 
-async def _look(look: _Look, settings: Retention) -> dict[str, Found]:
+async def _look(look: copies.Look, settings: Retention) -> dict[str, Found]:
     progress = Progress("looking")
     found: dict[str, Found] = {}
     for bound in bounds_of_age(settings, time.time()):
@@ -205,29 +203,6 @@ async def _look(look: _Look, settings: Retention) -> dict[str, Found]:
             found[f"{_NOUNS[what]}, the oldest, since the journal is above {settings.journal_max_mb} MB"] = total
     progress.over()
     return found
-
-
-class _Look:
-    """A look at a journal that somebody else may have open."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    async def trimmable(self, stretch: trimming.Stretch) -> Found:
-        """See journal.retention.Looking."""
-        return trimming.find(self._connection, stretch)
-
-    async def newest_in(self, after: int, upto: int) -> float | None:
-        """See journal.retention.Looking."""
-        return trimming.newest_in(self._connection, after, upto)
-
-    async def last_of(self, what: str) -> int:
-        """See journal.retention.Looking."""
-        return trimming.last_of(self._connection, what)
-
-    def room(self) -> Room:
-        """What its pages are used for."""
-        return trimming.room(self._connection)
 
 
 _NOUNS = {"event": "events", "outcome": "outcomes of turns", "outbox": "settled sends"}

@@ -168,6 +168,7 @@ class Agentd(_Section, frozen=True, kw_only=True):
 
     state: str = "./state"  # folder of the journal, the lock and the control socket
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # "debug" adds what plugins and libraries tell
+    log_backlog_max_bytes: Limit = 1_048_576  # kept while nobody reads the log; then lines are dropped, and counted
     intake: Intake = Intake()
     link: Link = Link()
     rest: Rest = Rest()

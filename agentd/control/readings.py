@@ -187,6 +187,7 @@ def _of_the_rest(status: Status, now: float) -> dict[Gauge, metrics.Readings]:
         metrics.BUILD_INFO: {(status["version"], platform.python_version()): 1},
         metrics.UNDISPATCHED: {(): status["undispatched"]},
         metrics.SHEDDING: {(): float(bool(status["shedding"]))},
+        metrics.LOG_DROPPED: {(): status["log_lines_dropped"]},
         metrics.JOURNAL_BYTES: {(): journal["bytes"]},
         metrics.JOURNAL_WAL_BYTES: {(): journal["wal_bytes"]},
         metrics.JOURNAL_FULL: {(): float(journal["full"])},

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from agentd import __version__
+from agentd import __version__, logs
 from agentd.core.moments import iso
 from agentd.host.isolated import Isolated
 from agentd.operations.parts import Parts
@@ -56,6 +56,7 @@ class Status:
             "pauses": [pause_row(pause) for pause in parts.dispatcher.pauses()],
             "journal": self._journal(),
             "signals_dropped": parts.dispatcher.signals_dropped,
+            "log_lines_dropped": logs.dropped(),
             "loop_stalls": parts.stalls.stalls,
             "turns_in_predecessor": parts.dispatcher.inherited,
             "undispatched": parts.dispatcher.undispatched,

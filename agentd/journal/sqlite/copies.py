@@ -25,6 +25,7 @@ from agentd.errors import JournalFull, JournalUnusable
 from agentd.journal.sqlite import opening, trimming
 from agentd.journal.sqlite.lock import OwnerLock
 from agentd.journal.sqlite.opening import SCHEMA, Schema
+from agentd.journal.storage import Room
 
 Progress = Callable[[int, int], None]
 """Told how many pages are done, of how many."""
@@ -180,6 +181,29 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
     with opening.told(path), contextlib.closing(opening.open_reader(path, at_rest=_is_at_rest(path))) as connection:
         opening.version_of(connection, path)
         yield connection
+
+
+class Look:
+    """A look at a journal that somebody else may have open."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    async def trimmable(self, stretch: trimming.Stretch) -> trimming.Found:
+        """See journal.retention.Looking."""
+        return trimming.find(self._connection, stretch)
+
+    async def newest_in(self, after: int, upto: int) -> float | None:
+        """See journal.retention.Looking."""
+        return trimming.newest_in(self._connection, after, upto)
+
+    async def last_of(self, what: str) -> int:
+        """See journal.retention.Looking."""
+        return trimming.last_of(self._connection, what)
+
+    def room(self) -> Room:
+        """What its pages are used for."""
+        return trimming.room(self._connection)
 
 
 def trimmed(path: Path, limit: int) -> list[trimming.Trimmed]:
