@@ -24,12 +24,13 @@ import msgspec
 
 from agentd import config, metrics
 from agentd.core.events import Message, RateLimitWarning, Record, Send, Signal
-from agentd.core.health import State
+from agentd.core.health import Pressure, State
 from agentd.core.reconnect import CloseMeaning, Dial, Park, Reconnect, Throttle
 from agentd.errors import AgentdError, CredentialsRefused, JournalError, NotConnected, Unavailable, first_of
 from agentd.intake import Audit, Drain, Intake, Questions
 from agentd.journal.storage import Account, Carried, Journal
 from agentd.sender import Sender
+from agentd.tracing import Traces
 from agentd.transport.link import Link, dial
 from agentd.transport.rest import Rest
 from agentd.wire.platform import Platform, Request, Response, Transfer
@@ -89,13 +90,18 @@ class Bells(msgspec.Struct, frozen=True):
 
 
 class Shared(msgspec.Struct, frozen=True):
-    """What all identities share. accounts: (address, handle) to the identity that has it; two would answer twice."""
+    """What all identities share. accounts: (address, handle) to the identity that has it; two would answer twice.
+
+    shedding: why all of them leave messages with the server, or "". traces: who follows sends, or None.
+    """
 
     settings: config.Agentd
     journal: Journal
     throttle: Throttle
     bells: Bells
     accounts: dict[tuple[str, str], str]
+    shedding: Callable[[], str]
+    traces: Traces | None = None
 
 
 class Supervisor:
@@ -117,7 +123,8 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._state: State = "off"
         self._life: _Life | None = None
-        self._shedding = ""
+        self._shedding = self._pressed_by_all = shared.shedding()
+        self._backlog = Pressure()
         self._began = self._entered_at = self._loop.time()
         self._live_at: float | None = None
         self.history: deque[Change] = deque(maxlen=_HISTORY)
@@ -149,11 +156,25 @@ class Supervisor:
             self._live_at = self._loop.time()
 
     def shed(self, why: str) -> None:
-        """Leave messages with the server, or, where there is no reason to any more, fetch what was left."""
-        self._note_live()
-        self._shedding = why
-        if self._life is not None:
-            self._life.shed(why)
+        """Leave messages with the server, or, where there is no reason to any more, fetch what was left.
+
+        why: the process has a reason to, or "" if it has none.
+        """
+        self._pressed_by_all = why
+        self._shed()
+
+    def behind(self, is_so: bool) -> None:
+        """This identity's handlers are too far behind, or are not any more."""
+        self._backlog.press("handlers are too far behind", is_so, self._loop.time())
+        self._shed()
+
+    def _shed(self) -> None:
+        why = ", ".join(filter(None, (self._backlog.why, self._pressed_by_all)))
+        if why != self._shedding:
+            self._note_live()
+            self._shedding = why
+            if self._life is not None:
+                self._life.shed(why)
 
     async def rekey(self, read: Callable[[], str] | None = None) -> bool:
         """Read the key again, and connect with it if it is another one; returns whether it is. See Key.refresh."""
@@ -255,6 +276,8 @@ class Supervisor:
             "history": list(self.history),
             "reconnects": self.reconnects,
             "restarts": self.restarts,
+            "shedding": self._backlog.why,
+            "shedding_s": self._backlog.age_s(now),
             **(self._life.status() if self._life is not None else {}),
         }
 
@@ -306,6 +329,7 @@ class _Life:
             settings.sending,
             on_credentials=refused,
             on_settled=shared.bells.on_settled,
+            traces=shared.traces,
         )
         self._reconnect = Reconnect(
             first_s=settings.link.backoff_first_s,

@@ -612,7 +612,7 @@ class Harness:
             self._dispatch,
             revive=self.journal.revive,
             on_queued=lambda sends: None,
-            on_backlog=lambda shed: None,
+            on_backlog=lambda identity, is_so: None,
             marks=self._marks,
             conduct=dict.fromkeys(self.identities, self._conduct),
             clock=self.clock,

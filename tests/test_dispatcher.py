@@ -92,6 +92,7 @@ class Rig:
         self.serves: dict[str, list[str]] = {"me": []}
         self.queued: list[Send] = []
         self.shedding: list[bool] = []
+        self.sheds: set[str] = set()
         self.backlog = marks(1_000, 100)
         self.unfinished: list[Unfinished] = []
 
@@ -118,13 +119,17 @@ class Rig:
             self.settings,
             revive=self.journal.revive,
             on_queued=self.queued.extend,
-            on_backlog=self.shedding.append,
+            on_backlog=self._behind,
             marks=self.backlog,
             clock=self.clock,
             backoff=Backoff(first_s=0.01, max_s=0.02) if self.clock is None else Backoff(),
             chance=lambda: 0.0,
             unfinished=self.unfinished,
         )
+
+    def _behind(self, identity: str, is_so: bool) -> None:
+        self.shedding.append(is_so)
+        (self.sheds.add if is_so else self.sheds.discard)(identity)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Dispatcher]:
@@ -143,10 +148,11 @@ class Rig:
     def said(self, conversation: str, text: str = "", **fields: Any) -> Record:
         """Something that is on disk, to be offered."""
         sender = fields.pop("sender", "peer")
-        number = self.journal.next_seq("me", conversation)
+        identity = fields.pop("identity", "me")
+        number = self.journal.next_seq(identity, conversation)
         return self.journal.append(
             Message(
-                identity="me",
+                identity=identity,
                 conversation=conversation,
                 seq=number,
                 id=f"{conversation}.{number}",
@@ -973,6 +979,7 @@ async def test_a_plugin_that_fails_in_many_conversations_pauses_and_its_events_k
         assert calls == 3
         assert dispatcher.standing("p")["breaker"] == "open"
         assert dispatcher.standing("p")["trial_in_s"] == 10.0
+        assert dispatcher.standing("p")["trouble"] == "ConnectionError: database"
         for _ in range(5):  # each trial is another conversation's, none of which loses anything by it
             await tick(dispatcher, clock, 60.0)
         assert 3 < calls < 20
@@ -980,8 +987,48 @@ async def test_a_plugin_that_fails_in_many_conversations_pauses_and_its_events_k
         down = False
         await tick(dispatcher, clock, 600.0)
         assert dispatcher.standing("p")["breaker"] == "closed"
+        assert dispatcher.standing("p")["trouble"] == ""
         assert dispatcher.pending == {"me": 0}
     assert len(ledger.texts) == 20
+    assert rig.journal.dead == []
+
+
+async def test_a_plugin_that_fails_for_one_identity_alone_pauses_for_that_one_only() -> None:
+    clock = HandClock()
+    rig, ledger = Rig(clock=clock, breaker_lanes=3, breaker_first_s=10.0), Ledger()
+    rig.serves = {"broken": ["p"], "me": []}
+    mended = False
+    calls = 0
+
+    async def handle(message: Message, ctx: Context) -> None:
+        nonlocal calls
+        if message.identity == "broken":
+            calls += 1
+            if not mended:
+                raise PermissionError("the key of its model is refused")
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle, attempts=2)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said(f"b{number}", identity="broken") for number in range(10)])
+        await dispatcher.quiet()
+        assert dispatcher.breaker("p", "broken")["breaker"] == "open"
+        assert dispatcher.breaker("p", "me")["breaker"] == "closed"
+        assert dispatcher.standing("p")["breaker"] == "closed"
+        told = dispatcher.standing("p")["waiting_identities"]
+        why = "PermissionError: the key of its model is refused"
+        assert told == [{"identity": "broken", "breaker": "open", "trial_in_s": 10.0, "trouble": why}]
+        made = calls
+        dispatcher.offer([rig.said(f"c{number}") for number in range(10)])
+        await dispatcher.quiet()
+        assert ledger.texts == {f"c{number}": ["1"] for number in range(10)}, "nobody else waits"
+        assert calls == made
+        await tick(dispatcher, clock, 60.0)
+        assert made < calls <= made + 3, "trials, one at a time, further and further apart"
+        mended = True
+        await tick(dispatcher, clock, 600.0)
+        assert dispatcher.standing("p")["waiting_identities"] == []
+        assert dispatcher.pending == {"broken": 0, "me": 0}
     assert rig.journal.dead == []
 
 
@@ -1132,6 +1179,68 @@ async def test_the_backlog_bell_rings_once_at_the_high_mark_and_once_at_the_low(
         release.set()
         await dispatcher.quiet()
         assert rig.shedding == [True, False]
+
+
+async def test_an_identity_that_floods_sheds_alone_and_the_others_find_memory_and_calls() -> None:
+    rig, ledger = Rig(), Ledger()
+    rig.backlog = marks(40, 8)
+    rig.serves = {"flooded": [], "quiet": [], "me": []}
+    release = asyncio.Event()
+
+    async def handle(message: Message, ctx: Context) -> None:
+        if message.identity == "flooded":
+            await release.wait()
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle, concurrency=8)
+    for names in rig.serves.values():
+        names[:] = ["p"]
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said(f"f{number}", identity="flooded") for _ in range(5) for number in range(20)])
+        assert rig.sheds == {"flooded"}
+        assert dispatcher.undispatched == 30, "three quarters of what there is"
+        await asyncio.sleep(0)
+        for number in range(10):
+            dispatcher.offer([rig.said("c", f"{number}"), rig.said("q", f"{number}", identity="quiet")])
+            while not ledger.texts.get("q") or ledger.texts["q"][-1] != f"{number}":
+                await asyncio.sleep(0)
+        assert ledger.texts == {key: [f"{number}" for number in range(10)] for key in "cq"}
+        assert rig.sheds == {"flooded"}
+        release.set()
+        await dispatcher.quiet()
+        assert rig.sheds == set()
+        for number in range(20):
+            assert ledger.texts[f"f{number}"] == ["1", "2", "3", "4", "5"]
+        assert dispatcher.pending == {"flooded": 0, "quiet": 0, "me": 0}
+
+
+async def test_several_that_flood_come_to_have_the_same_and_each_takes_again_in_its_time() -> None:
+    rig, ledger = Rig(), Ledger()
+    rig.backlog = marks(40, 20)
+    rig.serves = {"a": [], "b": [], "c": []}
+    rig.serves["me"] = []
+    gates = {name: asyncio.Event() for name in "abc"}
+
+    async def handle(message: Message, ctx: Context) -> None:
+        await gates[message.identity].wait()
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle)
+    for names in rig.serves.values():
+        names[:] = ["p"]
+    async with rig.running() as dispatcher:
+        for _ in range(20):
+            dispatcher.offer([rig.said(f"{name}{number}", identity=name) for name in "abc" for number in range(4)])
+        assert rig.sheds == set("abc")
+        assert dispatcher.undispatched <= 40
+        for name in "abc":
+            gates[name].set()
+            while name in rig.sheds:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await dispatcher.quiet()
+        texts = [str(number) for number in range(1, 21)]
+        assert ledger.texts == {f"{name}{number}": texts for name in "abc" for number in range(4)}
 
 
 async def test_lanes_behind_calls_that_hang_give_their_memory_back_though_nothing_else_happens() -> None:
@@ -1525,7 +1634,7 @@ async def on_disk(path: Path, handle: Handle, queued: list[Send]) -> AsyncIterat
             Dispatch(),
             revive=revive,
             on_queued=queued.extend,
-            on_backlog=lambda shed: None,
+            on_backlog=lambda identity, is_so: None,
             marks=marks(1_000, 100),
             clock=LoopClock(),
         )

@@ -119,6 +119,15 @@ def test_nothing_is_restored_where_nobody_can_be_asked(state: Path, tmp_path: Pa
     assert "--yes" in refused.stderr
 
 
+def test_nobody_is_asked_about_a_restore_that_cannot_be_done(state: Path, tmp_path: Path) -> None:
+    missing = agentd_command("restore", tmp_path / "gone", state=state)
+    assert (missing.exit_code, "gone" in missing.stderr) == (1, True)
+    agentd_command("backup", tmp_path / "copy", state=state)
+    with copies.owned(state / "journal.db"):
+        held = agentd_command("restore", tmp_path / "copy", state=state)
+    assert (held.exit_code, "is in use by" in held.stderr) == (1, True)
+
+
 def test_retention_shows_first_and_lets_go_then(state: Path, tmp_path: Path) -> None:
     bounds = ("--config", tmp_path / "agentd.toml")
     bounds[1].write_text("[agentd.retention]\nevents_max_age_days = 90\n")

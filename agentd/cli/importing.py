@@ -35,12 +35,21 @@ def import_file(
     as_json: bool,
 ) -> None:
     """Put the conversations of an export into the journal, and say what came of it. Raises AgentdError."""
-    configured = load(config, environ) if (config or find_configuration(environ)) else Settings()
+    named = config or find_configuration(environ)
+    configured = load(config, environ, with_keys=False) if named else Settings()
     fit = fitting(configured)
     with click.open_file(str(file), "rb") as lines:
         progress = Progress("importing")
         told = numbered(_watched(lines, file, progress))
-        imported = import_events(journal, told, identity=identity, platform=AgentChat.name, fit=fit, now=time.time())
+        imported = import_events(
+            journal,
+            told,
+            identity=identity,
+            platform=AgentChat.name,
+            fit=fit,
+            now=time.time(),
+            settings=configured.agentd.journal,
+        )
         progress.over()
     if as_json:
         echo_json({"journal": str(journal), "file": str(file), **msgspec.structs.asdict(imported)})

@@ -10,7 +10,6 @@ Not here: the work on the file (journal).
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,10 +20,11 @@ from typing import Any
 import click
 import msgspec
 
+from agentd.cli.agreeing import agree
 from agentd.cli.printing import count_column, echo_json, echo_table
 from agentd.cli.progress import Progress
 from agentd.cli.tables import Column
-from agentd.config import JournalSettings, Retention, find_configuration, find_state, load
+from agentd.config import SERVICE_STATE, Agentd, JournalSettings, Retention, find_configuration, find_state, load
 from agentd.control.client import Client
 from agentd.control.refusal import UnreachableError
 from agentd.errors import JournalUnusable
@@ -35,24 +35,23 @@ from agentd.journal.sqlite.trimming import Found
 
 JOURNAL_NAME = "journal.db"
 
-_SYSTEM_STATE = Path("/var/lib/agentd")  # what StateDirectory=agentd makes
 _TRACES = 20
 
 
 def journal_of(config: Path | None, environ: Mapping[str, str]) -> Path:
     """The journal that these would use: of the state folder that is named, else where the service keeps it."""
     named = find_state(config, environ) / JOURNAL_NAME
-    of_service = _SYSTEM_STATE / JOURNAL_NAME
+    of_service = SERVICE_STATE / JOURNAL_NAME
     if environ.get("AGENTD_STATE") or named.exists() or not of_service.exists():
         return named
     return of_service
 
 
-def bounds(config: Path | None, environ: Mapping[str, str]) -> Retention:
-    """The bounds that the configuration sets. Raises ConfigError."""
+def configured(config: Path | None, environ: Mapping[str, str]) -> Agentd:
+    """What the configuration says of the daemon, the defaults without one. Raises ConfigError."""
     if (config or find_configuration(environ)) is None:
-        return Retention()
-    return load(config, environ).agentd.retention
+        return Agentd()
+    return load(config, environ, with_keys=False).agentd
 
 
 def backup(journal: Path, file: Path, *, force: bool, wal_max_mb: int, as_json: bool) -> None:
@@ -68,10 +67,11 @@ def backup(journal: Path, file: Path, *, force: bool, wal_max_mb: int, as_json: 
 
 def restore(journal: Path, file: Path, *, yes: bool, as_json: bool) -> None:
     """Put a backup in the journal's place, and say where the former is."""
-    if not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("nobody is there to ask; add --yes")
-        click.confirm(f"replace {journal} by {file}?", abort=True, err=True)
+    copies.standing(file)  # what cannot be done is said before anybody is asked
+    if journal.exists():
+        with copies.owned(journal):
+            pass
+    agree(f"replace {journal} by {file}?", yes)
     progress = Progress("copying")
     kept = copies.restore(file, journal, progress=progress)
     progress.over()
@@ -83,12 +83,15 @@ def restore(journal: Path, file: Path, *, yes: bool, as_json: bool) -> None:
         click.echo(f"the former one is kept as {kept}", err=True)
 
 
-def vacuum(journal: Path, daemon: Client, *, as_json: bool) -> None:
-    """Shrink the file: the daemon does, between its commits; without one it is done here."""
+def vacuum(journal: Path, daemon: Client, settings: JournalSettings, *, as_json: bool) -> None:
+    """Shrink the file: the daemon does, between its commits. Without one also bring what is in it under today's key."""
     try:
         before, after = _shrunk_by(daemon)
     except UnreachableError:
-        before, after = copies.vacuum(journal)  # which says who has the file, should that be a daemon all the same
+        progress = Progress("writing values anew")
+        # It says who has the file, should that be a daemon all the same.
+        before, after = copies.vacuum(journal, settings, progress)
+        progress.over()
     if as_json:
         echo_json({"journal": str(journal), "bytes_before": before, "bytes": after})
     else:
@@ -137,13 +140,14 @@ def _rehearsed(file: Path) -> float:
         return copies.rehearse(file, Path(folder))
 
 
-def retention(journal: Path, daemon: Client, settings: Retention, *, dry_run: bool, as_json: bool) -> None:
+def retention(journal: Path, daemon: Client, configured: Agentd, *, dry_run: bool, as_json: bool) -> None:
     """Show what would go, or let it go: the daemon does, by its own bounds; without one it is done here."""
+    settings = configured.retention
     if not dry_run:
         try:
             rows = daemon.retain()
         except UnreachableError:
-            rows = _let_go(journal, settings)
+            rows = _let_go(journal, settings, configured.journal)
         click.echo(f"{rows} rows let go", err=True)
     found = {} if not dry_run else _found(journal, settings)
     traces = copies.trimmed(journal, _TRACES)
@@ -162,9 +166,9 @@ def retention(journal: Path, daemon: Client, settings: Retention, *, dry_run: bo
         _echo_traces(traces)
 
 
-def _let_go(journal: Path, settings: Retention) -> int:
+def _let_go(journal: Path, settings: Retention, of_journal: JournalSettings) -> int:
     async def once() -> int:
-        opened = await open_journal(journal, JournalSettings())
+        opened = await open_journal(journal, of_journal)
         try:
             return await Keeper(opened, settings).once(time.time())
         finally:

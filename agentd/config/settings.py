@@ -22,6 +22,7 @@ Milliseconds = Annotated[float, Meta(ge=0, description="a number of milliseconds
 Rate = Annotated[float, Meta(gt=0, description="a number per second, above 0")]
 Count = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
 Limit = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
+Ratio = Annotated[float, Meta(ge=0, le=1, description="a number from 0 to 1")]
 
 
 OnDead = Literal["skip", "hold", "detach"]
@@ -43,8 +44,10 @@ class Intake(_Section, frozen=True, kw_only=True):
     audit_interval_s: Interval = 30.0  # with its jitter, a lost last message is found and told within a minute
     audit_conversations: Limit = 20  # tops compared per audit, the longest unaudited first
     on_reset: Literal["replay", "adopt"] = "replay"  # the new numbering from its start, so that nothing is lost
-    undispatched_high: Limit = 50_000  # events waiting for handlers at which intake sheds (about 100 MB of memory)
-    undispatched_low: Count = 10_000  # and below which it fetches what it shed
+    undispatched_high: Limit = (
+        50_000  # events waiting for handlers in memory (about 100 MB); who has most of them sheds
+    )
+    undispatched_low: Count = 10_000  # and below which an identity fetches what it shed
     questions_max: Limit = 10_000  # repeats waiting for the disk to tell them; more stay with the server until later
     unreadable_tries: Limit = 3  # requests that a malformed history row holds its conversation for; then it is absent
     undispatched_high_mb: Limit = 256  # the same by the size of what they hold, whichever comes first
@@ -62,6 +65,7 @@ class Link(_Section, frozen=True, kw_only=True):
     backoff_max_s: Interval = 30.0  # an outage that ends is noticed within half a minute
     stable_s: Seconds = 30.0  # a connection must live this long before backoff starts over
     dials_per_s: Rate = 20.0  # over all identities, so that hundreds do not dial at once
+    take_over_dials_per_s: Rate = 500.0  # the same for what replaces connections that were there a moment ago
     frame_max_bytes: Limit = 4_194_304  # twice the largest frame that a client of the platform sends
     write_buffer_max_bytes: Limit = 1_048_576  # 15,000 unread acks and more; further ones are made up for later
 
@@ -111,6 +115,29 @@ class Sending(_Section, frozen=True, kw_only=True):
     lookup_settle_s: Seconds = 60.0  # an unanswered request may still be stored that late; then "not there" is final
 
 
+class KeySource(_Section, frozen=True, kw_only=True):
+    """Where an identity's key or a plugin's secret lies: exactly one of these.
+
+    env: name of an environment variable. file: a path, readable by its owner only. credential: a name under
+    $CREDENTIALS_DIRECTORY. command: what prints the key; a string is split into words, and no shell is run.
+    """
+
+    env: str | None = None
+    file: str | None = None
+    credential: str | None = None
+    command: tuple[str, ...] | str | None = None
+
+
+class Encryption(_Section, frozen=True, kw_only=True):
+    """What people wrote and plugins keep, encrypted in the journal and its backups. Needs `agentd[encryption]`.
+
+    A key is 32 bytes in base64 or hexadecimal; `openssl rand -base64 32` makes one.
+    """
+
+    key: KeySource | None = None  # where it lies, best not on the same disk; without it nothing is encrypted
+    old_key: KeySource | None = None  # what was written under it can be read until `agentd vacuum` has written it anew
+
+
 class JournalSettings(_Section, frozen=True, kw_only=True):
     """How the disk is used."""
 
@@ -118,6 +145,7 @@ class JournalSettings(_Section, frozen=True, kw_only=True):
     full_retry_s: Interval = 1.0  # how often a full disk is tried again
     waiting_max: Limit = 20_000  # commits before a disk that is slow or full, at which intake sheds (about 40 MB)
     max_mb: Count = 0  # size of journal.db at which it counts as a full disk; 0 leaves that to the disk
+    encryption: Encryption = Encryption()
     wal_max_mb: Limit = 64  # what a burst leaves of the file beside it; larger is given back at the next checkpoint
 
 
@@ -163,10 +191,28 @@ class Health(_Section, frozen=True, kw_only=True):
     lag_window_s: Interval = 30.0  # how long it speaks against us: longer than most probes are apart
 
 
+class Tracing(_Section, frozen=True, kw_only=True):
+    """Traces of what becomes of each event, for a collector that speaks OTLP over HTTP. Needs `agentd[otel]`.
+
+    What is empty here is taken from the variables that OpenTelemetry names, OTEL_EXPORTER_OTLP_ENDPOINT and so on.
+    """
+
+    enabled: bool = False  # whoever wants traces says so; the variables alone, which a cluster may set, do not
+    endpoint: str = ""  # of the collector, as "http://127.0.0.1:4318", which is also what nothing at all means
+    headers: dict[str, KeySource] = {}  # where the value of each lies that the collector wants, as of authorization
+    service_name: str = ""  # under which traces are found; "agentd" where OTEL_SERVICE_NAME says nothing either
+    sample_ratio: Ratio | None = None  # of events; the same ones after a restart, and in every process
+    timeout_s: Interval = 10.0  # for one batch, its repeats included; OpenTelemetry's own figure
+    queue_max: Limit = 8_192  # spans that wait for the collector, some 2 kB each; more are lost, and counted
+    every_s: Interval = 1.0  # how often what waits is delivered: a crash loses no more than that
+    open_max: Limit = 20_000  # events that are followed to their end at once; the root span of the oldest is given up
+    flush_timeout_s: Seconds = 3.0  # how long a stop waits for the collector, behind everything else
+
+
 class Agentd(_Section, frozen=True, kw_only=True):
     """The daemon itself."""
 
-    state: str = "./state"  # folder of the journal, the lock and the control socket
+    state: str = "./state"  # journal, lock, control socket; of /etc/agentd/agentd.toml, the service's: /var/lib/agentd
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # "debug" adds what plugins and libraries tell
     log_backlog_max_bytes: Limit = 1_048_576  # kept while nobody reads the log; then lines are dropped, and counted
     intake: Intake = Intake()
@@ -179,19 +225,7 @@ class Agentd(_Section, frozen=True, kw_only=True):
     control: Control = Control()
     http: Http = Http()
     health: Health = Health()
-
-
-class KeySource(_Section, frozen=True, kw_only=True):
-    """Where an identity's key or a plugin's secret lies: exactly one of these.
-
-    env: name of an environment variable. file: a path, readable by its owner only. credential: a name under
-    $CREDENTIALS_DIRECTORY. command: what prints the key; a string is split into words, and no shell is run.
-    """
-
-    env: str | None = None
-    file: str | None = None
-    credential: str | None = None
-    command: tuple[str, ...] | str | None = None
+    tracing: Tracing = Tracing()
 
 
 class CatchUp(_Section, frozen=True, kw_only=True):

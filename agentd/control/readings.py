@@ -72,6 +72,8 @@ def _identity(status: Status, now: float) -> IdentityFacts:
         deaf=status.get("deaf", False),
         proved_at=_at(now, status.get("last_pong_age_s")),
         audited_at=_at(now, status.get("last_audit_age_s")),
+        shedding=status.get("shedding", ""),
+        shedding_since=_at(now, status.get("shedding_s")),
     )
 
 
@@ -108,6 +110,7 @@ class Readings:
             **_of_identities(status["identities"], time.time()),
             **_of_plugins(status["plugins"]),
             **_of_the_rest(status, time.time()),
+            **_of_traces(status.get("tracing")),
             **_of_process(),
         }
         pieces: list[str] = []
@@ -186,13 +189,24 @@ def _of_the_rest(status: Status, now: float) -> dict[Gauge, metrics.Readings]:
     return {
         metrics.BUILD_INFO: {(status["version"], platform.python_version()): 1},
         metrics.UNDISPATCHED: {(): status["undispatched"]},
-        metrics.SHEDDING: {(): float(bool(status["shedding"]))},
+        metrics.SHEDDING: {
+            (): float(bool(status["shedding"] or any(each.get("shedding") for each in status["identities"])))
+        },
         metrics.LOG_DROPPED: {(): status["log_lines_dropped"]},
         metrics.JOURNAL_BYTES: {(): journal["bytes"]},
         metrics.JOURNAL_WAL_BYTES: {(): journal["wal_bytes"]},
         metrics.JOURNAL_FULL: {(): float(journal["full"])},
         metrics.JOURNAL_WAITING: {(): journal["waiting_s"] or 0},
         metrics.LAST_COMMIT: {(): round(now - min(committed), 1)} if committed else {},
+    }
+
+
+def _of_traces(tracing: Status | None) -> dict[Gauge, metrics.Readings]:
+    if tracing is None:
+        return {}
+    return {
+        metrics.TRACE_SPANS: {(fate,): tracing[fate] for fate in ("delivered", "lost")},
+        metrics.TRACE_WAITING: {(): tracing["waiting"]},
     }
 
 

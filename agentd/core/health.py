@@ -54,7 +54,7 @@ class IdentityFacts(msgspec.Struct, frozen=True, kw_only=True):
     state: as the supervisor tells it; since: of that state; why: its reason, in words. began: when it was taken up.
     live_at: when mail could last come in over its connection, which is `now` while it can. deaf: mail was found that
     had not been pushed, and nothing has disproved it since. proved_at: the last pong or the last connection made.
-    audited_at: the end of the last audit.
+    audited_at: the end of the last audit. shedding: why its messages alone are left with the server, or "".
     """
 
     name: str
@@ -66,14 +66,16 @@ class IdentityFacts(msgspec.Struct, frozen=True, kw_only=True):
     deaf: bool = False
     proved_at: float | None = None
     audited_at: float | None = None
+    shedding: str = ""
+    shedding_since: float | None = None
 
 
 class ProcessFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of the process. Times are monotonic seconds.
 
-    shedding: why messages are left with the server, or ""; shedding_since: since when. full_since: since when the disk
-    has no room. commit_since: since when the oldest commit waits. lag_s: the worst of the loop's lags of late, lag_at:
-    when that was.
+    shedding: why all messages are left with the server, or ""; shedding_since: since when. full_since: since when the
+    disk has no room. commit_since: since when the oldest commit waits. lag_s: the worst of the loop's lags of late,
+    lag_at: when that was.
     """
 
     shedding: str = ""
@@ -115,8 +117,7 @@ def _of_process(process: ProcessFacts, limits: Limits, now: float) -> Iterator[R
             process.lag_at - process.lag_s,
         )
     if process.shedding:
-        since = now if process.shedding_since is None else process.shedding_since
-        yield Reason("shedding", None, f"{process.shedding}: new messages stay with the server", since)
+        yield _shedding(None, process.shedding, process.shedding_since, now)
 
 
 def _of_identity(identity: IdentityFacts, limits: Limits, now: float) -> Iterator[Reason]:
@@ -128,6 +129,12 @@ def _of_identity(identity: IdentityFacts, limits: Limits, now: float) -> Iterato
         yield Reason("deaf", identity.name, told or "the server pushes nothing although it has mail", identity.since)
     elif (broken := _connection(identity, limits, now)) is not None:
         yield broken
+    if identity.shedding:
+        yield _shedding(identity.name, identity.shedding, identity.shedding_since, now)
+
+
+def _shedding(identity: str | None, why: str, since: float | None, now: float) -> Reason:
+    return Reason("shedding", identity, f"{why}: new messages stay with the server", now if since is None else since)
 
 
 def _connection(identity: IdentityFacts, limits: Limits, now: float) -> Reason | None:
@@ -144,6 +151,29 @@ def _connection(identity: IdentityFacts, limits: Limits, now: float) -> Reason |
         told = f"marks could not be compared with the server's for {now - audited_at:.0f} s; the log tells why"
         return Reason("not_audited", identity.name, told, audited_at)
     return None
+
+
+class Pressure:
+    """Why messages are left with the server, and since when there is any reason. Times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._reasons: set[str] = set()
+        self._since = 0.0
+
+    @property
+    def why(self) -> str:
+        """All reasons, or ""."""
+        return ", ".join(sorted(self._reasons))
+
+    def press(self, reason: str, pressed: bool, now: float) -> None:
+        """There is this reason, or is not any more."""
+        if pressed and not self._reasons:
+            self._since = now
+        (self._reasons.add if pressed else self._reasons.discard)(reason)
+
+    def age_s(self, now: float) -> float | None:
+        """For how long there has been a reason; None if there is none."""
+        return round(now - self._since, 3) if self._reasons else None
 
 
 class Lags:

@@ -1,13 +1,15 @@
 """Which item may run now: one per key at a time, at most N over all keys, in turn among the keys that are ready.
 
+A key has an owner. Owners take turns, and so do the keys of one; where several share the N, none takes it all (shares).
+
 A lane is a key with its queue. `take` hands out the head of the lane whose turn it is and leaves it at the head; what
 became of it comes back as `done` (the next one), `delay` (the same one, later) or `hold` (the same one, when told).
 
 Always true: items of one key are handed out in the order of `push`, but for those that `interpose` put ahead, and none
-before the one ahead of it is done. Every ready lane is served once before any is served twice. A lane whose queue is
-empty is forgotten, and so is one that was closed, as soon as its head is back. Every call costs the same however many
-lanes there are, or the logarithm of how many are delayed; `withdraw` costs the length of its lane, `heads` one step
-per lane.
+before the one ahead of it is done. Of one owner's ready lanes every one is served once before any is served twice. A
+lane whose queue is empty is forgotten, and so is one that was closed, as soon as its head is back. Every call costs the
+same however many lanes there are, or the logarithm of how many are delayed; `withdraw` costs the length of its lane,
+`heads` one step per lane.
 Not here: the clock (callers pass `now`), what an item is, bounds on the queues.
 """
 
@@ -16,9 +18,11 @@ from __future__ import annotations
 import enum
 import heapq
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from itertools import islice
 from typing import Generic, TypeVar
+
+from agentd.core.shares import most
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -41,9 +45,10 @@ class Standing(enum.Enum):
 
 
 class _Lane(Generic[T]):
-    __slots__ = ("closed", "items", "standing", "taken", "until")
+    __slots__ = ("closed", "items", "owner", "standing", "taken", "until")
 
-    def __init__(self, item: T) -> None:
+    def __init__(self, item: T, owner: Hashable) -> None:
+        self.owner = owner
         self.items = deque((item,))
         self.taken = False  # the head was handed out before, and stands there with what is known of it
         self.standing = Standing.READY
@@ -52,7 +57,7 @@ class _Lane(Generic[T]):
 
 
 class Lanes(Generic[K, T]):
-    """The lanes of one consumer. `limit`: how many may run at once. `running`: how many do.
+    """The lanes of one consumer. `limit`: how many may run at once. `running`: how many do. `shared`: among owners.
 
     Times are the caller's monotonic seconds and never fall from one call to the next.
     """
@@ -61,9 +66,12 @@ class Lanes(Generic[K, T]):
         assert limit > 0
         self.limit = limit
         self.running = 0
+        self.shared = False
         self._lanes: dict[K, _Lane[T]] = {}
+        self._running_of: dict[Hashable, int] = {}
+        self._turns: deque[Hashable] = deque()  # owners with a queue in _ready
         # Both may name lanes that have moved on since; whoever takes an entry out checks the lane's own standing.
-        self._ready: deque[K] = deque()
+        self._ready: dict[Hashable, deque[K]] = {}
         self._delayed: list[tuple[float, int, K]] = []
         self._delays = 0
 
@@ -87,23 +95,28 @@ class Lanes(Generic[K, T]):
         """Every lane with its first item."""
         return [(key, lane.items[0]) for key, lane in self._lanes.items()]
 
-    def push(self, key: K, item: T) -> None:
-        """Put an item at the end of a lane."""
+    @property
+    def waiting(self) -> bool:
+        """Whether a lane may be ready that was not taken."""
+        return bool(self._turns)
+
+    def push(self, key: K, item: T, owner: Hashable = None) -> None:
+        """Put an item at the end of a lane. owner: of the key, always the same."""
         lane = self._lanes.get(key)
         if lane is not None:
             lane.items.append(item)
             return
-        self._lanes[key] = _Lane(item)
-        self._ready.append(key)
+        self._lanes[key] = lane = _Lane(item, owner)
+        self._make_ready(key, lane)
 
-    def interpose(self, key: K, item: T, behind: int = 1) -> None:
+    def interpose(self, key: K, item: T, owner: Hashable = None, *, behind: int = 1) -> None:
         """Put an item ahead of all that waits in a lane, behind its head if that was ever taken.
 
         behind: how many items belong to the head.
         """
         lane = self._lanes.get(key)
         if lane is None:
-            self.push(key, item)
+            self.push(key, item, owner)
         elif lane.standing is Standing.READY and not lane.taken:
             lane.items.appendleft(item)
         else:
@@ -116,20 +129,36 @@ class Lanes(Generic[K, T]):
         lane.items = deque((head, *(item for item in waiting if not unwanted(item))))
         return [item for item in waiting if unwanted(item)]
 
-    def take(self, now: float) -> tuple[K, T] | None:
-        """The next key that may run, with the head of its lane; None while nothing may."""
+    def take(self, now: float, room: int | None = None, barred: Collection[Hashable] = ()) -> tuple[K, T] | None:
+        """The next key that may run, with the head of its lane; None while nothing may.
+
+        room: for how many more there is outside of here, if that may be less than up to the limit. barred: owners whose
+        keys may not.
+        """
         if self._delayed and self._delayed[0][0] <= now:
             self.wake(now)
-        if self.running >= self.limit:
+        free = self.limit - self.running
+        if room is not None and room < free:
+            free = room
+        if free <= 0:
             return None
-        while self._ready:
-            key = self._ready.popleft()
-            lane = self._lanes.get(key)
-            if lane is not None and lane.standing is Standing.READY:
-                lane.standing = Standing.RUNNING
-                lane.taken = True
-                self.running += 1
-                return key, lane.items[0]
+        for _ in range(len(self._turns)):
+            owner = self._turns.popleft()
+            if owner in barred or (self.shared and self._running_of.get(owner, 0) >= most(free)):
+                self._turns.append(owner)
+                continue
+            queue = self._ready[owner]
+            while queue:
+                key = queue.popleft()
+                lane = self._lanes.get(key)
+                if lane is not None and lane.standing is Standing.READY:
+                    if queue:
+                        self._turns.append(owner)
+                    else:
+                        del self._ready[owner]
+                    self._run(lane)
+                    return key, lane.items[0]
+            del self._ready[owner]
         return None
 
     def take_only(self, key: K, now: float) -> T | None:
@@ -138,10 +167,8 @@ class Lanes(Generic[K, T]):
         lane = self._lanes.get(key)
         if lane is None or lane.standing is not Standing.READY or self.running >= self.limit:
             return None
-        self._ready.remove(key)
-        lane.standing = Standing.RUNNING
-        lane.taken = True
-        self.running += 1
+        self._ready[lane.owner].remove(key)
+        self._run(lane)
         return lane.items[0]
 
     def is_running(self, key: K) -> bool:
@@ -213,12 +240,21 @@ class Lanes(Generic[K, T]):
             heapq.heappop(self._delayed)
         return self._delayed[0][0] if self._delayed else None
 
+    def _run(self, lane: _Lane[T]) -> None:
+        lane.standing = Standing.RUNNING
+        lane.taken = True
+        self.running += 1
+        self._running_of[lane.owner] = self._running_of.get(lane.owner, 0) + 1
+
     def _stop(self, key: K) -> _Lane[T]:
         lane = self._lanes[key]
         # A ready lane stands in the queue of those that are, and would come back into it a second time.
         assert lane.standing in (Standing.RUNNING, Standing.HELD), lane.standing
         if lane.standing is Standing.RUNNING:
             self.running -= 1
+            self._running_of[lane.owner] -= 1
+            if not self._running_of[lane.owner]:
+                del self._running_of[lane.owner]
         return lane
 
     def _make_ready(self, key: K, lane: _Lane[T]) -> None:
@@ -227,7 +263,12 @@ class Lanes(Generic[K, T]):
             lane.closed()
             return
         lane.standing = Standing.READY
-        self._ready.append(key)
+        queue = self._ready.get(lane.owner)
+        if queue is None:
+            self._ready[lane.owner] = deque((key,))
+            self._turns.append(lane.owner)
+        else:
+            queue.append(key)
 
     def _still_delayed(self, entry: tuple[float, int, K]) -> bool:
         until, _, key = entry

@@ -18,13 +18,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from agentd import metrics
-from agentd.core.breaker import Standing
 from agentd.core.events import Send
 from agentd.core.retry import Again, Backoff, Bury, after_failure
 from agentd.dispatcher.backlog import Delivery, Inherited, Item, Key, Served
 from agentd.dispatcher.clock import Clock
 from agentd.dispatcher.commits import Commits, Log, succeeded
-from agentd.dispatcher.fates import asked_wait_s, effects, log_failure, reminders
+from agentd.dispatcher.fates import asked_wait_s, effects, log_failure, reminders, told
 from agentd.dispatcher.handing import Successor
 from agentd.dispatcher.pauses import Pauses
 from agentd.dispatcher.room import Room
@@ -35,6 +34,7 @@ from agentd.errors import GiveUp, NotConnected, RetryLater
 from agentd.host.context import TurnContext
 from agentd.host.turns import DeadlinePassed, Failure
 from agentd.journal.storage import Change
+from agentd.tracing import Traces
 
 log = logging.getLogger("agentd.dispatcher")
 
@@ -56,7 +56,8 @@ class Engine:
     many more sends an identity's outbox takes. on_queued: a commit put these sends into the outbox. chance: at random
     from [0, 1). taken_at: monotonic seconds of the last hand-out.
     under_way: the turns that run. overruns: threads that run on past their deadline, and the lanes that wait for them.
-    successor: who decides what becomes of the turns that run, once that is another process.
+    successor: who decides what becomes of the turns that run, once that is another process. traces: who follows
+    events, or None.
     """
 
     carry_out: Callable[[Work, Waits], Coroutine[Any, Any, None]]
@@ -76,7 +77,9 @@ class Engine:
         chance: Callable[[], float],
         outbox_room: Callable[[str], int],
         on_queued: Callable[[Sequence[Send]], None],
+        traces: Traces | None = None,
     ) -> None:
+        self.traces = traces
         self.journal = journal
         self.served = served
         self.clock = clock
@@ -159,9 +162,9 @@ class Engine:
 
     # --- work
 
-    def push(self, served: Served, key: Key, item: Item) -> None:
-        """Put something at the end of a lane."""
-        served.lanes.push(key, item)
+    def push(self, served: Served, key: Key, item: Item, identity: str) -> None:
+        """Put something at the end of a lane. identity: whose it is."""
+        served.lanes.push(key, item, identity)
         self.enlist(served)
 
     def enlist(self, served: Served) -> None:
@@ -194,17 +197,23 @@ class Engine:
             return None
         while self._rota:
             served = self._rota.popleft()
-            if not self._has_share(served) or (self.trials and trial is not None and served is trial.served):
+            room = self._room_for(served)
+            if room <= 0 or (self.trials and trial is not None and served is trial.served):
                 self._short.append(served)
                 continue
-            if served.plugin.up and (not served.breaker.troubled or served.breaker.may_begin(now)):
-                while (taken := served.lanes.take(now)) is not None:
+            breakers = served.breakers
+            if served.plugin.up and (not breakers.troubled or breakers.whole.may_begin(now)):
+                barred = breakers.barred(now) if breakers.troubled else ()
+                while (taken := served.lanes.take(now, room, barred)) is not None:
                     # What the predecessor runs is under way already.
                     if self.pauses and not isinstance(taken[1], Inherited) and self._is_paused(served, taken[0]):
                         continue
                     self._rota.append(served)
                     self.taken_at = served.taken_at = now
                     return served, *taken
+                if served.lanes.waiting and room < served.lanes.limit - served.lanes.running:
+                    self._short.append(served)
+                    continue
             served.listed = False
         return None
 
@@ -220,16 +229,16 @@ class Engine:
             self.arm()
         return served, key, item
 
-    def _has_share(self, served: Served) -> bool:
-        """Whether a call of this plugin leaves every other one its share of those that may run at once.
+    def _room_for(self, served: Served) -> int:
+        """How many calls of this plugin may begin and leave every other one its share of those that may run at once.
 
         So that plugins whose handlers all hang take the room of no other.
         """
-        running = self._workers.running
-        if running < self._limit - self._share * (len(self.served) - 1) or served.lanes.running < self._share:
-            return True
+        free = self._limit - self._workers.running
+        if len(self.served) == 1:
+            return free
         owed = sum(max(0, self._share - each.lanes.running) for each in self.served.values() if each is not served)
-        return self._limit - running > owed
+        return max(free - owed, self._share - served.lanes.running)
 
     def _is_paused(self, served: Served, key: Key) -> bool:
         if not isinstance(key, int) or not self.pauses.met(key, served):
@@ -267,7 +276,8 @@ class Engine:
     def arm(self) -> None:
         """Have one timer, at the first of all deadlines."""
         deadlines = [served.lanes.next_deadline() for served in self.served.values()]
-        deadlines += [each.breaker.until for each in self.served.values() if each.breaker.standing is Standing.OPEN]
+        for served in self.served.values():
+            deadlines += served.breakers.trials() if served.breakers.troubled else ()
         now, unix = self.clock.monotonic(), self.clock.unix()
         for at in (self.timers.next_due(), self.pauses.next_end()):
             if at is not None:
@@ -285,7 +295,7 @@ class Engine:
         self._cancel_timer = self._timer_at = None
         now = self.clock.monotonic()
         for served in self.served.values():
-            if served.lanes.wake(now) or (served.breaker.troubled and served.breaker.may_begin(now)):
+            if served.lanes.wake(now) or (served.breakers.troubled and served.breakers.whole.may_begin(now)):
                 self.enlist(served)
         self.on_deadline()
         self.arm()
@@ -381,16 +391,17 @@ class Engine:
     # --- failures
 
     def postponed(self, served: Served, key: Key, ctx: TurnContext[Any], failure: Failure) -> bool:
-        """Tell the breaker of a failure. True if it is not the event's: the same again later, uncounted."""
+        """Tell the breakers of a failure. True if it is not the event's: the same again later, uncounted."""
         error = failure.error
         if isinstance(error, NotConnected):
             self._await_identity(served, key, ctx, failure)
             return True
         asked_s = asked_wait_s(error)
-        if self._is_its_own(served, key, error, asked_s):
+        if self._is_its_own(served, key, ctx.identity, error, asked_s):
             return False
         now = self.clock.monotonic()
-        until = max(served.breaker.until, now + asked_s if asked_s is not None and math.isfinite(asked_s) else now)
+        until = served.breakers.standing(ctx.identity).until
+        until = max(until, now + asked_s if asked_s is not None and math.isfinite(asked_s) else now)
         log_failure(f"failed with its plugin, again in {until - now:.1f} s", ctx, failure)
         self.once_it_ended(error, served, key, lambda: self.delay(served, key, until))
         self.arm()
@@ -401,25 +412,31 @@ class Engine:
 
         As long as that lasts it runs again ever more seldom: whatever else it does is done each time.
         """
-        served.breaker.untold(key)
+        served.breakers.untold(ctx.identity, key)
         failures = served.offline[key] = served.offline.get(key, 0) + 1
         again = after_failure(failures, failures + 1, self.backoff, self.chance(), asked_wait_s(failure.error))
         assert isinstance(again, Again)
         log_failure(f"its identity is not connected, again in {again.after_s:.1f} s", ctx, failure)
         self.delay(served, key, self.clock.monotonic() + again.after_s)
 
-    def _is_its_own(self, served: Served, key: Key, error: BaseException, asked_s: float | None) -> bool:
-        """Whether a failure is one of this event and not of the plugin as a whole."""
-        breaker = served.breaker
+    def _is_its_own(self, served: Served, key: Key, identity: str, error: BaseException, asked_s: float | None) -> bool:
+        """Whether a failure is one of this event, and not of the plugin, as a whole or for this identity."""
+        breakers, name = served.breakers, served.plugin.name
         if isinstance(error, GiveUp):
-            breaker.succeeded(key)
+            breakers.succeeded(identity, key)
             return True
         whole_plugin = isinstance(error, RetryLater) and error.whole_plugin
-        was_closed = breaker.closed
-        counts = breaker.failed(key, self.clock.monotonic(), asked_s=asked_s, whole_plugin=whole_plugin)
-        if was_closed and not breaker.closed:
-            name = served.plugin.name
+        was_closed, waited = breakers.whole.closed, breakers.waiting()
+        now = self.clock.monotonic()
+        counts = breakers.failed(identity, key, now, asked_s=asked_s, whole_plugin=whole_plugin)
+        if not breakers.standing(identity).closed:
+            served.troubles[identity] = served.troubles[""] = told(error)
+        if was_closed and not breakers.whole.closed:
             log.warning("the whole plugin seems out of order: its conversations wait", extra={"plugin": name})
+            metrics.BREAKER_OPENED.inc(name)
+        elif breakers.waiting().keys() - waited.keys():
+            about = {"plugin": name, "identity": identity}
+            log.warning("the plugin seems out of order for this identity: its conversations wait", extra=about)
             metrics.BREAKER_OPENED.inc(name)
         return counts
 

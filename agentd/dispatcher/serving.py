@@ -197,6 +197,7 @@ class Serving:
             if pause.identity == identity:
                 self._engine.pauses.end(pause.number)
         self._backlog.forget(identity)
+        self._loading.forget(identity)
         self._deliveries.guards.pop(identity, None)
         self._conduct.pop(identity, None)
         self.dead.pop(identity, None)
@@ -292,7 +293,7 @@ class Serving:
         served.carry(identity, self._conduct[identity])
         for lane in self._backlog.join(identity, served, before, lambda number: cursors.get(number, since)):
             lane.before = failed.get(lane.number)
-            self._engine.push(served, lane.number, Join(lane))
+            self._engine.push(served, lane.number, Join(lane), identity)
         self.serves[identity] = [*before, served]
         self._introduce(served)
         self._engine.wake()
@@ -301,10 +302,11 @@ class Serving:
         """A plugin does not serve an identity any more."""
         engine, name = self._engine, served.plugin.name
         self.serves[identity] = [each for each in self.serves[identity] if each is not served]
-        served.identities.discard(identity)
-        served.catch_up.pop(identity, None)
+        served.left(identity)
         self._introduce(served)
         self._backlog.part(identity, served)
+        if engine.traces is not None:
+            engine.traces.parted(name, identity)
         idle: set[Key] = {*self._deliveries.part()}
         engine.timers.forget(name, identity)
         served.plugin.timers = engine.timers.count(name)
@@ -326,7 +328,7 @@ class Serving:
         deliveries = [item for item in items if isinstance(item, Delivery)]
         if deliveries and (waiting := deliveries[0].lane.memory):
             self._backlog.unloaded(deliveries[-waiting:])
-            self._loading.check_marks()
+            self._loading.check_marks(deliveries[0].lane.line.identity)
         for item in items:
             if isinstance(item, Rewind) and not item.done.done():
                 item.done.set_exception(Unavailable("the plugin does not serve this identity any more"))

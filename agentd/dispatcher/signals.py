@@ -41,7 +41,7 @@ class Signals:
                 if len(served.signals) >= self._signals_max:
                     self.dropped += 1
                     continue
-                self._engine.push(served, key, None)
+                self._engine.push(served, key, None, signal.identity)
             served.signals[key] = signal
 
     async def run(self, served: Served, key: SignalKey, waits: Waits) -> None:

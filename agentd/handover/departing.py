@@ -71,6 +71,11 @@ class Departure:
         self._asks: dict[int, asyncio.Future[bytes | None]] = {}
         self._numbers = itertools.count(1)
 
+    @property
+    def open(self) -> int:
+        """Turns that run on here."""
+        return len(self._open)
+
     async def connect(self, path: str) -> None:
         """Connect to where the successor listens. Raises OSError."""
         await asyncio.get_running_loop().create_unix_connection(lambda: self._line, path)

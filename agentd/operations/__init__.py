@@ -51,6 +51,7 @@ class Operations:
         followers: Followers,
         reload: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
         hand_over: Callable[[HandOverRequest], Coroutine[Any, Any, dict[str, Any]]],
+        upgrade: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
     ) -> None:
         status, outbox, letters, reading = Status(parts), Outbox(parts), Letters(parts), Reading(parts, followers)
         pausing, keeping = Pausing(parts), Keeping(parts)
@@ -76,6 +77,7 @@ class Operations:
         self.retain = keeping.retain
         self.vacuum = keeping.vacuum
         self.reload = reload
+        self.upgrade = upgrade
         self._hand_over = hand_over
         self._stop = parts.stop
 

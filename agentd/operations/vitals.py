@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from agentd import metrics
-from agentd.core.health import Lags
+from agentd.core.health import Lags, Pressure
 
 
 class Vitals:
@@ -16,22 +16,19 @@ class Vitals:
 
     def __init__(self, period_s: float, window_s: float) -> None:
         self._lags = Lags(period_s, window_s)
-        self._pressure: set[str] = set()
-        self._pressed_at: float | None = None
+        self._pressure = Pressure()
         self.http_url: str | None = None
         self.position = 0
 
     def press(self, reason: str, pressed: bool, now: float) -> str:
         """There is this reason to shed, or is not any more. Returns all there are, or ""."""
-        if pressed and not self._pressure:
-            self._pressed_at = now
-        (self._pressure.add if pressed else self._pressure.discard)(reason)
+        self._pressure.press(reason, pressed, now)
         return self.shedding
 
     @property
     def shedding(self) -> str:
-        """Why messages are left with the server, or ""."""
-        return ", ".join(sorted(self._pressure))
+        """Why messages of all identities are left with the server, or ""."""
+        return self._pressure.why
 
     def slept(self, now: float) -> None:
         """Somebody goes to sleep for `period_s`."""
@@ -44,12 +41,11 @@ class Vitals:
     def status(self, now: float) -> dict[str, Any]:
         """See control.api.Daemon."""
         lag_at, lag_s = self._lags.worst(now)
-        pressed_at = self._pressed_at if self._pressure else None
         return {
             "http_url": self.http_url,
             "position": self.position,
             "shedding": self.shedding,
-            "shedding_s": None if pressed_at is None else round(now - pressed_at, 3),
+            "shedding_s": self._pressure.age_s(now),
             "loop_lag_s": round(lag_s, 3),
             "loop_lag_age_s": round(now - lag_at, 3),
         }

@@ -8,13 +8,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from agentd.core.lanes import Lanes
 
+OWNER = dict(zip("abcdef", "xxxxyz", strict=True))
+
 
 class LanesAgainstModel(RuleBasedStateMachine):
     """The model keeps a list per key and looks at all of them each time."""
 
-    @initialize(limit=st.integers(1, 4))
-    def begin(self, limit: int) -> None:
+    @initialize(limit=st.integers(1, 8), shared=st.booleans())
+    def begin(self, limit: int, shared: bool) -> None:
         self.lanes: Lanes[str, int] = Lanes(limit)
+        self.lanes.shared = shared
         self.queues: dict[str, list[int]] = {}
         # Since when each lane is ready: those that became so in one moment may come in either order.
         self.ready: dict[str, int] = {}
@@ -45,13 +48,13 @@ class LanesAgainstModel(RuleBasedStateMachine):
     @rule(key=st.sampled_from("abcdef"))
     def push(self, key: str) -> None:
         item = self._new_item(key)
-        self.lanes.push(key, item)
+        self.lanes.push(key, item, OWNER[key])
         self._queue(key).append(item)
 
     @rule(key=st.sampled_from("abcdef"))
     def interpose(self, key: str) -> None:
         item = self._new_item(key)
-        self.lanes.interpose(key, item)
+        self.lanes.interpose(key, item, OWNER[key])
         self._queue(key).insert(1 if key in self.taken else 0, item)
 
     @precondition(lambda self: self.queues)
@@ -75,19 +78,28 @@ class LanesAgainstModel(RuleBasedStateMachine):
             self._make_ready(key)
         return self.queues[key]
 
-    @rule()
-    def take(self) -> None:
-        taken = self.lanes.take(self.now)
+    @rule(room=st.none() | st.integers(0, 8))
+    def take(self, room: int | None = None) -> None:
+        taken = self.lanes.take(self.now, room)
         self._wake()
-        if len(self.running) == self.lanes.limit or not self.ready:
+        free = self.lanes.limit - len(self.running)
+        may = self._may_begin(free if room is None else min(free, room))
+        if not may:
             assert taken is None
             return
         assert taken is not None
         key, item = taken
+        assert OWNER[key] in may
         assert item == self.queues[key][0]
         # Whoever has been ready for longest goes first, so that no ready lane is passed over by one that comes again.
-        assert self.ready[key] == min(self.ready.values())
+        assert self.ready[key] == min(self.ready[each] for each in self.ready if OWNER[each] == OWNER[key])
         self._runs(key)
+
+    def _may_begin(self, free: int) -> set[str]:
+        """Owners with something ready of which more may run."""
+        running = [OWNER[key] for key in self.running]
+        ready = {OWNER[key] for key in self.ready}
+        return {each for each in ready if free > 0 and (not self.lanes.shared or running.count(each) < 3 * free)}
 
     @rule(key=st.sampled_from("abcdef"))
     def take_only(self, key: str) -> None:
@@ -241,6 +253,37 @@ def test_every_ready_lane_is_served_once_before_any_is_served_twice() -> None:
         served.append(taken)
         lanes.done(taken[0])
     assert served == [("a", 0), ("b", 3), ("c", 6), ("a", 1), ("b", 4), ("c", 7), ("a", 2), ("b", 5), ("c", 8)]
+
+
+def test_owners_take_turns_however_many_lanes_one_of_them_has() -> None:
+    lanes: Lanes[str, int] = Lanes(1)
+    for item, key in enumerate("abcd"):
+        lanes.push(key, item, "many")
+    lanes.push("x", 4, "few")
+    served = ""
+    while (taken := lanes.take(0.0)) is not None:
+        served += taken[0]
+        lanes.done(taken[0])
+    assert served == "axbcd"
+
+
+def test_one_that_wants_every_place_leaves_a_quarter_to_the_others() -> None:
+    lanes: Lanes[int, str] = Lanes(16)
+    lanes.shared = True
+    for key in range(100):
+        lanes.push(key, "", "greedy")
+    while lanes.take(0.0) is not None:
+        pass
+    assert (lanes.running, lanes.waiting) == (12, True)
+    for key in range(100, 103):
+        lanes.push(key, "", f"modest {key}")
+        assert lanes.take(0.0) == (key, "")
+    lanes.push(103, "", "outside there is no room")
+    assert lanes.take(0.0, room=0) is None
+    lanes.done(0)
+    assert lanes.take(0.0) == (103, ""), "the greedy one gets nothing back before there is as much for the others"
+    lanes.shared = False
+    assert lanes.take(0.0) == (12, "")
 
 
 def test_a_lane_that_is_held_leaves_its_place_to_others() -> None:

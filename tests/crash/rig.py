@@ -68,8 +68,8 @@ class Books(Proofed):
     settings: ClassVar[Mapping[str, Mapping[str, float]]] = {}
     """Sections of the configuration beside those that shorten its waits."""
 
-    def __init__(self, folder: Path, *, peers: int = 3) -> None:
-        super().__init__(folder, 1, settings={**_SETTINGS, **self.settings})
+    def __init__(self, folder: Path, *, peers: int = 3, identities: int = 1) -> None:
+        super().__init__(folder, identities, settings={**_SETTINGS, **self.settings})
         self.said: dict[str, list[tuple[str, str]]] = {f"peer-{number}": [] for number in range(peers)}
         self._reached = folder / "reached"
         self._answered: Counter[str] = Counter()

@@ -110,7 +110,7 @@ class Rig:
             self.settings,
             revive=self.journal.revive,
             on_queued=lambda sends: None,
-            on_backlog=lambda shed: None,
+            on_backlog=lambda identity, is_so: None,
             marks=Marks(1_000, 100, 1 << 30, 1 << 29),
             backoff=Backoff(first_s=0.01, max_s=0.02),
             chance=lambda: 0.0,

@@ -49,6 +49,7 @@ async def run(journal, settings=AGED, now=NOW):
     return await Retention(journal, settings).once(now)
 
 
+@pytest.mark.parametrize("encryption", ["plain"], indirect=True)  # it counts bytes
 async def test_old_events_that_every_plugin_has_handled_lose_their_payload_and_keep_their_place(journal, arrived):
     for seq in range(1, 6):
         journal.commit(*arrived(seq=seq, payload=bytes([seq]) * 100))
@@ -242,17 +243,17 @@ async def test_a_large_journal_lets_go_of_the_oldest_of_every_kind(journal, arri
     number = None
     for seq in range(1, 2 * SLICE + 1):
         at = 1.5 if seq <= SLICE else NOW
-        [mark, appended] = arrived(seq=seq, payload=bytes(200))
+        [mark, appended] = arrived(seq=seq, payload=bytes(2_000))
         number = arrived.number("conv_a")
         record = msgspec.structs.replace(appended.record, received_at=at)
         journal.commit(mark, msgspec.structs.replace(appended, record=record))
-        journal.commit(Outcome("echo", number, seq, seq, "answered", bytes(1_000), at))
+        journal.commit(Outcome("echo", number, seq, seq, "answered", bytes(2_000), at))
         key = f"k{seq}"
-        journal.commit(Queued(send(key, text="x" * 1_000), at))
+        journal.commit(Queued(send(key, text="x" * 2_000), at))
         journal.commit(Carried(key, "alice", "sent", 1, 0.0, f"msg_{seq}", seq, "conv_a", "", at))
     await journal.commit()
     used = (await journal.room()).used_bytes
-    assert await run(journal, Settings(journal_max_mb=used * 2 // 3 // 1_000_000)) > 0
+    assert await run(journal, Settings(journal_max_mb=used * 58 // 100_000_000)) > 0
     traces = {trace.what: trace for trace in await journal.trimmed(10)}
     assert set(traces) == {"event", "outbox", "outcome"}
     assert len({trace.number for trace in traces.values()}) == 3
@@ -262,11 +263,11 @@ async def test_a_large_journal_lets_go_of_the_oldest_of_every_kind(journal, arri
 
 
 async def test_that_the_bound_of_size_comes_near_is_said_before_anything_goes(journal, arrived, logged):
-    for seq in range(1, 221):
-        journal.commit(*arrived(seq=seq, payload=bytes(2_000)))
-    await journal.commit()
+    seq = 0
+    while (await journal.room()).used_bytes < 0.82e6:
+        seq += 1
+        await journal.commit(*arrived(seq=seq, payload=bytes(2_000)))
     retention = Retention(journal, SIZED)
-    assert 0.8e6 < (await journal.room()).used_bytes < 1e6
     assert await retention.once(NOW) == await retention.once(NOW) == 0
     [told] = [line for line in logged.lines if "journal_max_mb" in line]
     assert "raise the bound" in told
@@ -318,6 +319,7 @@ async def test_freed_room_is_used_again(journal, arrived):
     assert (await journal.room()).used_bytes < full / 4
 
 
+@pytest.mark.parametrize("encryption", ["plain"], indirect=True)  # it counts bytes
 async def test_what_is_found_says_how_much_and_how_old(journal, arrived):
     journal.commit(*arrived(payload=bytes(70)), *arrived(seq=2, payload=bytes(30)))
     await journal.commit()

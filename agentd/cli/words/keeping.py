@@ -56,12 +56,13 @@ def vacuum(config: Path | None, state: Path | None, as_json: bool) -> None:
     """Give unused room of the journal back to the disk.
 
     A running daemon does it in small steps, while mail flows. Without one the file is written anew, which takes as much
-    room again for that time.
+    room again for that time, and with it what is not encrypted as [agentd.journal.encryption] says.
     """
     from agentd.cli import storage, verbs
 
     environ = environ_with(state)
-    storage.vacuum(storage.journal_of(config, environ), verbs.client(config, environ), as_json=as_json)
+    configured, daemon = storage.configured(config, environ), verbs.client(config, environ)
+    storage.vacuum(storage.journal_of(config, environ), daemon, configured.journal, as_json=as_json)
 
 
 @click.command()
@@ -76,9 +77,8 @@ def retention(dry_run: bool, config: Path | None, state: Path | None, as_json: b
     from agentd.cli import storage, verbs
 
     environ = environ_with(state)
-    bounds = storage.bounds(config, environ)
-    daemon = verbs.client(config, environ)
-    storage.retention(storage.journal_of(config, environ), daemon, bounds, dry_run=dry_run, as_json=as_json)
+    configured, daemon = storage.configured(config, environ), verbs.client(config, environ)
+    storage.retention(storage.journal_of(config, environ), daemon, configured, dry_run=dry_run, as_json=as_json)
 
 
 @click.command("upgrade-check")
