@@ -12,7 +12,8 @@ makes the same changing calls in the same order. `once` marks them.
 
 Every call may raise Refused (status, code, message, details), which repeating does not mend, and Unavailable, after
 which it may be tried again; both are in agentd.plugin. Left uncaught, Unavailable is as RetryLater(retry_after_s), and
-Refused a failure like any other. A `def` handler writes ctx.wait(ctx.api...).
+Refused a failure like any other; while the identity is not connected, or its key is refused, the turn is repeated as
+long as that lasts, ever more seldom, and none of its attempts is spent. A `def` handler writes ctx.wait(ctx.api...).
 
 Always true: nothing here runs anything. Unknown fields of an answer pass; what no source of the contract promises is
 optional, and null is the same as absent. Handles go in with or without `@` and come out without.

@@ -88,7 +88,7 @@ def run(
 
     reread: reads the configuration as it is when the daemon is told to reload. watch_files, take_over: see Daemon.
     """
-    logs.configure(settings.agentd.log_level)
+    logs.configure(settings.agentd.log_level, backlog_max_bytes=settings.agentd.log_backlog_max_bytes)
     faulthandler.enable()
     # A core file, as a watchdog's SIGABRT leaves one, would hold every key; the stacks are in the log.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -199,6 +199,7 @@ class Daemon:
         self._settings = settings
         self._take_over = take_over
         self._journal = journal
+        self._retention = Retention(journal, below(settings.agentd.retention, settings.agentd.journal.max_mb))
         self._keys = keys
         self._hub = hub
         self._reread = reread or (lambda: settings)
@@ -303,12 +304,10 @@ class Daemon:
     def _begin(self, tasks: asyncio.TaskGroup) -> None:
         """Start what needs the journal to be ours, the dispatcher excepted."""
         self._feed_no_more()
-        full_mb = self._settings.agentd.journal.max_mb
-        retention = Retention(self._journal, below(self._settings.agentd.retention, full_mb))
         self._around = [
             tasks.create_task(self._takeover.run(), name="takeover"),
             tasks.create_task(self._watch_journal(), name="journal pressure"),
-            tasks.create_task(retention.run(), name="retention"),
+            tasks.create_task(self._retention.run(), name="retention"),
             tasks.create_task(self._watch_plugins(), name="files of plugins"),
         ]
         self._identities.start(tasks)
@@ -565,6 +564,7 @@ class Daemon:
         return Parts(
             current=lambda: self._reloading.settings,
             journal=self._journal,
+            retention=self._retention,
             supervisors=self._supervisors,
             generations=self._generations,
             dispatcher=self._dispatcher,

@@ -3,6 +3,7 @@
 AgentdError
 ├── ConfigError          the operator must mend the configuration; carries every problem found
 ├── Unavailable          try again after `retry_after_s`; nothing is known to have happened
+│   └── NotConnected         because our identity is not; wait until it is
 ├── OutcomeUnknown       the request may have been carried out; repeat it only under the same key
 ├── Refused              repeating cannot help; carries the platform's status, code and request id
 │   └── CredentialsRefused   this identity's key is not valid; wait until it changes
@@ -44,6 +45,10 @@ class Unavailable(AgentdError):
         self.retry_after_s = retry_after_s
         self.request_id = request_id
         super().__init__(why)
+
+
+class NotConnected(Unavailable):
+    """The identity that should ask is not connected, or its key is refused: this says nothing about what was asked."""
 
 
 class OutcomeUnknown(AgentdError):

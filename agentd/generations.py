@@ -17,13 +17,13 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from agentd.config import Settings, used_plugins
+from agentd.config import Secret, Settings, used_plugins
 from agentd.core.moments import iso
 from agentd.dispatcher import Dispatcher
 from agentd.errors import AgentdError, ConfigError
 from agentd.host.api import Port
 from agentd.host.isolated import Hosted, Isolated, load_hosted
-from agentd.host.lifecycle import load
+from agentd.host.lifecycle import load, secrets_of
 from agentd.host.state import Read
 from agentd.host.watching import Snapshot, snapshot
 
@@ -36,6 +36,8 @@ class Generations:
     base: the folder that relative paths start from. read: `state_get`. state_bytes: what a plugin's state has on disk.
     backlog_of, api_of: see Loaded. plugins: by name, what is in service. codes: their code with what to call it.
     tried: the files that a plugin was last loaded from, or failed to be.
+
+    Of each plugin its secrets are kept as they were when it was loaded, to notice that they are others now.
     """
 
     dispatcher: Dispatcher
@@ -58,6 +60,7 @@ class Generations:
         self.tried: dict[str, Snapshot] = {}
         self.changing = asyncio.Lock()
         self._files: dict[str, Snapshot] = {}
+        self._secrets: dict[str, dict[str, Secret]] = {}
         self._numbers: dict[str, int] = {}
         self._since: dict[str, float] = {}
         self._failures: dict[str, str] = {}
@@ -132,13 +135,14 @@ class Generations:
     async def _load(self, name: str, settings: Settings) -> Hosted:
         wanted, base, read = settings.plugin[name], self._base, self._read
         self.tried[name] = files = await asyncio.to_thread(snapshot, wanted.use, base)
+        secrets = await asyncio.to_thread(secrets_of, name, wanted)  # their sources may be slow
         plugin: Hosted
         if wanted.isolate == "none":
             # In a thread, since importing may take long, and nothing else should wait for it.
-            plugin = await asyncio.to_thread(load, name, wanted, base, read)
+            plugin = await asyncio.to_thread(load, name, wanted, base, read, secrets)
         else:
             plugin = await load_hosted(name, wanted, base, read, hidden=_hidden(settings, name))
-        self._files[name] = files
+        self._files[name], self._secrets[name] = files, secrets
         return plugin
 
     async def _set_up(self, plugin: Hosted) -> None:
@@ -165,7 +169,7 @@ class Generations:
 
     def remove(self, name: str) -> None:
         """A plugin that serves nobody any more ends when its turns have."""
-        for table in (self.plugins, self._since, self._failures, self._files, self.tried):
+        for table in (self.plugins, self._since, self._failures, self._files, self._secrets, self.tried):
             table.pop(name, None)
         self._retire(self.dispatcher.remove(name))
 
@@ -182,6 +186,12 @@ class Generations:
         """The plugins in service whose files are not those that they were loaded from."""
         seen = await self.seen()
         return [name for name, files in seen.items() if files != self._files[name]]
+
+    async def changed_secrets(self, settings: Settings) -> list[str]:
+        """The plugins in service whose secrets are not those that they were loaded with. Raises ConfigError."""
+        wanted = {name: settings.plugin[name] for name in self.plugins if name in settings.plugin}
+        now = await asyncio.to_thread(lambda: {name: secrets_of(name, plugin) for name, plugin in wanted.items()})
+        return [name for name, secrets in now.items() if secrets != self._secrets[name]]
 
     async def seen(self) -> dict[str, Snapshot]:
         """The files of the plugins in service that came from a path, as they are now."""

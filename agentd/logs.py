@@ -8,7 +8,7 @@ fields to every line inside it; `extra={"conversation": ...}` adds them to one.
     stderr is the journal      journald's own protocol, fields as AGENTD_IDENTITY and so on, levels kept
 
 Always true: everything that leaves through here, tracebacks included, has passed `redacted`. A line is one line: text
-from a peer cannot start another, nor steer a terminal.
+from a peer cannot start another, nor steer a terminal. Logging waits for no reader (outlet.py).
 Not here: which level, which is configured.
 """
 
@@ -27,11 +27,16 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TextIO
 
+from agentd.outlet import Outlet
+
 FIELDS = ("identity", "conversation", "plugin", "event_id")
 """What a line may be about. A field is set by `bound`, or for one line by `extra`, which wins."""
 
 _JOURNAL_SOCKET = "/run/systemd/journal/socket"
 _JOURNAL_VALUE_MAX_CHARS = 30_000  # all values of an entry must fit into one datagram, whose usual limit is 208 KiB
+BACKLOG_MAX_BYTES = 1_048_576
+"""What is kept of the log while nobody reads it, unless `configure` is told otherwise."""
+
 _CONCEALED_MAX = 1_000  # keys remembered; with more, those rotated out long ago are forgotten first
 _REDACTED = "[redacted]"
 _KEY_LIKE = r"(?<![A-Za-z0-9])ac_[A-Za-z0-9_\-]{8,}|(?i:(?<=bearer )[^\s\"',;]+)"
@@ -64,7 +69,10 @@ class _Concealed:
         self._pattern = re.compile(_KEY_LIKE)
 
     def add(self, key: str) -> None:
-        if not key or key in self._keys:
+        if not key:
+            return
+        if key in self._keys:
+            self._keys[key] = self._keys.pop(key)  # the newest again: a key that is in use is read now and then
             return
         while len(self._keys) >= _CONCEALED_MAX:
             del self._keys[next(iter(self._keys))]
@@ -95,10 +103,17 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: "\\n" if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
-def configure(level: str, stream: TextIO | None = None, environ: Mapping[str, str] | None = None) -> None:
+def configure(
+    level: str,
+    stream: TextIO | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    backlog_max_bytes: int = BACKLOG_MAX_BYTES,
+) -> None:
     """Send the log to `stream` (stderr) in the form that suits it, warnings and uncaught exceptions included.
 
     level: "debug", "info", "warning" or "error". environ: for JOURNAL_STREAM and NO_COLOR; the process's own if None.
+    backlog_max_bytes: what is kept while nobody reads it; what comes then is dropped, counted, and told afterwards.
     A second call replaces what the first set up.
     """
     stream = stream or sys.stderr
@@ -106,7 +121,7 @@ def configure(level: str, stream: TextIO | None = None, environ: Mapping[str, st
     for old in [handler for handler in root.handlers if getattr(handler, "_of_agentd", False)]:
         root.removeHandler(old)
         old.close()
-    handler = _handler(stream, os.environ if environ is None else environ)
+    handler = _handler(stream, os.environ if environ is None else environ, backlog_max_bytes)
     vars(handler)["_of_agentd"] = True
     root.addHandler(handler)
     set_level(level)
@@ -114,6 +129,12 @@ def configure(level: str, stream: TextIO | None = None, environ: Mapping[str, st
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     sys.unraisablehook = _log_unraisable
+
+
+def dropped() -> int:
+    """Lines that are missing in the log since nobody read it."""
+    ours = (getattr(handler, "outlet", None) for handler in logging.getLogger().handlers)
+    return sum(outlet.dropped for outlet in ours if outlet is not None)
 
 
 def set_level(level: str) -> None:
@@ -124,15 +145,12 @@ def set_level(level: str) -> None:
         logging.getLogger(name).setLevel(max(logging.INFO, root.level))
 
 
-def _handler(stream: TextIO, environ: Mapping[str, str]) -> logging.Handler:
+def _handler(stream: TextIO, environ: Mapping[str, str], backlog_max_bytes: int) -> logging.Handler:
     if is_journal(stream, environ):
-        return JournalHandler(stream)
-    handler = logging.StreamHandler(stream)
+        return JournalHandler(stream, backlog_max_bytes)
     if stream.isatty():
-        handler.setFormatter(HumanFormatter(colour=not environ.get("NO_COLOR")))
-    else:
-        handler.setFormatter(JsonFormatter())
-    return handler
+        return LineHandler(stream, HumanFormatter(colour=not environ.get("NO_COLOR")), backlog_max_bytes)
+    return LineHandler(stream, JsonFormatter(), backlog_max_bytes)
 
 
 def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
@@ -205,12 +223,37 @@ class HumanFormatter(logging.Formatter):
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colour and colour else text
 
 
+class LineHandler(logging.Handler):
+    """Lines on a stream, in this form."""
+
+    def __init__(self, stream: TextIO, form: logging.Formatter, backlog_max_bytes: int) -> None:
+        super().__init__()
+        self.setFormatter(form)
+        self.outlet = Outlet(stream, backlog_max_bytes, lambda missing: form.format(_missed(missing)))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        try:
+            self.outlet.put(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Wait for its reader, but not for long."""
+        self.outlet.flush()
+
+    def close(self) -> None:
+        """Nothing more is logged here."""
+        self.outlet.close()
+        super().close()
+
+
 class JournalHandler(logging.Handler):
     """journald's native protocol: one datagram per entry. What the journal does not take goes to `fallback`."""
 
-    def __init__(self, fallback: TextIO, address: str = _JOURNAL_SOCKET) -> None:
+    def __init__(self, fallback: TextIO, backlog_max_bytes: int, address: str = _JOURNAL_SOCKET) -> None:
         super().__init__()
-        self._fallback = fallback
+        self.outlet = Outlet(fallback, backlog_max_bytes, lambda missing: f"<4>{_missed(missing).getMessage()}")
         self._address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         # A full journal must not hold up the event loop.
@@ -232,11 +275,15 @@ class JournalHandler(logging.Handler):
             self._socket.sendto(journal_datagram(values), self._address)
         except OSError:
             with contextlib.suppress(OSError, ValueError):
-                self._fallback.write(f"<{values['PRIORITY']}>{_encodable(printable(values['MESSAGE']))}\n")
-                self._fallback.flush()
+                self.outlet.put(f"<{values['PRIORITY']}>{_encodable(printable(values['MESSAGE']))}")
+
+    def flush(self) -> None:
+        """Wait for the reader of what the journal did not take, but not for long."""
+        self.outlet.flush()
 
     def close(self) -> None:
         """Close the socket."""
+        self.outlet.close()
         self._socket.close()
         super().close()
 
@@ -254,6 +301,11 @@ def journal_datagram(values: Mapping[str, str]) -> bytes:
         else:
             datagram += name.encode() + b"=" + value + b"\n"
     return bytes(datagram)
+
+
+def _missed(lines: int) -> logging.LogRecord:
+    told = "%d lines of the log are missing here: nobody read it (see log_backlog_max_bytes)"
+    return logging.LogRecord("agentd.logs", logging.WARNING, "", 0, told, (lines,), None)
 
 
 def _iso(unix_s: float) -> str:

@@ -184,7 +184,11 @@ BREAKER = Gauge(
 )
 UNDISPATCHED = Gauge("agentd_undispatched", "Deliveries in memory that wait for a handler.")
 SHEDDING = Gauge("agentd_shedding", "1 while new messages are left with the server, else 0.")
+LOG_DROPPED = Gauge("agentd_log_lines_dropped", "Lines that the log lacks since the start, as nobody read it.")
 JOURNAL_BYTES = Gauge("agentd_journal_bytes", "Size of the journal's file; what was not checkpointed yet is not in it.")
+JOURNAL_WAL_BYTES = Gauge(
+    "agentd_journal_wal_bytes", "Size of the file beside it; a reader that does not end lets it grow."
+)
 JOURNAL_FULL = Gauge("agentd_journal_full", "1 while the disk has no room for a commit, else 0.")
 JOURNAL_WAITING = Gauge("agentd_journal_waiting_seconds", "How long the oldest commit waits for the disk; 0 for none.")
 TRACE_SPANS = Total(

@@ -8,7 +8,8 @@ that raises leaves nothing behind.
     raise RetryLater(s)     the same event again, not before s seconds from now; with whole_plugin=True every event
                             waits for so long, and it costs no attempt
     raise GiveUp(reason)    a dead letter
-    Unavailable             which calls of `ctx.api` raise, is as RetryLater(its retry_after_s)
+    Unavailable             which calls of `ctx.api` raise, is as RetryLater(its retry_after_s); while the identity is
+                            not connected, or its key is refused, it costs no attempt
     anything else raised    again after a growing delay; a dead letter when the attempts are spent
 
 Always true: declaring costs nothing and starts nothing. What is declared wrongly is refused when the plugin is loaded,

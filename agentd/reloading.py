@@ -83,9 +83,12 @@ class Reloading:
     async def _reload(self) -> dict[str, Any]:
         wanted = self._adopted(await asyncio.to_thread(self._reread))
         found = config.changes(self.settings, wanted)
-        files = await self._generations.changed_files()
+        changed_outside = [
+            *await self._generations.changed_files(),
+            *await self._generations.changed_secrets(wanted),
+        ]
         used = config.used_plugins(wanted)
-        changed = [*found.plugins_changed, *(name for name in files if name in used)]
+        changed = [*found.plugins_changed, *(name for name in changed_outside if name in used)]
         self._refuse_running(found, wanted)
         ready = await self._prepared(wanted, [*found.plugins_added, *dict.fromkeys(changed)])
         # From here on nothing is refused.

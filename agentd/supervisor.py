@@ -26,7 +26,7 @@ from agentd import config, metrics
 from agentd.core.events import Message, RateLimitWarning, Record, Send, Signal
 from agentd.core.health import Pressure, State
 from agentd.core.reconnect import CloseMeaning, Dial, Park, Reconnect, Throttle
-from agentd.errors import AgentdError, CredentialsRefused, JournalError, Unavailable, first_of
+from agentd.errors import AgentdError, CredentialsRefused, JournalError, NotConnected, Unavailable, first_of
 from agentd.intake import Audit, Drain, Intake, Questions
 from agentd.journal.storage import Account, Carried, Journal
 from agentd.sender import Sender
@@ -41,6 +41,7 @@ _HISTORY = 50
 _KEY_POLL_S = 5.0
 _IDENTIFY_WAIT_S = 10.0  # how long a plugin's call waits for the key to be known as good: a start and a first redial
 _IDENTIFY_LOOK_S = 0.05
+_NOT_CONNECTED = ("off", "connecting", "parked")
 _RESTART_FIRST_S = 1.0
 _RESTART_MAX_S = 60.0
 _DRAIN_RETRY_FIRST_S = 0.5
@@ -193,18 +194,29 @@ class Supervisor:
             await self._life.sender.rest(timeout_s)
 
     async def perform(self, request: Request) -> Response:
-        """A call of a plugin. Raises as Rest does, and Unavailable while the key is not known to be good."""
+        """A call of a plugin. Raises as Rest does, and NotConnected while the key is not known to be good."""
         await self._until_identified()
         try:
             return await self._rest.perform(request)
         except CredentialsRefused as refused:
             if self._life is not None:
                 self._life.credentials_refused(refused)
-            raise
+            raise NotConnected(f"identity {self.name}: its key is refused") from refused
+        except Unavailable as failed:
+            raise self._told_of(failed) from failed
 
     async def transfer(self, transfer: Transfer) -> Response:
-        """A file of a plugin. Raises as Rest does."""
-        return await self._rest.transfer(transfer)
+        """A file of a plugin. Raises as Rest does, and NotConnected."""
+        try:
+            return await self._rest.transfer(transfer)
+        except Unavailable as failed:
+            raise self._told_of(failed) from failed
+
+    def _told_of(self, failed: Unavailable) -> Unavailable:
+        """A failed request says something about what was asked only while we are connected."""
+        if self._state not in _NOT_CONNECTED:
+            return failed
+        return NotConnected(f"identity {self.name} is {self._state}: {failed}", failed.retry_after_s, failed.request_id)
 
     def say(self, frame: bytes) -> bool:
         """Write a frame to the socket; False while there is none, or no room."""
@@ -215,7 +227,7 @@ class Supervisor:
         until = self._loop.time() + _IDENTIFY_WAIT_S
         while (parked := self._state == "parked") or self._life is None or not self._life.identified:
             if parked or self._loop.time() >= until:
-                raise Unavailable(f"identity {self.name} is {self._state}: {self.history[-1].reason}")
+                raise NotConnected(f"identity {self.name} is {self._state}: {self.history[-1].reason}")
             await asyncio.sleep(_IDENTIFY_LOOK_S)
 
     @property

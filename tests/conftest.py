@@ -321,6 +321,20 @@ class ScriptedDaemon:
             raise self.error
         return {"version": "0.1.0", "pid": 42}
 
+    async def retain(self) -> dict[str, Any]:
+        self.asked.append(("retain",))
+        if self.error:
+            raise self.error
+        return {"rows": 3}
+
+    async def vacuum(self) -> AsyncGenerator[dict[str, Any], None]:
+        self.asked.append(("vacuum",))
+        if self.error:
+            raise self.error
+        return self._lines(
+            [{"given_back": 0, "of": 4_096}, {"done": True, "bytes_before": 8_192, "bytes": 4_096, "free_bytes": 0}]
+        )
+
     async def upgrade(self) -> dict[str, Any]:
         self.asked.append(("upgrade",))
         if self.error:

@@ -172,6 +172,35 @@ def test_a_setting_that_does_not_fit_is_told(dev: Run) -> None:
     assert "plugin.greeter.config.tmes: no such setting; did you mean times?" in done.stderr
 
 
+def test_a_daemon_does_not_outlive_the_terminal_that_it_belongs_to(plugin: Path) -> None:
+    command = [sys.executable, "-m", "agentd", "dev", plugin.name]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=plugin.parent, text=True, bufsize=1, **pipes) as dev:
+        assert dev.stdin is not None
+        assert dev.stdout is not None
+        dev.stdin.write("hi\n")
+        while dev.stdout.readline() != "agent: hello 1\n":
+            assert dev.poll() is None
+        [daemon] = _children(dev.pid)
+        assert "dev.toml" in Path(f"/proc/{daemon}/cmdline").read_text()
+        dev.kill()
+    until = time.monotonic() + 20
+    while _runs(daemon):
+        assert time.monotonic() < until, "it runs on, and nobody knows of it"
+        time.sleep(0.01)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 # At a terminal
 
 

@@ -170,6 +170,16 @@ def test_the_memory_for_keys_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     assert logs.redacted("oldest-secret middle-secret newest-secret") == "oldest-secret [redacted] [redacted]"
 
 
+def test_a_key_that_is_read_again_is_not_forgotten_for_those_that_were_rotated_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logs, "_concealed", logs._Concealed())
+    monkeypatch.setattr(logs, "_CONCEALED_MAX", 2)
+    for secret in ("lasting-secret", "rotated-secret", "lasting-secret", "current-secret"):
+        logs.conceal(secret)
+    assert logs.redacted("lasting-secret current-secret") == "[redacted] [redacted]"
+
+
 def test_libraries_that_log_content_at_debug_level_are_kept_quiet() -> None:
     def say(log: logging.Logger) -> None:
         logging.getLogger("websockets.client").debug("< TEXT secret words")

@@ -18,6 +18,7 @@ from agentd.cli.progress import Progress
 from agentd.config import JournalSettings
 from agentd.core.events import Message, Record
 from agentd.demo.proof import Proof
+from agentd.journal.retention import SLICE
 from agentd.journal.sqlite import copies, open_journal
 from agentd.journal.sqlite.opening import SCHEMA
 from agentd.journal.storage import Appended, Conversation
@@ -31,18 +32,18 @@ def agentd_command(*words: str | Path, state: Path) -> Result:
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     """A state folder with a journal of three old events that no plugin waits for."""
-
-    async def write() -> None:
-        journal = await open_journal(tmp_path / "state" / "journal.db", JournalSettings())
-        for seq in (1, 2, 3):
-            event = Message(identity="a", conversation="c", seq=seq, epoch=1, id=f"m{seq}", sender="@b", payload=b"{}")
-            mark = Conversation(1, "a", "c", 1, 1, seq, event.id, seq, seq)
-            journal.commit(mark, Appended(Record(journal.next_position(), 1, event, 1.5)))
-        await journal.commit()
-        await journal.close()
-
-    asyncio.run(write())
+    asyncio.run(_fill(tmp_path / "state", 3, b"{}"))
     return tmp_path / "state"
+
+
+async def _fill(state: Path, events: int, payload: bytes = bytes(2_000)) -> None:
+    journal = await open_journal(state / "journal.db", JournalSettings())
+    for seq in range(1, events + 1):
+        event = Message(identity="a", conversation="c", seq=seq, epoch=1, id=f"m{seq}", sender="@b", payload=payload)
+        mark = Conversation(1, "a", "c", 1, 1, seq, event.id, seq, seq)
+        journal.commit(mark, Appended(Record(journal.next_position(), 1, event, 1.5)))
+    await journal.commit()
+    await journal.close()
 
 
 async def test_a_running_daemon_is_backed_up_and_not_disturbed(tmp_path: Path) -> None:
@@ -56,12 +57,16 @@ async def test_a_running_daemon_is_backed_up_and_not_disturbed(tmp_path: Path) -
         told = await asyncio.to_thread(agentd_command, "backup", target, "--json", state=tmp_path / "state")
         assert told.exit_code == 0, told.output
         assert json.loads(told.stdout)["bytes"] == target.stat().st_size
-        for verb in (("vacuum",), ("restore", target, "--yes"), ("retention",)):
-            refused = await asyncio.to_thread(agentd_command, *verb, state=tmp_path / "state")
-            assert refused.exit_code == 1
-            assert f"pid {proof.daemon_pid}" in refused.stderr, "who has it"
+        refused = await asyncio.to_thread(agentd_command, "restore", target, "--yes", state=tmp_path / "state")
+        assert refused.exit_code == 1
+        assert f"pid {proof.daemon_pid}" in refused.stderr, "who has it"
         shown = await asyncio.to_thread(agentd_command, "retention", "--dry-run", state=tmp_path / "state")
         assert shown.exit_code == 0, shown.output
+        kept = await asyncio.to_thread(agentd_command, "retention", state=tmp_path / "state")
+        assert (kept.exit_code, kept.stderr) == (0, "0 rows let go\n")
+        shrunk = await asyncio.to_thread(agentd_command, "vacuum", "--json", state=tmp_path / "state")
+        assert shrunk.exit_code == 0, shrunk.output
+        assert json.loads(shrunk.stdout)["bytes"] > 0
         proof.hub.post("peer", proof.identities[0], "after")
         assert await proof.until_answered(20)
         assert await proof.stop() == 0
@@ -124,23 +129,64 @@ def test_nobody_is_asked_about_a_restore_that_cannot_be_done(state: Path, tmp_pa
 
 
 def test_retention_shows_first_and_lets_go_then(state: Path, tmp_path: Path) -> None:
-    shown = agentd_command("retention", "--dry-run", state=state)
+    bounds = ("--config", tmp_path / "agentd.toml")
+    bounds[1].write_text("[agentd.retention]\nevents_max_age_days = 90\n")
+    shown = agentd_command("retention", "--dry-run", *bounds, state=state)
     assert "events older than 90 days: 3 may go, 6 B, from 1970-01-01 to 1970-01-01, 1 to 3" in shown.stdout
-    machine = json.loads(agentd_command("retention", "--dry-run", "--json", state=state).stdout)
+    machine = json.loads(agentd_command("retention", "--dry-run", "--json", *bounds, state=state).stdout)
     assert machine["would_go"]["events older than 90 days"]["rows"] == 3
     assert machine["went"] == []
-    assert "3 rows let go" in agentd_command("retention", state=state).stderr
-    after = json.loads(agentd_command("retention", "--dry-run", "--json", state=state).stdout)
+    assert "3 rows let go" in agentd_command("retention", *bounds, state=state).stderr
+    after = json.loads(agentd_command("retention", "--dry-run", "--json", *bounds, state=state).stdout)
     assert after["would_go"]["events older than 90 days"]["rows"] == 0
     assert [(went["start"], went["stop"], went["rows"]) for went in after["went"]] == [(1, 4, 3)]
 
 
+def test_what_would_go_for_the_size_is_shown_first(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    asyncio.run(_fill(state, 3_000))
+    (config := tmp_path / "agentd.toml").write_text("[agentd.retention]\njournal_max_mb = 4\n")
+    shown = json.loads(agentd_command("retention", "--dry-run", "--json", "--config", config, state=state).stdout)
+    [(reason, found)] = [(why, found) for why, found in shown["would_go"].items() if found["rows"]]
+    assert reason == "events, the oldest, since the journal is above 4 MB"
+    assert found["first"] == 1
+    assert found["bytes"] >= shown["excess_bytes"] > 0
+    assert agentd_command("retention", "--config", config, state=state).exit_code == 0
+    after = json.loads(agentd_command("retention", "--dry-run", "--json", "--config", config, state=state).stdout)
+    assert after["excess_bytes"] == 0
+    [went] = after["went"]
+    assert went["start"] == 1
+    assert abs(went["stop"] - 1 - found["last"]) <= 2 * SLICE, "what was shown is what went, give or take a slice"
+
+
 def test_retention_obeys_the_configuration(state: Path, tmp_path: Path) -> None:
+    assert "0 rows let go" in agentd_command("retention", state=state).stderr, "by default nothing is too old"
     config = tmp_path / "agentd.toml"
-    config.write_text("[agentd.retention]\nevents_max_age_days = 0\n")
-    assert "0 rows let go" in agentd_command("retention", "--config", config, state=state).stderr
     config.write_text("[agentd.retention]\nevents_max_age_days = -1\n")
     assert agentd_command("retention", "--config", config, state=state).exit_code == 78
+
+
+def test_a_journal_of_an_older_agentd_can_give_room_back_while_it_is_open_after_one_vacuum(state: Path) -> None:
+    with contextlib.closing(sqlite3.connect(state / "journal.db")) as connection:
+        connection.execute("PRAGMA auto_vacuum = NONE")
+        connection.execute("VACUUM")
+        assert connection.execute("PRAGMA auto_vacuum").fetchone() == (0,)
+    assert agentd_command("vacuum", state=state).exit_code == 0
+    with contextlib.closing(sqlite3.connect(state / "journal.db")) as connection:
+        assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)
+
+
+async def test_a_running_daemon_over_such_a_journal_says_what_it_takes(state: Path, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(state / "journal.db")) as connection:
+        connection.execute("PRAGMA auto_vacuum = NONE")
+        connection.execute("VACUUM")
+    async with Proof(tmp_path, 1) as proof:
+        proof.start()
+        await proof.until_live()
+        refused = await asyncio.to_thread(agentd_command, "vacuum", state=state)
+        assert refused.exit_code == 1
+        assert "stop the daemon, run agentd vacuum once" in refused.stderr
+        assert await proof.stop() == 0
 
 
 def test_a_vacuum_says_what_it_gained(state: Path) -> None:

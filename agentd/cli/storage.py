@@ -1,6 +1,7 @@
 """What the verbs on the journal's file do: backup, restore, vacuum, retention, upgrade-check.
 
-They work on the file itself, so that they need no daemon; what a running one would be disturbed by is refused.
+They work on the file itself, so that they need no daemon. Vacuum and retention are the running daemon's to do where
+there is one; what would disturb it is refused.
 
 Always true: with `as_json`, stdout holds JSON and nothing else. Nothing is replaced that was not agreed to.
 Not here: the work on the file (journal).
@@ -24,10 +25,13 @@ from agentd.cli.printing import count_column, echo_json, echo_table
 from agentd.cli.progress import Progress
 from agentd.cli.tables import Column
 from agentd.config import SERVICE_STATE, Agentd, JournalSettings, Retention, find_configuration, find_state, load
+from agentd.control.client import Client
+from agentd.control.refusal import UnreachableError
 from agentd.errors import JournalUnusable
-from agentd.journal.retention import SLICE, bounds_of_age, excess
+from agentd.journal.retention import TABLES, bounds_of_age, excess, oldest_first, slices
 from agentd.journal.retention import Retention as Keeper
 from agentd.journal.sqlite import copies, open_journal, trimming
+from agentd.journal.sqlite.trimming import Found
 
 JOURNAL_NAME = "journal.db"
 
@@ -50,10 +54,10 @@ def configured(config: Path | None, environ: Mapping[str, str]) -> Agentd:
     return load(config, environ, with_keys=False).agentd
 
 
-def backup(journal: Path, file: Path, *, force: bool, as_json: bool) -> None:
+def backup(journal: Path, file: Path, *, force: bool, wal_max_mb: int, as_json: bool) -> None:
     """Copy the journal, and say where to."""
     progress, began = Progress("copying"), time.monotonic()
-    size = copies.back_up(journal, file, force=force, progress=progress)
+    size = copies.back_up(journal, file, force=force, wal_max_mb=wal_max_mb, progress=progress)
     progress.over()
     if as_json:
         echo_json({"journal": str(journal), "backup": str(file), "bytes": size})
@@ -79,15 +83,28 @@ def restore(journal: Path, file: Path, *, yes: bool, as_json: bool) -> None:
         click.echo(f"the former one is kept as {kept}", err=True)
 
 
-def vacuum(journal: Path, settings: JournalSettings, *, as_json: bool) -> None:
-    """Shrink the file, and bring what is in it under the key that it has now."""
-    progress = Progress("writing values anew")
-    before, after = copies.vacuum(journal, settings, progress)
-    progress.over()
+def vacuum(journal: Path, daemon: Client, settings: JournalSettings, *, as_json: bool) -> None:
+    """Shrink the file: the daemon does, between its commits. Without one also bring what is in it under today's key."""
+    try:
+        before, after = _shrunk_by(daemon)
+    except UnreachableError:
+        progress = Progress("writing values anew")
+        # It says who has the file, should that be a daemon all the same.
+        before, after = copies.vacuum(journal, settings, progress)
+        progress.over()
     if as_json:
         echo_json({"journal": str(journal), "bytes_before": before, "bytes": after})
     else:
         click.echo(f"{journal}: {_size(before)} before, {_size(after)} now", err=True)
+
+
+def _shrunk_by(daemon: Client) -> tuple[int, int]:
+    progress, told = Progress("giving back"), {}
+    for told in daemon.vacuum():
+        if "of" in told:
+            progress(told["given_back"], told["of"])
+    progress.over()
+    return told["bytes_before"], told["bytes"]
 
 
 def upgrade_check(file: Path, *, rehearse: bool, as_json: bool) -> bool:
@@ -123,15 +140,19 @@ def _rehearsed(file: Path) -> float:
         return copies.rehearse(file, Path(folder))
 
 
-def retention(journal: Path, configured: Agentd, *, dry_run: bool, as_json: bool) -> None:
-    """Show what would go, or let it go."""
+def retention(journal: Path, daemon: Client, configured: Agentd, *, dry_run: bool, as_json: bool) -> None:
+    """Show what would go, or let it go: the daemon does, by its own bounds; without one it is done here."""
     settings = configured.retention
     if not dry_run:
-        _let_go(journal, settings, configured.journal)
+        try:
+            rows = daemon.retain()
+        except UnreachableError:
+            rows = _let_go(journal, settings, configured.journal)
+        click.echo(f"{rows} rows let go", err=True)
     found = {} if not dry_run else _found(journal, settings)
     traces = copies.trimmed(journal, _TRACES)
     with copies.reading(journal) as connection:
-        used = trimming.used_bytes(connection)
+        used = trimming.room(connection).used_bytes
     if as_json:
         told = {what: row._asdict() for what, row in found.items()}
         past = [msgspec.to_builtins(trace) for trace in traces]
@@ -145,7 +166,7 @@ def retention(journal: Path, configured: Agentd, *, dry_run: bool, as_json: bool
         _echo_traces(traces)
 
 
-def _let_go(journal: Path, settings: Retention, of_journal: JournalSettings) -> None:
+def _let_go(journal: Path, settings: Retention, of_journal: JournalSettings) -> int:
     async def once() -> int:
         opened = await open_journal(journal, of_journal)
         try:
@@ -155,26 +176,35 @@ def _let_go(journal: Path, settings: Retention, of_journal: JournalSettings) -> 
 
     if not journal.exists():
         raise JournalUnusable(f"there is no journal at {journal}; name its folder with --state")
-    try:
-        rows = asyncio.run(once())
-    except JournalUnusable as error:
-        raise JournalUnusable(f"{error} A running daemon lets go of what is old by itself.") from None
-    click.echo(f"{rows} rows let go", err=True)
+    return asyncio.run(once())
 
 
-def _found(journal: Path, settings: Retention) -> dict[str, trimming.Found]:
-    """What each bound would let go, by its reason. Of the bound of size: all that could go, the oldest first."""
-    progress = Progress("looking")
-    found: dict[str, trimming.Found] = {}
+def _found(journal: Path, settings: Retention) -> dict[str, Found]:
+    """What each bound would let go, by its reason."""
     with copies.reading(journal) as connection:
-        for bound in bounds_of_age(settings, time.time()):
-            total, end = trimming.Found(), trimming.last_of(connection, bound.what)
-            for after in range(0, end, SLICE):
-                upto = min(after + SLICE, end)
-                stretch = trimming.Stretch(bound.what, after, upto, bound.before, settings.forget_plugins)
-                total = total.joined(trimming.find(connection, stretch))
-                progress(upto, end)
-            found[f"{_NOUNS[bound.what]} {bound.reason}"] = total
+        return asyncio.run(_look(copies.Look(connection), settings))
+
+
+async def _look(look: copies.Look, settings: Retention) -> dict[str, Found]:
+    progress = Progress("looking")
+    found: dict[str, Found] = {}
+    for bound in bounds_of_age(settings, time.time()):
+        total, end = Found(), await look.last_of(bound.what)
+        async for slice_ in slices(look, bound, settings.forget_plugins):
+            total = total.joined(slice_.found)
+            progress(slice_.stretch.upto, end)
+        found[f"{_NOUNS[bound.what]} {bound.reason}"] = total
+    over = excess(settings, look.room().used_bytes)
+    if over:
+        gone = dict.fromkeys(TABLES, Found())
+        async for slice_ in oldest_first(look, settings.forget_plugins):
+            gone[slice_.stretch.what] = gone[slice_.stretch.what].joined(slice_.found)
+            done = sum(total.bytes for total in gone.values())
+            progress(done, over)
+            if done >= over:
+                break
+        for what, total in gone.items():
+            found[f"{_NOUNS[what]}, the oldest, since the journal is above {settings.journal_max_mb} MB"] = total
     progress.over()
     return found
 
@@ -182,7 +212,7 @@ def _found(journal: Path, settings: Retention) -> dict[str, trimming.Found]:
 _NOUNS = {"event": "events", "outcome": "outcomes of turns", "outbox": "settled sends"}
 
 
-def _echo_found(reason: str, found: trimming.Found) -> None:
+def _echo_found(reason: str, found: Found) -> None:
     if not found.rows:
         click.echo(f"{reason}: none may go")
         return

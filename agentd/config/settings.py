@@ -95,6 +95,8 @@ class Dispatch(_Section, frozen=True, kw_only=True):
     breaker_lanes: Limit = 5  # conversations that fail in a row before their plugin pauses; fewer may be poison
     breaker_first_s: Interval = 1.0  # the first pause; each one after a failed trial is twice as long
     breaker_max_s: Interval = 60.0  # a mended dependency is noticed within a minute
+    trial_s: Interval = 3.0  # alone, for what ran when the process died; most of what ends a process does so at once
+    trials_s: Interval = 30.0  # for all of that together, while nothing else runs; the rest is tried at the next crash
     drain_timeout_s: Seconds = 20.0  # how long a stop waits for running handlers
     hand_over_timeout_s: Seconds = 3_600.0  # how long they may go on in a process that was taken over; nobody waits
 
@@ -159,9 +161,9 @@ class Retention(_Section, frozen=True, kw_only=True):
     Their rows stay, a hundred bytes each, since ids and keys are taken for ever. 0: no bound.
     """
 
-    events_max_age_days: Days = 90.0  # for `tail`, `replay` and audits; what is unhandled never goes
-    outbox_max_age_days: Days = 90.0  # a refused send cannot be retried afterwards
-    journal_max_mb: Count = 10_240  # pages in use; above it the oldest go, whatever their age
+    events_max_age_days: Days = 0.0  # nothing goes for its age unless asked for: that is a matter of law and taste
+    outbox_max_age_days: Days = 0.0  # the same; a refused send cannot be retried afterwards
+    journal_max_mb: Count = 10_240  # pages in use; above it the oldest handled go. Said in the log from 80 % on
     forget_plugins: tuple[str, ...] = ()  # were removed for good: their cursors hold nothing back
     every_s: Interval = 3_600.0  # a run over a journal without news costs milliseconds
 
@@ -212,6 +214,7 @@ class Agentd(_Section, frozen=True, kw_only=True):
 
     state: str = "./state"  # journal, lock, control socket; of /etc/agentd/agentd.toml, the service's: /var/lib/agentd
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # "debug" adds what plugins and libraries tell
+    log_backlog_max_bytes: Limit = 1_048_576  # kept while nobody reads the log; then lines are dropped, and counted
     intake: Intake = Intake()
     link: Link = Link()
     rest: Rest = Rest()
@@ -273,7 +276,9 @@ class PluginSettings(_Section, frozen=True, kw_only=True):
 
     use: str  # where it is
     config: dict[str, Any] = {}  # checked by the Struct that the plugin names
-    secrets: dict[str, KeySource] = {}  # what `ctx.secret(name)` gives; read when the plugin is loaded
+    secrets: dict[
+        str, KeySource
+    ] = {}  # what `ctx.secret(name)` gives; read when the plugin is loaded, and anew at a reload
     concurrency: Limit = 16  # calls at once of this plugin
     timeout_s: Interval = 60.0  # a handler's deadline, unless it names its own
     timeout_max_s: Interval = 600.0  # how far `ctx.progress` may put the deadline off in all

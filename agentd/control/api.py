@@ -25,6 +25,9 @@ Protocol, version 1. Within a version, fields and calls are only added.
     POST /v1/replay                   {plugin, step, identity?, conversation?, from_seq?, since?: ISO} to JSON lines, of
                                       which the last has `done`; step: count, rehearse or set_back (see Daemon.replay)
     GET  /v1/explain?event=EVENT[&identity=NAME][&plugin=NAME]  {events: [...]}; EVENT: a platform id or a position
+    POST /v1/retention                {} to {rows}: what [agentd.retention] lets go, goes now
+    POST /v1/vacuum                   {} to JSON lines {given_back, of}, of which the last has `done` (see
+                                      Daemon.vacuum)
     POST /v1/reload                   {} to {identities, plugins, at_next_start, still_running}
     POST /v1/hand-over                {protocol, tables, version, pid, socket, manager} to {version, pid}: let the
                                                             process take over that listens there (see agentd.handover)
@@ -34,7 +37,8 @@ Protocol, version 1. Within a version, fields and calls are only added.
 
 What cannot be done has a status from 400 and {code, message, remedy}: 400 BAD_REQUEST or WHICH_IDENTITY, 403 NOT_OWNER,
 404 UNKNOWN_IDENTITY, UNKNOWN_SEND, UNKNOWN_LETTER, UNKNOWN_CONVERSATION, UNKNOWN_EVENT, UNKNOWN_PLUGIN or UNKNOWN_CALL,
-409 NOTHING_TO_RETRY, NOTHING_TO_DROP, NOT_PAUSED, NOT_SERVED, UNREADABLE_EVENT, NOT_HANDED_OVER or NOT_UPGRADED,
+409 NOTHING_TO_RETRY, NOTHING_TO_DROP, NOT_PAUSED, NOT_SERVED, UNREADABLE_EVENT, NOT_WHILE_RUNNING, NOT_HANDED_OVER or
+NOT_UPGRADED,
 422 the platform's code or CONFIGURATION (its message holds one problem a line), 503 UNAVAILABLE, HANDING_OVER or
 OUTBOX_FULL, 504 OUTCOME_UNKNOWN, 507 JOURNAL, 500 INTERNAL.
 
@@ -255,6 +259,19 @@ class Daemon(Protocol):
         """
         ...
 
+    async def retain(self) -> dict[str, Any]:
+        """Let go of what the bounds of the running configuration say, as the daemon does by itself: {rows}."""
+        ...
+
+    async def vacuum(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Give room of the journal that is free back to the disk, in small steps between commits.
+
+        {given_back, of}: bytes so far; the last: {done, bytes_before, bytes, free_bytes}, the file's size and what in
+        it is free. It ends early, without harm, when nobody listens any more. Raises ControlError if the journal has to
+        be rebuilt for that.
+        """
+        ...
+
     async def reload(self) -> dict[str, Any]:
         """Read the configuration again, and the plugins whose files changed, and apply the difference.
 
@@ -428,6 +445,8 @@ class ControlServer:
         application.router.add_get("/v1/export", self._export)
         application.router.add_post("/v1/replay", self._replay)
         application.router.add_get("/v1/explain", self._explain)
+        application.router.add_post("/v1/retention", self._retain)
+        application.router.add_post("/v1/vacuum", self._vacuum)
         application.router.add_post("/v1/reload", self._reload)
         application.router.add_post("/v1/hand-over", self._hand_over)
         application.router.add_post("/v1/upgrade", self._upgrade)
@@ -564,15 +583,13 @@ class ControlServer:
             wanted.from_seq,
             _read_moment("since", wanted.since),
         )
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        try:
-            async with contextlib.aclosing(lines):
-                async for line in lines:
-                    await response.write(orjson.dumps(line) + b"\n")
-        except ConnectionResetError:
-            pass  # the reader has gone
-        return response
+        return await _told_in_lines(request, lines)
+
+    async def _retain(self, request: web.Request) -> web.StreamResponse:
+        return _json(await self._daemon.retain())
+
+    async def _vacuum(self, request: web.Request) -> web.StreamResponse:
+        return await _told_in_lines(request, await self._daemon.vacuum())
 
     async def _explain(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
@@ -652,6 +669,19 @@ def _explained(error: Exception) -> ControlError:
         case _:
             log.error("a call on the control socket failed", exc_info=error)
             return ControlError(500, "INTERNAL", f"the daemon failed ({type(error).__name__})", "see its log")
+
+
+async def _told_in_lines(request: web.Request, lines: AsyncGenerator[dict[str, Any], None]) -> web.StreamResponse:
+    """Each as soon as it is there, until nobody listens any more."""
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    try:
+        async with contextlib.aclosing(lines):
+            async for line in lines:
+                await response.write(orjson.dumps(line) + b"\n")
+    except ConnectionResetError:
+        pass  # the reader has gone
+    return response
 
 
 async def _body(request: web.Request, shape: type[T]) -> T:

@@ -21,6 +21,7 @@ from agentd.errors import AgentdError, ConfigError
 _OF_THE_SERVICE = (Path("/var/lib/agentd"), Path("/run/agentd"))
 _ANSWER_TIMEOUT_S = 15.0  # the daemon answers from memory; this long only if its loop is stuck
 _SEARCH_TIMEOUT_S = 60.0  # an id has no index
+_RETAIN_TIMEOUT_S = 3_600.0  # ten million rows, in slices with a pause between
 _UPGRADE_TIMEOUT_S = 900.0  # the other process loads and sets up its plugins first, as for a reload; then it takes over
 _RELOAD_TIMEOUT_S = (
     600.0  # commands that give keys, setups of plugins, handlers that finish: each has a bound of its own
@@ -192,8 +193,24 @@ class Client:
             "from_seq": from_seq,
             "since": since,
         }
+        yield from self._lines("/v1/replay", body)
+
+    def retain(self) -> int:
+        """Let what is old go now. Returns how many rows."""
+        rows: int = self._ask("POST", "/v1/retention", {}, timeout_s=_RETAIN_TIMEOUT_S)["rows"]
+        return rows
+
+    def vacuum(self) -> Iterator[dict[str, Any]]:
+        """Give free room of the journal back to the disk: how far that is, line by line.
+
+        Raises ControlError if the daemon cannot while it runs; UnreachableError.
+        """
+        yield from self._lines("/v1/vacuum", {})
+
+    def _lines(self, target: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The lines of an answer, the last of which has `done`. Raises UnreachableError if it breaks off before."""
         with _Connection(self._path, timeout_s=None) as connection:
-            response = self._response(connection, "POST", "/v1/replay", body)
+            response = self._response(connection, "POST", target, body)
             told: dict[str, Any] = {}
             while "done" not in told:
                 try:

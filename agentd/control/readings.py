@@ -192,7 +192,9 @@ def _of_the_rest(status: Status, now: float) -> dict[Gauge, metrics.Readings]:
         metrics.SHEDDING: {
             (): float(bool(status["shedding"] or any(each.get("shedding") for each in status["identities"])))
         },
+        metrics.LOG_DROPPED: {(): status["log_lines_dropped"]},
         metrics.JOURNAL_BYTES: {(): journal["bytes"]},
+        metrics.JOURNAL_WAL_BYTES: {(): journal["wal_bytes"]},
         metrics.JOURNAL_FULL: {(): float(journal["full"])},
         metrics.JOURNAL_WAITING: {(): journal["waiting_s"] or 0},
         metrics.LAST_COMMIT: {(): round(now - min(committed), 1)} if committed else {},

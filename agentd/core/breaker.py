@@ -83,6 +83,11 @@ class Breaker:
         elif lane == self._trial:
             self._close()
 
+    def untold(self, lane: Hashable) -> None:
+        """A call of this lane ended without a word on the plugin: if it was the trial, another one is let through."""
+        if lane == self._trial:
+            self._trial = None
+
     def failed(
         self, lane: Hashable, now: float, *, owner: str = "", asked_s: float | None = None, whole_plugin: bool = False
     ) -> bool:
@@ -197,6 +202,11 @@ class Breakers:
             for breaker in self._both(owner)
         ]
         return all(counts)
+
+    def untold(self, owner: str, lane: Hashable) -> None:
+        """A call of this lane has ended without a word on the plugin."""
+        for breaker in self._both(owner):
+            breaker.untold(lane)
 
     def died(self, owner: str, lane: Hashable, now: float) -> None:
         """The process of a call has ended, which says nothing of the lane; but it may have been a trial."""

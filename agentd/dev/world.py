@@ -34,6 +34,15 @@ YOU = "you"
 _LOOK_S = 0.05
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 40.0  # longer than handlers may take to finish
+_NOT_ALONE = """
+import sys
+from agentd.host.limits import die_with
+die_with(int(sys.argv.pop(1)))
+from agentd.cli import main
+main()
+"""
+"""The daemon's command, for a process that the kernel kills with this one: nobody would know of it."""
+
 _LINE_MAX_BYTES = 1_048_576  # of the daemon's log
 _GROUP = "everybody"
 _AGENTD = Path(__file__).parent.parent / "host"
@@ -123,7 +132,8 @@ class World:
     async def _launch(self) -> None:
         """Start the daemon and wait until it is live, or has ended."""
         self._daemon = daemon = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agentd", "run", "--reload", "--config", str(self._folder / "dev.toml")),
+            *(sys.executable, "-c", _NOT_ALONE, str(os.getpid())),
+            *("run", "--reload", "--config", str(self._folder / "dev.toml")),
             env=self._environ,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

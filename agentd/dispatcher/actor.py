@@ -35,6 +35,7 @@ from agentd.dispatcher.rehearsal import Rehearsed, rehearse
 from agentd.dispatcher.serving import Serving
 from agentd.dispatcher.signals import Signals
 from agentd.dispatcher.timers import Due
+from agentd.dispatcher.trials import Trials
 from agentd.dispatcher.wakeups import Wakeups, redelivery
 from agentd.host.context import TurnContext
 from agentd.host.isolated import Hosted
@@ -108,6 +109,7 @@ class Dispatcher:
             self._served,
             settings.concurrency,
             self._running.slots,
+            Trials(settings.trial_s, settings.trials_s),
             clock=clock or LoopClock(),
             backoff=backoff or Backoff(),
             chance=chance,

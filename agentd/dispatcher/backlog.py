@@ -123,7 +123,7 @@ class Served:
     tag: what stands for it among the marks of running calls. intervals: seconds by the name of the recurring handler.
     catch_up: by identity, None where stale mail is handled like any other. replays: by conversation number, how often a
     lane was set back and where it stood. identities: those that it serves. taken_at: monotonic seconds of the last
-    hand-out, or of the start.
+    hand-out, or of the start. offline: how often in a row a lane's turn found its identity not connected.
     """
 
     __slots__ = (
@@ -133,6 +133,7 @@ class Served:
         "intervals",
         "lanes",
         "listed",
+        "offline",
         "plugin",
         "replays",
         "signals",
@@ -148,6 +149,7 @@ class Served:
         self.replays: dict[int, tuple[int, int]] = {}
         self.signals: dict[SignalKey, Signal] = {}
         self.listed = False
+        self.offline: dict[Key, int] = {}
         self.identities: set[str] = set()
         self.taken_at = 0.0
         self.troubles: dict[str, str] = {}

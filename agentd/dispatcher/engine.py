@@ -30,7 +30,7 @@ from agentd.dispatcher.room import Room
 from agentd.dispatcher.timers import Timers
 from agentd.dispatcher.trials import Trial, Trials
 from agentd.dispatcher.workers import Workers
-from agentd.errors import GiveUp, RetryLater
+from agentd.errors import GiveUp, NotConnected, RetryLater
 from agentd.host.context import TurnContext
 from agentd.host.turns import DeadlinePassed, Failure
 from agentd.journal.storage import Change
@@ -70,6 +70,7 @@ class Engine:
         served: dict[str, Served],
         concurrency: int,
         slots: int,
+        trials: Trials,
         *,
         clock: Clock,
         backoff: Backoff,
@@ -88,7 +89,7 @@ class Engine:
         self.room: Room[Callable[[], None]] = Room(outbox_room)
         self.timers = Timers()
         self.pauses = Pauses()
-        self.trials = Trials()
+        self.trials = trials
         self.taken_at = 0.0
         self.stopping = False
         self.under_way: set[TurnContext[Any]] = set()
@@ -261,6 +262,7 @@ class Engine:
     def done(self, served: Served, key: Key, count: int = 1) -> None:
         """So many items of this lane are finished with."""
         served.lanes.done(key, count)
+        served.offline.pop(key, None)
         self.enlist(served)
 
     # --- time
@@ -389,8 +391,11 @@ class Engine:
     # --- failures
 
     def postponed(self, served: Served, key: Key, ctx: TurnContext[Any], failure: Failure) -> bool:
-        """Tell the breakers of a failure. True if the plugin is out of order: the same again later, uncounted."""
+        """Tell the breakers of a failure. True if it is not the event's: the same again later, uncounted."""
         error = failure.error
+        if isinstance(error, NotConnected):
+            self._await_identity(served, key, ctx, failure)
+            return True
         asked_s = asked_wait_s(error)
         if self._is_its_own(served, key, ctx.identity, error, asked_s):
             return False
@@ -401,6 +406,18 @@ class Engine:
         self.once_it_ended(error, served, key, lambda: self.delay(served, key, until))
         self.arm()
         return True
+
+    def _await_identity(self, served: Served, key: Key, ctx: TurnContext[Any], failure: Failure) -> None:
+        """A turn has called a platform that its identity is not connected to: neither its fault nor the plugin's.
+
+        As long as that lasts it runs again ever more seldom: whatever else it does is done each time.
+        """
+        served.breakers.untold(ctx.identity, key)
+        failures = served.offline[key] = served.offline.get(key, 0) + 1
+        again = after_failure(failures, failures + 1, self.backoff, self.chance(), asked_wait_s(failure.error))
+        assert isinstance(again, Again)
+        log_failure(f"its identity is not connected, again in {again.after_s:.1f} s", ctx, failure)
+        self.delay(served, key, self.clock.monotonic() + again.after_s)
 
     def _is_its_own(self, served: Served, key: Key, identity: str, error: BaseException, asked_s: float | None) -> bool:
         """Whether a failure is one of this event, and not of the plugin, as a whole or for this identity."""

@@ -3,22 +3,22 @@
 A trial is called before anything else of its scope runs: at start for the whole process, after a death for the worker
 of one plugin. Whoever dies in it is found out; whoever does not soon is taken for innocent, and others begin.
 
-Always true: while a trial goes on nothing else of its scope is handed out. A trial lasts `TRIAL_S` at most, and all
-that are called together `TRIALS_S`, so that a crowd of suspects holds nobody up for long; those who had no turn are
+Always true: while a trial goes on nothing else of its scope is handed out. A trial lasts `trial_s` at most, and all
+that are called together `trials_s`, so that a crowd of suspects holds nobody up for long; those who had no turn are
 tried at the next death.
 Not here: who is suspect (core/quarantine), the clock (callers pass monotonic seconds).
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Collection
 from typing import NamedTuple
 
 from agentd.dispatcher.backlog import Key, Served
 
-TRIAL_S = 3.0  # most of what ends a process does so at once
-TRIALS_S = 30.0
+log = logging.getLogger("agentd.dispatcher")
 
 
 class Trial(NamedTuple):
@@ -30,9 +30,11 @@ class Trial(NamedTuple):
 
 
 class Trials:
-    """Those of one dispatcher. The time that all may take begins with the first turn."""
+    """Those of one dispatcher. The time that all may take begins with the first turn. trial_s, trials_s: see above."""
 
-    def __init__(self) -> None:
+    def __init__(self, trial_s: float, trials_s: float) -> None:
+        self._trial_s = trial_s
+        self._trials_s = trials_s
         self._called: deque[Trial] = deque()
         self._all_end_at: float | None = None
         self._ends_at: float | None = None
@@ -50,6 +52,7 @@ class Trials:
     def current(self, now: float) -> Trial | None:
         """Who has the floor."""
         if self._all_end_at is not None and now >= self._all_end_at:
+            log.warning("%d suspects of the last crash were not tried in time: see trials_s", len(self._called))
             self._called.clear()
             self._ends_at = self._all_end_at = None
         elif self._ends_at is not None and now >= self._ends_at:
@@ -59,9 +62,9 @@ class Trials:
 
     def began(self, now: float) -> None:
         """The turn of who has the floor begins."""
-        self._ends_at = now + TRIAL_S
+        self._ends_at = now + self._trial_s
         if self._all_end_at is None:
-            self._all_end_at = now + TRIALS_S
+            self._all_end_at = now + self._trials_s
 
     def over(self, served: Served, key: Key) -> None:
         """This lane's turn has ended, or cannot begin."""

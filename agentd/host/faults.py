@@ -1,8 +1,8 @@
 """Errors that cross from one process to another: taken apart there, made again here.
 
 What is made again is of the same kind where the kind decides something (RetryLater, GiveUp, NotSent, Unavailable,
-Refused, DeadlinePassed), has the name and the text that it had, and tells the traceback of the process that it was
-raised in as its cause.
+NotConnected, Refused, DeadlinePassed), has the name and the text that it had, and tells the traceback of the process
+that it was raised in as its cause.
 
 Always true: making one up imports nothing of the plugin's. Texts and tracebacks are cut, and hold no key that this
 process knows.
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from agentd import logs
-from agentd.errors import GiveUp, NotSent, Refused, RetryLater, Unavailable
+from agentd.errors import GiveUp, NotConnected, NotSent, Refused, RetryLater, Unavailable
 from agentd.host.turns import DeadlinePassed
 
 _TEXT_MAX_CHARS = 10_000  # of an error's own words, which may quote anything
@@ -49,7 +49,8 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
 
 
 _KINDS: dict[str, type[BaseException]] = {
-    kind.__name__: kind for kind in (DeadlinePassed, RetryLater, GiveUp, NotSent, Unavailable, Refused, Elsewhere)
+    kind.__name__: kind
+    for kind in (DeadlinePassed, RetryLater, GiveUp, NotSent, NotConnected, Unavailable, Refused, Elsewhere)
 }
 
 
@@ -99,7 +100,8 @@ def _known(error: BaseException) -> tuple[type[BaseException], dict[str, Any]]:
             return NotSent, {"state": _told(str(error.state))}
         if isinstance(error, Unavailable):
             wait_s = None if error.retry_after_s is None else float(error.retry_after_s)
-            return Unavailable, {"retry_after_s": wait_s, "request_id": _told_or_none(error.request_id)}
+            kind = NotConnected if isinstance(error, NotConnected) else Unavailable
+            return kind, {"retry_after_s": wait_s, "request_id": _told_or_none(error.request_id)}
         if isinstance(error, Refused):
             return Refused, {
                 "status": int(error.status),

@@ -160,10 +160,12 @@ def _no_backlog(identity: str, target: str) -> int | None:
     return None
 
 
-def load(name: str, settings: PluginSettings, base: Path, read: Read) -> Loaded:
+def load(
+    name: str, settings: PluginSettings, base: Path, read: Read, secrets: Mapping[str, Secret] | None = None
+) -> Loaded:
     """Find a plugin, import it and check it. base: the folder that relative paths start from. read: `state_get`.
 
-    Raises PluginLoadError or ConfigError.
+    secrets: its secrets; read here if None. Raises PluginLoadError or ConfigError.
     """
     found = find(settings.use, base)
     alias = re.sub(r"\W", "_", f"{_ALIAS}{name}_{next(_generation)}")
@@ -175,13 +177,21 @@ def load(name: str, settings: PluginSettings, base: Path, read: Read) -> Loaded:
                 f"{module.__file__}: plugin {name}: there is no Plugin named {found.attribute}; "
                 f'write `{found.attribute} = Plugin("{name}")`'
             )
-        return Loaded(name, plugin, settings, found.version, read, alias, _secrets(name, settings))
+        return Loaded(
+            name,
+            plugin,
+            settings,
+            found.version,
+            read,
+            alias,
+            secrets_of(name, settings) if secrets is None else secrets,
+        )
     except BaseException:
         _forget(alias)
         raise
 
 
-def _secrets(name: str, settings: PluginSettings) -> dict[str, Secret]:
+def secrets_of(name: str, settings: PluginSettings) -> dict[str, Secret]:
     """The plugin's secrets as they are now. Raises ConfigError with every problem."""
     found, problems = {}, []
     for each, source in settings.secrets.items():

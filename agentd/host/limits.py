@@ -25,7 +25,8 @@ _MB = 1_048_576
 def die_with(parent: int) -> None:
     """Have the kernel kill this process when the thread that started it ends. parent: its process.
 
-    The end of the pipe tells the same to a worker that listens; this is for one that does not.
+    The end of the pipe tells the same to a worker that listens; this is for one that does not. `agentd dev` does it
+    with its daemon.
     """
     # Where memory may not be made executable, some builds of ctypes cannot be imported.
     with contextlib.suppress(ImportError, OSError, AttributeError, MemoryError):

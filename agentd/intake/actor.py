@@ -260,7 +260,7 @@ class Intake:
 
     def address(self, target: str) -> str:
         """Where sends to this target go: the same for a conversation's id and for the handle of who is in it."""
-        return self._addresses.get(target, target)
+        return self._addresses.get(target) or self.platform.address(target)
 
     def position(self, target: str) -> Position | None:
         """Where the target's conversation stands now; None where nobody has been heard there."""
@@ -490,9 +490,11 @@ class Intake:
 
     def _learn(self, conversation: str, address: str) -> None:
         """What is said to this address is said in this conversation."""
+        address = self.platform.address(address)
         if address != conversation:
             self._addresses[conversation] = address
             self._addressed[address] = conversation
 
     def _conversation_of(self, target: str) -> str:
+        target = self.platform.address(target)
         return self._addressed.get(target, "" if target.startswith("@") else target)

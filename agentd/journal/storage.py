@@ -283,6 +283,28 @@ class Trim(msgspec.Struct, frozen=True):
     at: float
 
 
+class Shrink(msgspec.Struct, frozen=True):
+    """Change: give up to so many free pages of the file back to the disk."""
+
+    pages: int
+
+
+class Room(msgspec.Struct, frozen=True):
+    """What the journal takes. used_bytes: of pages that hold something. free_bytes: of those that do not.
+
+    gives_back: free pages can be given back while it is open.
+    """
+
+    used_bytes: int
+    free_bytes: int
+    gives_back: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """All of its pages."""
+        return self.used_bytes + self.free_bytes
+
+
 Change = (
     Conversation
     | Appended
@@ -303,6 +325,7 @@ Change = (
     | TimerGone
     | Account
     | Trim
+    | Shrink
 )
 
 
@@ -379,6 +402,15 @@ class Journal(Protocol):
     @property
     def size_bytes(self) -> int:
         """What the journal takes of the disk."""
+        ...
+
+    @property
+    def wal_bytes(self) -> int:
+        """What it takes besides, for what was committed lately."""
+        ...
+
+    async def room(self) -> Room:
+        """How much of it holds something."""
         ...
 
     @property

@@ -6,6 +6,7 @@
     outbox.py     sends that wait, were refused or expired
     letters.py    dead letters
     pausing.py    keeping handlers out of a conversation
+    keeping.py    the journal kept small
     reading.py    what is recorded: conversations, the log as it grows, exports, gaps
     explaining.py what the plugins make of an event
     replaying.py  letting a plugin handle again what is recorded
@@ -26,6 +27,7 @@ from typing import Any
 from agentd.control.api import HandOverRequest
 from agentd.operations.explaining import Explaining
 from agentd.operations.following import Followers
+from agentd.operations.keeping import Keeping
 from agentd.operations.letters import Letters
 from agentd.operations.outbox import Outbox
 from agentd.operations.parts import Parts
@@ -52,7 +54,7 @@ class Operations:
         upgrade: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
     ) -> None:
         status, outbox, letters, reading = Status(parts), Outbox(parts), Letters(parts), Reading(parts, followers)
-        pausing = Pausing(parts)
+        pausing, keeping = Pausing(parts), Keeping(parts)
         self.status = status.status
         self.release = status.release
         self.pause = pausing.pause
@@ -72,6 +74,8 @@ class Operations:
         self.export = reading.export
         self.replay = Replaying(parts).replay
         self.explain = Explaining(parts).explain
+        self.retain = keeping.retain
+        self.vacuum = keeping.vacuum
         self.reload = reload
         self.upgrade = upgrade
         self._hand_over = hand_over

@@ -18,6 +18,7 @@ from agentd.errors import WireViolation
 from agentd.generations import Generations
 from agentd.host.isolated import Hosted
 from agentd.host.stalls import StallWatch
+from agentd.journal.retention import Retention
 from agentd.journal.storage import Journal, StoredRecord
 from agentd.operations.vitals import Vitals
 from agentd.supervisor import Supervisor
@@ -41,6 +42,7 @@ class Parts(NamedTuple):
 
     current: Callable[[], config.Settings]
     journal: Journal
+    retention: Retention
     supervisors: Mapping[str, Supervisor]
     generations: Generations
     dispatcher: Dispatcher

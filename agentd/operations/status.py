@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from agentd import __version__
+from agentd import __version__, logs
 from agentd.core.moments import iso
 from agentd.host.isolated import Isolated
 from agentd.operations.parts import Parts
@@ -57,6 +57,7 @@ class Status:
             "journal": self._journal(),
             "tracing": None if parts.tracer is None else parts.tracer.status(),
             "signals_dropped": parts.dispatcher.signals_dropped,
+            "log_lines_dropped": logs.dropped(),
             "loop_stalls": parts.stalls.stalls,
             "turns_in_predecessor": parts.dispatcher.inherited,
             "undispatched": parts.dispatcher.undispatched,
@@ -96,6 +97,7 @@ class Status:
             "full": journal.full,
             "behind": journal.waiting > settings.waiting_max,
             "bytes": journal.size_bytes,
+            "wal_bytes": journal.wal_bytes,
             "max_bytes": settings.max_mb << 20 or None,
             "at_limit": journal.at_limit,
             "commits": journal.commits,

@@ -55,7 +55,7 @@ class Crowd:
 
     async def _measured(self) -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="agentd-bench-") as folder:
-            async with Punctual(Path(folder), peers=_PEERS, identities=self._identities, patient=True) as rig:
+            async with Punctual(Path(folder), peers=_PEERS, identities=self._identities) as rig:
                 for number in range(_FLOODING):
                     rig.peer(f"flooding-{number}")
                 rig.start()

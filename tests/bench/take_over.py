@@ -14,9 +14,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import uvloop
 
+from agentd.demo.proof import IMPATIENT
 from tests.bench.clients import Agentd, Client
 from tests.bench.measuring import Figure, Place, Sample, Sizes, require_equal
 from tests.crash.succession import Succession
@@ -31,6 +33,7 @@ class Punctual(Succession):
     """A daemon whose plugin writes down when each message came."""
 
     plugin = "tests.bench.punctual:plugin"
+    settings: ClassVar = {"intake": IMPATIENT["intake"]}  # audits of two hundred must not be all that it does
 
 
 def _figures_named(name: str) -> Sequence[Figure]:
@@ -63,9 +66,7 @@ class TakeOver:
 
     async def _measured(self) -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="agentd-bench-") as folder:
-            async with Punctual(
-                Path(folder), peers=_PEERS, identities=self._identities, patient=self._identities > 1
-            ) as rig:
+            async with Punctual(Path(folder), peers=_PEERS, identities=self._identities) as rig:
                 return {f"{self.name}.{figure}": value for figure, value in (await self._of(rig)).items()}
 
     async def _of(self, rig: Punctual) -> dict[str, float]:

@@ -126,9 +126,10 @@ class PageDaemon(ScriptedDaemon):
             "identities": self.identities,
             "plugins": self.plugins,
             "pauses": self.pauses,
-            "journal": {"full": False, "bytes": 81_920, "waiting_s": None},
+            "journal": {"full": False, "bytes": 81_920, "wal_bytes": 4_152, "waiting_s": None},
             "position": self.log[-1]["position"] if self.log else 0,
             "undispatched": 0,
+            "log_lines_dropped": 0,
             "shedding": "",
             "shedding_s": None,
             "loop_lag_s": 0.001,
@@ -188,7 +189,7 @@ class PageDaemon(ScriptedDaemon):
             plugin("log", waiting_identities=[waits]),
         ]
         self.said = {
-            "journal": {"full": True, "bytes": 81_920, "waiting_s": 33.0},
+            "journal": {"full": True, "bytes": 81_920, "wal_bytes": 4_152, "waiting_s": 33.0},
             "shedding": "the disk takes no commits",
             "shedding_s": 30.0,
             "loop_lag_s": 4.2,

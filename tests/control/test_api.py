@@ -316,6 +316,15 @@ def test_a_replay_gives_each_line_as_it_comes(either: Any) -> None:
     ]
 
 
+def test_upkeep_is_asked_for_and_told_as_it_goes(either: Any) -> None:
+    client = Client(either.path)
+    assert client.retain() == 3
+    assert list(client.vacuum())[-1] == {"done": True, "bytes_before": 8_192, "bytes": 4_096, "free_bytes": 0}
+    either.daemon.error = ControlError(409, "NOT_WHILE_RUNNING", "an older agentd made this journal")
+    assert refused(lambda: list(client.vacuum())).code == "NOT_WHILE_RUNNING"
+    assert either.daemon.asked == [("retain",), ("vacuum",), ("vacuum",)]
+
+
 def test_a_replay_that_the_daemon_breaks_off_is_not_taken_for_all(served: Any) -> None:
     served.daemon.replays["count"].insert(2, {"gone": True})
     with pytest.raises(UnreachableError, match="broke off"):

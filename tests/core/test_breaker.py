@@ -68,6 +68,19 @@ def test_one_trial_is_let_through_and_its_success_closes_it() -> None:
     assert breaker.may_begin(2.0)
 
 
+def test_a_trial_that_told_nothing_of_the_plugin_lets_another_one_through() -> None:
+    breaker = opened()
+    assert breaker.may_begin(1.0)
+    breaker.began("offline")
+    breaker.untold("a bystander")
+    assert not breaker.may_begin(1.0)
+    breaker.untold("offline")
+    assert breaker.may_begin(1.0), "at once, and the pause has not grown"
+    breaker.began("connected")
+    breaker.succeeded("connected")
+    assert breaker.closed
+
+
 def test_each_failed_trial_doubles_the_wait_up_to_the_limit() -> None:
     breaker, now, waits = opened(), 0.0, []
     for _ in range(6):

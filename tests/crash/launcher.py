@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from agentd.cli import main
-from tests.crash.points import POINTS
+from tests.crash.points import COPYING, POINTS, UPKEEP
 from tests.crash.take_over_points import PREDECESSOR, SUCCESSOR
 
 
 def arm(name: str, nth: int, reached: str) -> None:
-    point = {**POINTS, **PREDECESSOR, **SUCCESSOR}[name]
+    point = {**POINTS, **UPKEEP, **COPYING, **PREDECESSOR, **SUCCESSOR}[name]
     module, _, path = point.where.partition(":")
     *owners, attribute = path.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))

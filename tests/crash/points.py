@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentd.core.events import Send
-from agentd.journal.storage import Appended, Carried, CursorMoved, Queued, TimerGone, TimerSet
+from agentd.journal.storage import Appended, Carried, CursorMoved, Queued, Shrink, TimerGone, TimerSet, Trim
 from agentd.wire.platform import Request
 
 Arguments = Sequence[Any]
@@ -85,6 +85,10 @@ _WRITE = "agentd.journal.sqlite.writer:Writer.write"  # in the writer's thread: 
 _TOLD = "agentd.journal.sqlite.group_commit:GroupCommit._write_until_written"  # back in the loop, no future told yet
 
 
+_TRIMMING = "agentd.journal.sqlite.trimming"
+_COPIES = "agentd.journal.sqlite.copies"
+
+
 class Point(NamedTuple):
     """where: "module:function". after: its call has ended, else it is about to begin. holds: of its arguments."""
 
@@ -141,3 +145,19 @@ POINTS: Mapping[str, Point] = {
     "timer's turn written, not committed": Point(_APPLY, True, fired),
     "timer's turn on disk, nobody told": Point(_WRITE, True, fired),
 }
+
+UPKEEP: Mapping[str, Point] = {
+    "about to let go of what is old": Point(f"{_TRIMMING}:write", False),
+    "let go, not committed": Point(f"{_TRIMMING}:write", True),
+    "let go, on disk, nobody told": Point(_WRITE, True, holding(Trim)),
+    "about to give room back": Point(f"{_TRIMMING}:give_back", False),
+    "room given back, not committed": Point(f"{_TRIMMING}:give_back", True),
+    "room given back, on disk, nobody told": Point(_WRITE, True, holding(Shrink)),
+}
+"""The same where the daemon keeps its journal small."""
+
+COPYING: Mapping[str, Point] = {
+    "some of it copied": Point(f"{_COPIES}:_Bounded.__call__", True),
+    "all of it copied, without its name": Point("agentd.journal.sqlite.opening:sync", True),
+}
+"""In the process of `agentd backup`."""

@@ -12,7 +12,7 @@ import contextlib
 import json
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,16 +58,18 @@ class Proofed(Proof):
 
 
 class Books(Proofed):
-    """One daemon, its identity and its peers. patient: it audits as often as in a demo.
-
-    `say` and `kill` as you like, then `settle` and `close_the_books`."""
+    """One daemon, its identity and its peers. `say` and `kill` as you like, then `settle` and `close_the_books`."""
 
     plugin = "tests.crash.bookkeeper:plugin"
     lawful: ClassVar[tuple[str, ...]] = ()
     """Parts of errors in the log that belong to what is tested."""
+    padding: ClassVar[str] = ""
+    """What every message is longer by."""
+    settings: ClassVar[Mapping[str, Mapping[str, float]]] = {}
+    """Sections of the configuration beside those that shorten its waits."""
 
-    def __init__(self, folder: Path, *, peers: int = 3, identities: int = 1, patient: bool = False) -> None:
-        super().__init__(folder, identities, settings=IMPATIENT if patient else _SETTINGS)
+    def __init__(self, folder: Path, *, peers: int = 3, identities: int = 1) -> None:
+        super().__init__(folder, identities, settings={**_SETTINGS, **self.settings})
         self.said: dict[str, list[tuple[str, str]]] = {f"peer-{number}": [] for number in range(peers)}
         self._reached = folder / "reached"
         self._answered: Counter[str] = Counter()
@@ -119,7 +121,7 @@ class Books(Proofed):
 
     def say(self, peer: str, *wishes: str) -> None:
         rows = self.said[peer]
-        texts = [f"{peer}/{len(rows) + place} {wish}" for place, wish in enumerate(wishes, 1)]
+        texts = [f"{peer}/{len(rows) + place} {self.padding}{wish}" for place, wish in enumerate(wishes, 1)]
         stored = self.hub.post(peer, self.identities[0], *texts)
         for text, wish, each in zip(texts, wishes, stored, strict=True):
             rows.append((each.id, text))

@@ -29,8 +29,8 @@ class Succession(Books):
     plugin = "tests.crash.lingerer:plugin"
     lawful = ("the process that took over has ended",)
 
-    def __init__(self, folder: Path, *, peers: int = 3, identities: int = 1, patient: bool = False) -> None:
-        super().__init__(folder, peers=peers, identities=identities, patient=patient)
+    def __init__(self, folder: Path, *, peers: int = 3, identities: int = 1) -> None:
+        super().__init__(folder, peers=peers, identities=identities)
         self.former: list[subprocess.Popen[bytes]] = []
 
     async def __aexit__(self, *error: Any) -> None:

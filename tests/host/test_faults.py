@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentd.errors import CredentialsRefused, GiveUp, NotSent, Refused, RetryLater, Unavailable
+from agentd.errors import CredentialsRefused, GiveUp, NotConnected, NotSent, Refused, RetryLater, Unavailable
 from agentd.host.faults import made_again, taken_apart
 from agentd.host.turns import DeadlinePassed
 
@@ -26,6 +26,7 @@ def crossed(error: BaseException) -> Any:
         (GiveUp("never"), {"reason": "never"}),
         (NotSent("refused", "403"), {"state": "refused"}),
         (Unavailable("down", 2.5, "req_1"), {"retry_after_s": 2.5, "request_id": "req_1"}),
+        (NotConnected("parked"), {"retry_after_s": None, "request_id": None}),
         (Unavailable("down"), {"retry_after_s": None, "request_id": None}),
         (
             Refused(404, "NOT_FOUND", "no such", {"group_id": "g"}, "req_2"),

@@ -212,6 +212,7 @@ async def test_a_direct_conversation_is_known_by_its_handle_and_again_after_a_re
     bench.push(1, 2, sender="bob", conversation="conv_1")
     bench.push(1, sender="carol", conversation="grp_1")
     assert (bench.intake.address("conv_1"), bench.intake.address("@bob")) == ("@bob", "@bob")
+    assert bench.intake.address("@Bob") == "@bob", "the platform tells no cases of a handle apart"
     assert (bench.intake.address("grp_1"), bench.intake.address("@carol")) == ("grp_1", "@carol")
     told = {change.conversation: change for change in bench.changes(Conversation)}
     assert {name: change.address for name, change in told.items()} == {"conv_1": "@bob", "grp_1": ""}

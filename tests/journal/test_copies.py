@@ -78,6 +78,35 @@ async def test_a_backup_of_a_journal_that_is_written_is_whole_and_takes_part_of_
     assert tops[-1] > tops[0], "it was written meanwhile"
 
 
+async def test_a_backup_gives_up_before_the_file_beside_the_journal_has_grown_too_large(
+    path, settings, arrivals, tmp_path
+):
+    journal = await open_journal(path, settings)
+    arrived = arrivals(journal)
+    for seq in range(1, 2_501):
+        journal.commit(*arrived(seq=seq, payload=bytes(2_000)))
+    await journal.commit()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def copied(done, of):
+        begun.set()
+        assert go_on.wait(20)
+
+    copying = asyncio.create_task(
+        asyncio.to_thread(copies.back_up, path, tmp_path / "copy", wal_max_mb=1, progress=copied)
+    )
+    assert await asyncio.to_thread(begun.wait, 20)
+    at_first = journal.wal_bytes
+    while journal.wal_bytes < at_first + 1_000_000:
+        seq += 1
+        await journal.commit(*arrived(seq=seq, payload=bytes(200_000)))
+    go_on.set()
+    with pytest.raises(JournalUnusable, match="--wal-max-mb"):
+        await copying
+    assert list(tmp_path.glob("copy*")) == []
+    await journal.close()
+
+
 @pytest.mark.parametrize("encryption", ["plain"], indirect=True)  # it opens the file itself
 async def test_a_backup_without_a_daemon_is_the_same_and_leaves_nothing_else_behind(closed, settings, tmp_path):
     copies.back_up(closed, tmp_path / "copy")

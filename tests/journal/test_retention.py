@@ -1,14 +1,16 @@
 """What retention lets go, and what it never does: a real file, the daemon's own writer, time as a number."""
 
 import contextlib
+import itertools
 import re
 import sqlite3
 
+import msgspec
 import pytest
 
 from agentd.config import Retention as Settings
 from agentd.core.events import Content, Send
-from agentd.journal.retention import SLICE, Retention, below
+from agentd.journal.retention import SLICE, STEP_PAGES, Retention, below
 from agentd.journal.sqlite import open_journal
 from agentd.journal.sqlite.opening import SCHEMA
 from agentd.journal.sqlite.statements import SQL
@@ -31,6 +33,7 @@ from agentd.journal.storage import (
 DAY = 86_400.0
 NOW = 100 * DAY  # the events of `arrived` came at 1.5 s
 AGED = Settings(events_max_age_days=90, outbox_max_age_days=90, journal_max_mb=0)
+SIZED = Settings(journal_max_mb=1)
 
 
 def subscribed(plugin, identity="alice", since=0):
@@ -107,7 +110,7 @@ async def test_a_plugin_that_was_removed_holds_until_it_is_to_be_forgotten(journ
     await journal.commit(*arrived(), subscribed("old"))
     await run(journal)
     assert await kept(journal) == [1]
-    await run(journal, Settings(journal_max_mb=0, forget_plugins=("old",)))
+    await run(journal, Settings(events_max_age_days=90, journal_max_mb=0, forget_plugins=("old",)))
     assert await kept(journal) == []
 
 
@@ -200,9 +203,9 @@ async def test_a_large_journal_lets_go_of_the_oldest_first_and_no_more_than_it_m
         journal.commit(*arrived(seq=seq, payload=bytes(2_000)))
     await journal.commit()
     settings = Settings(events_max_age_days=0, outbox_max_age_days=0, journal_max_mb=3)
-    assert await journal.used_bytes() > 3_000_000
+    assert (await journal.room()).used_bytes > 3_000_000
     rows = await run(journal, settings)
-    assert await journal.used_bytes() <= 3_000_000
+    assert (await journal.room()).used_bytes <= 3_000_000
     assert 0 < rows < 3 * SLICE
     remaining = await kept(journal)
     assert remaining == list(range(3 * SLICE - len(remaining) + 1, 3 * SLICE + 1))
@@ -228,6 +231,76 @@ async def test_a_journal_that_may_let_go_of_nothing_says_so_once(journal, arrive
     assert sum("nothing more may go" in line for line in logged.lines) == 1
 
 
+async def test_by_default_nothing_goes_for_its_age(journal, arrived, send):
+    journal.commit(*arrived(), Outcome("echo", arrived.number("conv_a"), 1, 1, "answered", None, 1.5))
+    journal.commit(Queued(send("k1"), 1.0), Carried("k1", "alice", "sent", 1, 0.0, "msg_9", 9, "conv_a", "", 2.0))
+    await journal.commit()
+    assert await run(journal, Settings(), now=100_000 * DAY) == 0
+
+
+async def test_a_large_journal_lets_go_of_the_oldest_of_every_kind(journal, arrived, send):
+    """Of the texts of events alone it could not stay within its bound, once sends and outcomes have filled it."""
+    number = None
+    for seq in range(1, 2 * SLICE + 1):
+        at = 1.5 if seq <= SLICE else NOW
+        [mark, appended] = arrived(seq=seq, payload=bytes(2_000))
+        number = arrived.number("conv_a")
+        record = msgspec.structs.replace(appended.record, received_at=at)
+        journal.commit(mark, msgspec.structs.replace(appended, record=record))
+        journal.commit(Outcome("echo", number, seq, seq, "answered", bytes(2_000), at))
+        key = f"k{seq}"
+        journal.commit(Queued(send(key, text="x" * 2_000), at))
+        journal.commit(Carried(key, "alice", "sent", 1, 0.0, f"msg_{seq}", seq, "conv_a", "", at))
+    await journal.commit()
+    used = (await journal.room()).used_bytes
+    assert await run(journal, Settings(journal_max_mb=used * 58 // 100_000_000)) > 0
+    traces = {trace.what: trace for trace in await journal.trimmed(10)}
+    assert set(traces) == {"event", "outbox", "outcome"}
+    assert len({trace.number for trace in traces.values()}) == 3
+    assert all(row.at == NOW for row in await journal.outcomes("echo", number, 2 * SLICE))
+    assert (await journal.outbox_find("k1", "alice")).send.content == Content()
+    assert (await journal.outbox_find(f"k{2 * SLICE}", "alice")).send.content.text, "what is young stays"
+
+
+async def test_that_the_bound_of_size_comes_near_is_said_before_anything_goes(journal, arrived, logged):
+    seq = 0
+    while (await journal.room()).used_bytes < 0.82e6:
+        seq += 1
+        await journal.commit(*arrived(seq=seq, payload=bytes(2_000)))
+    retention = Retention(journal, SIZED)
+    assert await retention.once(NOW) == await retention.once(NOW) == 0
+    [told] = [line for line in logged.lines if "journal_max_mb" in line]
+    assert "raise the bound" in told
+
+
+async def test_free_room_is_given_back_in_steps_while_commits_go_on(journal, arrived, path):
+    for seq in range(1, 3 * SLICE + 1):
+        journal.commit(*arrived(seq=seq, payload=bytes(3_000)))
+    await journal.commit()
+    await run(journal)
+    await journal.settle_file()
+    before, steps = path.stat().st_size, []
+    async for given_back, of in Retention(journal, AGED).shrink():
+        steps.append((given_back, of))
+        await journal.commit(*arrived("conv_b", seq=len(steps)))
+    assert 3 <= len(steps) <= before // 4_096 // STEP_PAGES + 2, "each step gives back all that it may"
+    assert all(later - sooner <= (STEP_PAGES + 1) * 4_096 for (sooner, _), (later, _) in itertools.pairwise(steps))
+    room = await journal.room()
+    assert path.stat().st_size == room.size_bytes < before / 4
+    assert room.free_bytes <= 2 * 4_096
+    await journal.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection.execute("SELECT count(*) FROM event").fetchone() == (3 * SLICE + len(steps),)
+
+
+async def test_a_journal_without_free_room_gives_nothing_back(journal, arrived):
+    await journal.commit(*arrived())
+    size = (await journal.room()).size_bytes
+    assert [step async for step in Retention(journal, AGED).shrink()] == []
+    assert (await journal.room()).size_bytes == size
+
+
 async def test_commits_go_on_between_the_slices(journal, arrived):
     for seq in range(1, 4 * SLICE + 1):
         journal.commit(*arrived(seq=seq))
@@ -241,9 +314,9 @@ async def test_freed_room_is_used_again(journal, arrived):
     for seq in range(1, 1_025):
         journal.commit(*arrived(seq=seq, payload=bytes(3_000)))
     await journal.commit()
-    full = await journal.used_bytes()
+    full = (await journal.room()).used_bytes
     await run(journal)
-    assert await journal.used_bytes() < full / 4
+    assert (await journal.room()).used_bytes < full / 4
 
 
 @pytest.mark.parametrize("encryption", ["plain"], indirect=True)  # it counts bytes

@@ -162,6 +162,63 @@ async def test_a_turn_that_begins_before_its_identity_is_connected_waits_for_the
     assert rig.states() == ["live"]
 
 
+_ASKING = """
+import asyncio
+from pathlib import Path
+from agentd.plugin import Context, Message, Plugin
+
+plugin = Plugin("asking")
+
+
+@plugin.on(Message, attempts=2)
+async def ask(message: Message, ctx: Context) -> None:
+    with Path(__file__).with_name("told").open("a") as file:
+        file.write(f"{ctx.attempt}\\n")
+    while message.text == "wait" and not Path(__file__).with_name("go").exists():
+        await asyncio.sleep(0.01)
+    made = await ctx.api.groups.create(message.text)
+    ctx.reply(made.group.id)
+"""
+
+
+@pytest.mark.parametrize("isolate", ["none", "process"])
+async def test_a_turn_that_calls_while_its_identity_is_parked_waits_for_the_key_and_spends_no_attempt(
+    rig: Rig, isolate: str
+) -> None:
+    await begin(rig, isolate)
+    await rig.stop()
+    (rig.folder / "calling.py").write_text(_ASKING)
+    await rig.start()
+    rig.hub.faults.add(Rule(point=Point.REST, action=Action.STATUS, route="create_group", status=401, times=1))
+    rig.hub.post("peer", "agent", "first")
+    await rig.until(lambda: rig.states() == ["parked"])
+    calls = rig.hub.counters()["rest.create_group"]
+    await rig.until(lambda: len(told(rig)) >= 5)
+    assert set(told(rig)) == {"1"}, "none of its two attempts is spent"
+    assert rig.hub.counters()["rest.create_group"] == calls, "nothing is called under a key that was refused"
+    rig.keys["agent"] = rig.hub.rotate_key("agent")
+    await rig.until(lambda: len(rig.answers("peer")) == 1)
+    assert groups(rig) == ["first"]
+    assert await rig._journal.dead("agent", 10) == []
+
+
+async def test_a_turn_that_calls_while_the_platform_is_gone_waits_for_it_and_spends_no_attempt(rig: Rig) -> None:
+    await begin(rig)
+    await rig.stop()
+    (rig.folder / "calling.py").write_text(_ASKING)
+    rig.settings = msgspec.structs.replace(rig.settings, rest=msgspec.structs.replace(rig.settings.rest, retries=0))
+    await rig.start()
+    rig.hub.post("peer", "agent", "wait")
+    await rig.until(lambda: told(rig) == ["1"])
+    rig.hub.restart_soon(down_s=2.0)
+    await rig.until(lambda: rig.states() == ["connecting"])
+    (rig.folder / "go").touch()
+    await rig.until(lambda: len(told(rig)) >= 4)
+    await rig.until(lambda: len(rig.answers("peer")) == 1)
+    assert set(told(rig)) == {"1"}, "none of its two attempts is spent"
+    assert groups(rig) == ["wait"]
+
+
 async def test_a_key_that_is_refused_to_a_call_parks_the_identity_and_nothing_more_is_called(rig: Rig) -> None:
     await begin(rig)
     rule = Rule(point=Point.REST, action=Action.STATUS, route="create_group", status=401, times=1)

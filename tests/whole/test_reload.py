@@ -382,6 +382,42 @@ async def test_settings_of_a_plugin_change_between_events(world: World) -> None:
     await world.until_answers("alice", "changed hello")
 
 
+SECRETIVE = """
+from agentd.plugin import Context, Message, Plugin
+
+plugin = Plugin("first")
+
+
+@plugin.on(Message)
+async def answer(message: Message, ctx: Context) -> None:
+    ctx.reply(message.text + " with " + ctx.secret("service")[:5])
+"""
+
+
+@pytest.mark.parametrize("isolate", ["none", "process"])
+async def test_a_rotated_secret_takes_over_between_events(world: World, isolate: str) -> None:
+    world.plugin("first", text=SECRETIVE)
+    world.plugin("second")
+    world.plugins["first"] += f'\nisolate = "{isolate}"\nsecrets = {{ service = {{ file = "service.key" }} }}'
+    world.key("service", "older-than-time")
+    world.identity("alice", "first", "second")
+    await world.start()
+    world.post("alice", "1")
+    await world.until(lambda: "1 with older" in world.answers("alice"))
+    assert (await world.reload())["plugins"]["reloaded"] == []
+    world.key("service", "newer-than-news")
+    assert (await world.reload())["plugins"]["reloaded"] == ["first"]
+    assert (await world.reload())["plugins"]["reloaded"] == []
+    assert [world.plugin_status(name)["generation"] for name in ("first", "second")] == [2, 1]
+    world.post("alice", "2")
+    await world.until(lambda: "2 with newer" in world.answers("alice"))
+    (world.folder / "service.key").unlink()
+    with pytest.raises(ConfigError, match=r"service\.key cannot be read"):
+        await world.reload()
+    world.post("alice", "3")
+    await world.until(lambda: "3 with newer" in world.answers("alice"))
+
+
 # --- refused
 
 

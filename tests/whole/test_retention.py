@@ -60,6 +60,31 @@ async def test_a_lane_that_is_set_back_over_what_is_gone_goes_on_with_what_is_th
             await rig.stop()
 
 
+async def test_a_reader_that_does_not_go_on_lets_the_file_beside_the_journal_grow_no_further(tmp_path: Path) -> None:
+    async with Hub(HubSettings(cold_rule=False)) as hub:
+        rig = Rig(tmp_path, hub)
+        hub.create_agent("peer")
+        rig.identity("alice")
+        daemon = await rig.start()
+        try:
+            hub.post("peer", "alice", *("first " * 5_000 for _ in range(40)))
+            await rig.until_handled(40)
+            pages = await daemon.operations.export("alice", None, None)
+            assert b"up_to" in await anext(pages)
+            at_first = rig._journal.size_bytes
+            for _ in range(20):
+                hub.post("peer", "alice", *("more " * 6_000 for _ in range(40)))
+                await asyncio.sleep(0)
+                await rig.until(lambda: all(each["pending"] == 0 for each in rig.status()))
+            await rig.until_handled(840)
+            assert rig._journal.size_bytes > at_first + 20_000_000, "what was written is in the file"
+            assert rig._journal.wal_bytes < 20_000_000, "and the one beside it was begun anew"
+            rest = b"".join([page async for page in pages])
+            assert rest.count(b"first first") >= 40
+        finally:
+            await rig.stop()
+
+
 async def until_trimmed(rig: Rig, events: int, *, sends: bool = True) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:

@@ -259,3 +259,27 @@ async def test_a_direct_conversation_named_by_its_id_shares_the_order_of_its_han
             await daemon.operations.send("agent", target, Content(text=expected[-1]), 0.0, expected[-1])
     await rig.until(lambda: rig.status()[0]["outbox_sent"] == 7)
     assert [row.client_msg_id for row in said(rig, "peer")][1:] == expected
+
+
+_SHOUTER = """
+from agentd.plugin import Context, Message, Plugin
+
+plugin = Plugin("shouter")
+
+
+@plugin.on(Message)
+async def shout(message: Message, ctx: Context) -> None:
+    for target in ("@Friend", "@friend", "@FRIEND"):
+        ctx.send(target, f"to {target}")
+"""
+
+
+async def test_a_handle_in_any_case_is_one_target_with_one_order(rig: Rig) -> None:
+    (rig.folder / "shouter.py").write_text(_SHOUTER)
+    rig.plugin = {"use": str(rig.folder / "shouter.py")}
+    await begin(rig, "peer", "friend")
+    # Whoever is another target would overtake the first, which is held up.
+    rig.hub.faults.add(Rule(point=Point.REST, action=Action.DELAY, route="send", delay_s=0.5, nth=1))
+    rig.hub.post("peer", "agent", "say it")
+    await rig.until(lambda: len(said(rig, "friend")) == 3)
+    assert [rig.hub.content(row).text for row in said(rig, "friend")] == ["to @Friend", "to @friend", "to @FRIEND"]

@@ -185,6 +185,13 @@ def send(target: str = "@bob") -> Send:
     return Send(identity="mine", target=target, content=Content(text="hi"), client_msg_id="k")
 
 
+def test_a_handle_is_the_same_in_any_case_and_an_id_is_not() -> None:
+    platform = AgentChat("alice", "https://h", str)
+    assert [platform.address(each) for each in ("@Bob", "@bob", "conv_Ab", "grp_aB")] == [
+        *("@bob", "@bob", "conv_Ab", "grp_aB"),
+    ]
+
+
 def test_a_send_is_addressed_by_handle_or_by_group_and_never_by_both() -> None:
     direct = msgspec.json.decode(platform().send_request(send()).body or b"")
     group = msgspec.json.decode(platform().send_request(send("grp_1")).body or b"")

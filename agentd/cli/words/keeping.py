@@ -18,12 +18,21 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.command()
 @click.argument("file", type=_FILE)
 @click.option("--force", is_flag=True, help="Replace a FILE that is there.")
+@click.option(
+    "--wal-max-mb",
+    type=click.IntRange(1),
+    metavar="MB",
+    default=1_024,
+    show_default=True,
+    help="Give up when the daemon's -wal file, which is not emptied meanwhile, has grown by more.",
+)
 @reads_daemon
-def backup(file: Path, force: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
+def backup(file: Path, force: bool, wal_max_mb: int, config: Path | None, state: Path | None, as_json: bool) -> None:
     """Copy the journal into FILE, also of a running daemon."""
     from agentd.cli import storage
 
-    storage.backup(storage.journal_of(config, environ_with(state)), file, force=force, as_json=as_json)
+    journal = storage.journal_of(config, environ_with(state))
+    storage.backup(journal, file, force=force, wal_max_mb=wal_max_mb, as_json=as_json)
 
 
 @click.command()
@@ -46,12 +55,14 @@ def restore(file: Path, yes: bool, config: Path | None, state: Path | None, as_j
 def vacuum(config: Path | None, state: Path | None, as_json: bool) -> None:
     """Give unused room of the journal back to the disk.
 
-    What is not encrypted as [agentd.journal.encryption] says is written anew. The daemon must be stopped.
+    A running daemon does it in small steps, while mail flows. Without one the file is written anew, which takes as much
+    room again for that time, and with it what is not encrypted as [agentd.journal.encryption] says.
     """
-    from agentd.cli import storage
+    from agentd.cli import storage, verbs
 
     environ = environ_with(state)
-    storage.vacuum(storage.journal_of(config, environ), storage.configured(config, environ).journal, as_json=as_json)
+    configured, daemon = storage.configured(config, environ), verbs.client(config, environ)
+    storage.vacuum(storage.journal_of(config, environ), daemon, configured.journal, as_json=as_json)
 
 
 @click.command()
@@ -60,13 +71,14 @@ def vacuum(config: Path | None, state: Path | None, as_json: bool) -> None:
 def retention(dry_run: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
     """Let go of what [agentd.retention] says is old enough.
 
-    A running daemon does so by itself; without one it is done here. Only what every plugin has handled goes.
+    A running daemon does so by itself, and now if asked; without one it is done here. Only what every plugin has
+    handled goes.
     """
-    from agentd.cli import storage
+    from agentd.cli import storage, verbs
 
     environ = environ_with(state)
-    configured = storage.configured(config, environ)
-    storage.retention(storage.journal_of(config, environ), configured, dry_run=dry_run, as_json=as_json)
+    configured, daemon = storage.configured(config, environ), verbs.client(config, environ)
+    storage.retention(storage.journal_of(config, environ), daemon, configured, dry_run=dry_run, as_json=as_json)
 
 
 @click.command("upgrade-check")

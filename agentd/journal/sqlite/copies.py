@@ -25,6 +25,7 @@ from agentd.errors import JournalFull, JournalUnusable
 from agentd.journal.sqlite import opening, resealing, trimming
 from agentd.journal.sqlite.lock import OwnerLock
 from agentd.journal.sqlite.opening import SCHEMA, Schema
+from agentd.journal.storage import Room
 
 Progress = Callable[[int, int], None]
 """Told how many pages are done, of how many."""
@@ -32,9 +33,40 @@ Progress = Callable[[int, int], None]
 _PAGES_PER_STEP = 1_024
 _ANY = JournalSettings()
 
+WAL_MAX_MB = 1_024
+"""What a daemon may write while it is copied, unless told otherwise: an hour of some 50 messages a second."""
+
 
 def nobody_watches(done: int, of: int) -> None:
     """For a copy whose progress is not shown."""
+
+
+class _Bounded:
+    """Progress of a copy that ends when the daemon's -wal file has grown too large: it is not emptied while it is read.
+
+    Raises JournalUnusable with the remedy.
+    """
+
+    def __init__(self, path: Path, wal_max_mb: int, progress: Progress) -> None:
+        self._path = path
+        self._wal = path.with_name(f"{path.name}-wal")
+        self._wal_max_bytes = self._wal_bytes() + wal_max_mb * 1_000_000
+        self._max_mb = wal_max_mb
+        self._progress = progress
+
+    def __call__(self, done: int, of: int) -> None:
+        if self._wal_bytes() > self._wal_max_bytes:
+            raise JournalUnusable(
+                f"{self._wal} has grown by more than {self._max_mb} MB while {100 * done // max(1, of)} % of "
+                f"{self._path} were copied; copy to a faster disk, at a quieter hour, or allow more: --wal-max-mb"
+            )
+        self._progress(done, of)
+
+    def _wal_bytes(self) -> int:
+        try:
+            return self._wal.stat().st_size
+        except FileNotFoundError:
+            return 0
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -70,10 +102,18 @@ def rehearse(path: Path, folder: Path, schema: Schema = SCHEMA) -> float:
     return time.monotonic() - started
 
 
-def back_up(path: Path, target: Path, *, force: bool = False, progress: Progress = nobody_watches) -> int:
+def back_up(
+    path: Path,
+    target: Path,
+    *,
+    force: bool = False,
+    wal_max_mb: int = WAL_MAX_MB,
+    progress: Progress = nobody_watches,
+) -> int:
     """Copy the journal, also while a daemon writes. Returns the copy's size in bytes.
 
-    force: replace what is at `target`. Raises JournalUnusable with the remedy.
+    force: replace what is at `target`. wal_max_mb: growth of the daemon's -wal file at which this gives up.
+    Raises JournalUnusable with the remedy.
     """
     if target.exists() and not force:
         raise JournalUnusable(f"{target} is there already; name another file, or add --force to replace it")
@@ -82,7 +122,7 @@ def back_up(path: Path, target: Path, *, force: bool = False, progress: Progress
     try:
         # A daemon that starts while a file at rest is copied would write under the copy's hands.
         with owned(path) if path.exists() and _is_at_rest(path) else contextlib.nullcontext():
-            return _copy(path, target, progress)
+            return _copy(path, target, _Bounded(path, wal_max_mb, progress))
     except OSError as error:
         raise JournalUnusable(
             f"{target} cannot be written: {error.strerror}. Name a file in another folder."
@@ -120,6 +160,7 @@ def vacuum(path: Path, settings: JournalSettings = _ANY, progress: Progress = no
         before = path.stat().st_size
         with opening.told(path):
             resealing.reseal(connection, progress)
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # one of an older agentd becomes as a new one
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return before, path.stat().st_size
@@ -143,6 +184,29 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
     with opening.told(path), contextlib.closing(opening.open_reader(path, at_rest=_is_at_rest(path))) as connection:
         opening.version_of(connection, path)
         yield connection
+
+
+class Look:
+    """A look at a journal that somebody else may have open."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    async def trimmable(self, stretch: trimming.Stretch) -> trimming.Found:
+        """See journal.retention.Looking."""
+        return trimming.find(self._connection, stretch)
+
+    async def newest_in(self, after: int, upto: int) -> float | None:
+        """See journal.retention.Looking."""
+        return trimming.newest_in(self._connection, after, upto)
+
+    async def last_of(self, what: str) -> int:
+        """See journal.retention.Looking."""
+        return trimming.last_of(self._connection, what)
+
+    def room(self) -> Room:
+        """What its pages are used for."""
+        return trimming.room(self._connection)
 
 
 def trimmed(path: Path, limit: int) -> list[trimming.Trimmed]:

@@ -47,6 +47,7 @@ from agentd.journal.storage import (
     OutboxRow,
     Outcome,
     Paused,
+    Room,
     StoredRecord,
     TimerSet,
     Totals,
@@ -235,6 +236,14 @@ class SqliteJournal:
         return self._path.stat().st_size
 
     @property
+    def wal_bytes(self) -> int:
+        """Size of the file beside it, which a reader that does not end lets grow."""
+        try:
+            return self._path.with_name(f"{self._path.name}-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    @property
     def waiting(self) -> int:
         """Commits that are not yet being written."""
         return self._group.waiting
@@ -398,6 +407,13 @@ class SqliteJournal:
         """What retention let go, the last run first."""
         return await self._read(lambda db: trimming.trimmed(db, limit))
 
-    async def used_bytes(self) -> int:
-        """Bytes of pages that hold something."""
-        return await self._read(trimming.used_bytes)
+    async def room(self) -> Room:
+        """How large the file is, and how much of it is free."""
+        return await self._read(trimming.room)
+
+    async def settle_file(self) -> None:
+        """Let the file follow what was committed, as far as nobody reads what it was before."""
+        try:
+            await self._connection.run(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal's file was not brought up to date ({type(error).__name__})") from error

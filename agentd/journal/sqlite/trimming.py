@@ -1,4 +1,4 @@
-"""What retention lets go: payloads of events, contents of settled sends, and what turns came to.
+"""What retention lets go: payloads of events, contents of settled sends, what turns came to; and room in the file.
 
 Always true: no event and no send is lost, since its id or key is taken for ever; only its content goes. What may go is
 decided in the transaction that lets it go, so that nothing that has become needed meanwhile goes with it. Whatever goes
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from agentd.journal.sqlite.statements import SQL, write_rows
-from agentd.journal.storage import SUBSCRIPTIONS, Trim
+from agentd.journal.storage import SUBSCRIPTIONS, Room, Shrink, Trim
 
 _FIND = {
     "event": SQL["trimmable_event"],
@@ -25,6 +25,7 @@ _FIND = {
 _STAYS = {"event": SQL["trimmed_event"], "outbox": SQL["trimmed_outbox"]}
 _REMOVE = {"event": SQL["event_remove"], "outbox": SQL["outbox_remove"], "outcome": SQL["outcome_remove"]}
 _PUT_BACK = {"event": SQL["event_append"], "outbox": SQL["outbox_put_back"]}
+_INCREMENTAL = 2  # what `PRAGMA auto_vacuum` says of a file whose pages know who refers to them
 _LAST = {"event": SQL["last_position"], "outbox": SQL["outbox_last"], "outcome": SQL["outcome_last"]}
 
 
@@ -129,10 +130,18 @@ def trimmed(connection: sqlite3.Connection, limit: int) -> list[Trimmed]:
     return [Trimmed(*row) for row in connection.execute(SQL["trimmed_list"], (limit,))]
 
 
-def used_bytes(connection: sqlite3.Connection) -> int:
-    """Bytes of pages that hold something. What was let go leaves room for what comes; the file itself stays as long."""
-    pages, free, size = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+def give_back(connection: sqlite3.Connection, changes: Sequence[Shrink]) -> None:
+    """Move pages from the file's end into free ones. The file is cut when this is checkpointed."""
+    for change in changes:
+        # The statement goes a page per row and sqlite3 takes rows without columns for the end, so one page at a time.
+        for _ in range(change.pages):
+            connection.execute("PRAGMA incremental_vacuum(1)")
+
+
+def room(connection: sqlite3.Connection) -> Room:
+    """What the file takes. What was let go leaves room for what comes; the file itself stays as long."""
+    pages, free, size, kind = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_count", "freelist_count", "page_size", "auto_vacuum")
     )
-    used: int = (pages - free) * size
-    return used
+    return Room((pages - free) * size, free * size, kind == _INCREMENTAL)

@@ -47,6 +47,7 @@ from agentd.journal.storage import (
     Resumed,
     Retried,
     Rewound,
+    Shrink,
     StatePut,
     TimerGone,
     TimerSet,
@@ -185,6 +186,8 @@ class Writer:
                 outbox.write(connection, self._identities, changes)
             case "trimmed":
                 trimming.write(connection, changes)
+            case "room":
+                trimming.give_back(connection, changes)
 
 
 class _Offence(Exception):
@@ -216,5 +219,6 @@ _TABLE_OF: dict[type, str] = {
     Carried: "outbox",
     Retried: "outbox",
     Trim: "trimmed",
+    Shrink: "room",
 }
 _ORDER = tuple(dict.fromkeys(_TABLE_OF.values()))

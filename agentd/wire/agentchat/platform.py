@@ -193,6 +193,10 @@ class AgentChat:
 
     # -- sending ----------------------------------------------------------------------------------------------------
 
+    def address(self, target: str) -> str:
+        """The server takes a handle in any case, and has it in lower case. Ids are opaque."""
+        return target.lower() if target.startswith("@") else target
+
     def send_request(self, send: Send) -> Request:
         """`POST /v1/messages`; the platform deduplicates by client_msg_id, so it may always be repeated."""
         content = send.content
