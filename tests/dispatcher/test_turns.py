@@ -5,6 +5,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from agentd.config import CatchUp, LoopGuard
@@ -573,6 +574,26 @@ async def test_held_stale_mail_waits_for_a_decision_and_then_all_of_it_is_handle
         await h.settle()
         assert seen == ["1", "2", "3"]
         assert h.journal.paused == {}
+
+
+async def test_who_only_watches_and_holds_stale_mail_by_a_policy_of_its_own_goes_on_when_it_is_told_to() -> None:
+    seen: Seen = []
+    plugin = Plugin("watching", watches=True)
+
+    @plugin.on(Message)
+    async def look(message: Message, ctx: Context) -> None:
+        seen.append(message.text)
+
+    h = Harness(plugin)
+    h._settings = msgspec.structs.replace(h._settings, catch_up=CatchUp(policy="hold", after_s=60))
+    async with h:
+        await say(h, "1", created_at=past(h, 600))
+        await h.advance(3)
+        assert seen == []
+        assert dispatcher(h).pause_for("watching", 1).reason == "held: stale mail"
+        await dispatcher(h).resume(1)
+        await say(h, "2")
+        assert seen == ["1", "2"]
 
 
 async def test_a_failure_does_not_make_an_event_stale() -> None:
