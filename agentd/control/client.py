@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from agentd.control.address import short_name
-from agentd.control.refusal import ControlError, UnreachableError
+from agentd.control.refusal import ControlError, SilentError, UnreachableError
 from agentd.errors import AgentdError, ConfigError
 
 _ANSWER_TIMEOUT_S = 15.0  # the daemon answers from memory; this long only if its loop is stuck
@@ -305,6 +305,6 @@ def _unreachable(path: Path, error: Exception) -> UnreachableError:
         case PermissionError():
             return UnreachableError(f"{path} belongs to another user; run this command as that user or as root")
         case TimeoutError():
-            return UnreachableError(f"the daemon at {path} does not answer in time; see its log, then restart it")
+            return SilentError(f"the daemon at {path} does not answer in time; see its log, then restart it")
         case _:
             return UnreachableError(f"the daemon at {path} broke off its answer ({type(error).__name__}); see its log")
