@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 
 from agentd import config
+from agentd.control.api import HandOverRequest
 from agentd.daemon import Daemon
 from agentd.errors import ConfigError
+from agentd.handover import PROTOCOL, Departure
 from agentd.hub.server import Hub
 from agentd.hub.settings import HubSettings
 from agentd.identities import key_reader
 from agentd.journal.sqlite import open_journal
+from agentd.journal.sqlite.opening import SCHEMA
 
 PLUGIN = """
 import asyncio
@@ -552,6 +555,31 @@ async def heard(manager: socket.socket, word: bytes) -> bytes:
             told = await asyncio.get_running_loop().sock_recv(manager, 500)
             if told.startswith(word):
                 return told
+
+
+async def test_a_change_that_begins_while_a_process_is_being_answered_comes_before_its_take_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.plugin("notes")
+    world.identity("alice", "notes")
+    await world.start()
+    assert world.daemon is not None
+    world.plugin("notes", "anew", setup="await asyncio.sleep(0.3)")
+    changing = []
+
+    async def connect(departure: Departure, path: str) -> None:
+        changing.append(asyncio.create_task(world.reload()))
+        await world.until(lambda: "setup anew" in world.notes())
+
+    told: list[str] = []
+    monkeypatch.setattr(Departure, "connect", connect)
+    monkeypatch.setattr(Departure, "call_off", lambda departure, why: told.append(why))
+    wanted = HandOverRequest(protocol=PROTOCOL, tables=SCHEMA.version, version="0", pid=os.getpid(), socket="nowhere")
+    await world.daemon.operations.hand_over(wanted)
+    assert (await changing[0])["plugins"]["reloaded"] == ["notes"]
+    assert told == ["its configuration is being changed, try again in a moment"]
+    world.post("alice", "hi")
+    await world.until_answers("alice", "anew hi")
 
 
 async def test_a_process_reloads_at_a_word_and_at_a_signal_and_tells_its_manager(world: World) -> None:
