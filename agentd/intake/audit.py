@@ -137,7 +137,8 @@ class Audit:
             if row.seq > mark:
                 self._stands_at(conversation, row.seq, row.created_at)
             elif await self._is_another(row, epoch):
-                await self._questions.renumbered(conversation)
+                if line.epoch == epoch:
+                    await self._questions.renumbered(intake.sequencer.doubted(row))
                 return
         intake.apply(())
 
