@@ -284,12 +284,13 @@ class Sequencer:
     def checked(self, event: Event, epoch: int, recorded: str | None, now: float) -> list[Decision]:
         """Go on after Check: `recorded` is the id on disk at that seq of this epoch, None if nothing is there.
 
+        Nothing is there where an event of an earlier epoch came again: then `recorded` is its own id if it is that one.
         What came meanwhile waits for this answer, since under a new numbering it would be out of order.
         """
         line = self._lines[event.conversation]
         if line.epoch != epoch:
             return self.offer(event, now)
-        if recorded is not None and recorded != event.id:
+        if recorded != event.id:
             return [Renumbered(event, epoch)]  # its check stays open, for what follows it
         line.checks -= 1
         out: list[Decision] = [Repeat(event)]

@@ -167,8 +167,7 @@ class Questions:
     async def _check(self, check: Check) -> None:
         # The epoch is that of the asking: after a reset meanwhile nobody waits for this answer any more.
         intake, (event, epoch) = self._intake, check
-        number = intake.number_of(event.conversation)
-        recorded = None if number is None else (await intake.journal.ids_at([(number, epoch, event.seq)]))[0]
+        recorded = await intake.recorded(event, epoch)
         intake.apply(intake.sequencer.checked(event, epoch, recorded, self._loop.time()))
 
     # -- resets -----------------------------------------------------------------------------------------------------

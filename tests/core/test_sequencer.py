@@ -220,6 +220,18 @@ def test_another_id_at_a_known_seq_means_a_new_numbering() -> None:
     assert sequencer.offer(event(6, msg_id="msg_another"), 0.0) == [], "it is of the new numbering, too"
 
 
+def test_an_event_that_is_nowhere_on_disk_is_never_acknowledged_as_a_repeat() -> None:
+    sequencer = at_mark(5)
+    sequencer.reset("c", 0.0, top=1, adopt=False, known_ids=frozenset({"msg_1"}))
+    (ask,) = of(Refetch, sequencer.wake(0.0))
+    assert isinstance(ask, Refetch)
+    assert of(Repeat, sequencer.refetched(ask, [event(1)], 2, 0.0)), "its record is one of the first epoch"
+    sequencer.offer(event(2, msg_id="msg_new"), 0.0)
+    other = event(1, msg_id="msg_other")
+    assert sequencer.offer(other, 0.0) == [Check(other, 2)]
+    assert sequencer.checked(other, 2, None, 0.0) == [Renumbered(other, 2)]
+
+
 def test_what_follows_a_doubtful_event_waits_until_the_disk_has_answered() -> None:
     sequencer = at_mark(5)
     sequencer.offer(event(2), 0.0)
@@ -630,8 +642,11 @@ class AnyReset(RuleBasedStateMachine):
     def the_disk_answers(self) -> None:
         check = self.checks.pop(0)
         place = (check.epoch, check.event.seq)
-        recorded = next((one.id for one in self.journal if (one.epoch, one.seq) == place), None)
-        self.take(self.sequencer.checked(check.event, check.epoch, recorded, self.now))
+        self.take(self.sequencer.checked(check.event, check.epoch, self.recorded(check.event, place), self.now))
+
+    def recorded(self, shown: Event, place: tuple[int, int]) -> str | None:
+        there = next((one.id for one in self.journal if (one.epoch, one.seq) == place), None)
+        return there or next((one.id for one in self.journal if one.id == shown.id), None)
 
     @precondition(lambda self: self.resets and self.measured is None)
     @rule()
@@ -687,10 +702,9 @@ class AnyReset(RuleBasedStateMachine):
         if line is None or line.anchor is None or not self.history:
             return
         row = self.history.get(line.mark) or self.history[max(self.history)]
-        recorded = next((one.id for one in self.journal if (one.epoch, one.seq) == (line.epoch, row.seq)), None)
         if row.seq > line.mark:
             self.sequencer.stands_at("c", row.seq, self.now)
-        elif recorded is not None and recorded != row.id:
+        elif row.seq not in line.absent and self.recorded(row, (line.epoch, row.seq)) != row.id:
             self.resets.append(self.sequencer.doubted(row))
 
 
