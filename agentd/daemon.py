@@ -37,7 +37,7 @@ from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, Unavailable, first_of
 from agentd.generations import Generations
-from agentd.handover import PROTOCOL, Arrival, Departure, Whereabouts
+from agentd.handover import PROTOCOL, Arrival, Departure, Upgrade, Whereabouts, own_command
 from agentd.host.api import Port
 from agentd.host.stalls import StallWatch
 from agentd.identities import Identities, key_reader
@@ -47,14 +47,18 @@ from agentd.journal.sqlite import SCHEMA, SqliteJournal
 from agentd.journal.storage import Carried, StoredRecord
 from agentd.operations import Followers, Operations, Parts, Sending, Vitals
 from agentd.reloading import Reloading
+from agentd.retracing import retrace
 from agentd.sender import Sender
 from agentd.supervisor import Bells, Shared, Supervisor
 from agentd.takeover import Takeover
+from agentd.tracing import Traces, open_tracer
+from agentd.transport.address import proxy_for
 from agentd.transport.rest import Pool
 
 if TYPE_CHECKING:
     from agentd.control.http import HttpServer
     from agentd.hub.server import Hub
+    from agentd.tracing.tracer import Tracer
 
 log = logging.getLogger("agentd")
 
@@ -66,6 +70,7 @@ _REST_S = 0.3  # for answers to sends; what is not answered then is asked for ag
 _GONE_S = 2.0  # for the lock of a process that was killed while it handed over
 _BEYOND_S = 30.0  # past the time that turns may take in the process before us, which gives them back itself
 _LAST_CALLS_S = 0.05  # for who had connected before our successor had the name of the socket
+_RESTART = "stop this one, then start that one"
 _EMBEDDED_USER = "me"
 _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
 """Identity to its handle on the embedded hub and its plugins."""
@@ -90,8 +95,8 @@ def run(
     # The journal's thread gives the interpreter up at every row; with the default of 5 ms a commit of 500 rows beside
     # a busy loop takes 57 ms, with this 10.
     sys.setswitchinterval(0.0005)
-    Path(settings.agentd.state).mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
+        _make_folder(Path(settings.agentd.state))
         uvloop.run(_main(settings, config_path, reread, watch_files, take_over))
     except ConfigError as error:
         return _told(error, EXIT_CONFIG)
@@ -100,6 +105,15 @@ def run(
     except AgentdError as error:
         return _told(error, EXIT_FAILED)
     return 0
+
+
+def _make_folder(state: Path) -> None:
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(
+            [f"{state}: the state folder cannot be made ({error.strerror}); name another with --state or agentd.state"]
+        ) from None
 
 
 def _told(error: AgentdError, code: int) -> int:
@@ -209,18 +223,24 @@ class Daemon:
             base, self._turns_find.state_get, journal.state_bytes, self._backlog_of, self._api_of
         )
         self._arrival: Arrival | None = None
+        self._tracer: Tracer | None = None
         self._departing: asyncio.Future[Departure] = self._loop.create_future()
+        self._upgrading: asyncio.Future[Upgrade] | None = None
         self._vitals = Vitals(_JOURNAL_LOOK_S, settings.agentd.health.lag_window_s)
         # Whoever takes over takes over the watchdog, too, which was meant for the process before.
         meant_for = "WATCHDOG_PID" if take_over else ""
         self._manager = ServiceManager({name: value for name, value in os.environ.items() if name != meant_for})
-        self._fed_at = self._loop.time()
+        self._fed_at = float("-inf")
+        self._feeding: asyncio.Task[None] | None = None
 
     # -- life -------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Start everything, serve until told to stop, stop everything. Raises JournalError, PluginLoadError."""
         async with contextlib.AsyncExitStack() as stack:
+            self._tracer = await asyncio.to_thread(self._open_tracer)
+            if self._tracer is not None:
+                stack.push_async_callback(self._tracer.close)
             pool = await stack.enter_async_context(Pool(self._settings.agentd.rest.connections_per_host_max))
             stack.push_async_callback(self._generations.close)
             await self._generations.start(self._settings)
@@ -247,8 +267,10 @@ class Daemon:
                 time.time,
             )
             self._vitals.position = await self._journal.last_position()
+            if self._tracer is not None:
+                await retrace(self._tracer.traces, self._journal, self._settings.identity, self._revive)
             self.operations = Operations(
-                self._parts(), self._sending, self._followers, self._reload, self._hand_over_wanted
+                self._parts(), self._sending, self._followers, self._reload, self._hand_over_wanted, self._upgrade
             )
             control = ControlServer(self.operations, listening_paths(Path(self._settings.agentd.state), os.environ))
             stack.push_async_callback(self._close_http)
@@ -280,6 +302,7 @@ class Daemon:
 
     def _begin(self, tasks: asyncio.TaskGroup) -> None:
         """Start what needs the journal to be ours, the dispatcher excepted."""
+        self._feed_no_more()
         full_mb = self._settings.agentd.journal.max_mb
         retention = Retention(self._journal, below(self._settings.agentd.retention, full_mb))
         self._around = [
@@ -306,6 +329,8 @@ class Daemon:
                 stopping.cancel()
                 return departure
             control.handing_over = False
+            if (upgrade := self._upgrade_begun) is not None:
+                upgrade.kept()
             self._turns_find.back()
             self._departing = self._loop.create_future()
             self._begin(tasks)
@@ -315,6 +340,8 @@ class Daemon:
         log.info("stopping")
         self._manager.stopping()
         self._manager.status("stopping: running handlers may finish")
+        if (upgrade := self._upgrade_begun) is not None:
+            upgrade.call_off()
         await _cancelled(self._around)
         # A change that is under way is made, so that what it began can be stopped.
         async with self._generations.changing:
@@ -337,9 +364,51 @@ class Daemon:
             await self._journal.open(checked=True)
             await self._arrival.taken()
             self._arrival.bound(self._settings.agentd.dispatch.hand_over_timeout_s + _BEYOND_S)
+            stack.callback(self._feed_no_more)
+            self._feed_meanwhile()
+
+    async def _upgrade(self) -> dict[str, Any]:
+        """See control.api.Daemon."""
+        if (why := self._keeps_to_itself()) is not None:
+            raise ControlError(409, "NOT_UPGRADED", *why)
+        if not self._manager.listens:
+            told = "no service manager looks after this daemon, nor would any after its successor"
+            raise ControlError(409, "NOT_UPGRADED", told, "start that one yourself: agentd run --take-over")
+        if self._upgrading is not None:
+            raise ControlError(409, "NOT_UPGRADED", "another process is to take over already", "wait for it")
+        self._upgrading = asyncio.ensure_future(Upgrade.begin(own_command()))
+        try:
+            upgrade = await self._upgrading
+            departure, version = await upgrade.outcome()
+        except ControlError as refused:
+            log.warning("not upgraded: %s", refused)
+            raise
+        finally:
+            self._upgrading = None
+        former = {"former_version": __version__, "former_pid": os.getpid()}
+        return {"version": version, "pid": upgrade.pid, **former, "turns": departure.open}
+
+    @property
+    def _upgrade_begun(self) -> Upgrade | None:
+        begun = self._upgrading
+        return begun.result() if begun is not None and begun.done() and not begun.exception() else None
 
     async def _hand_over_wanted(self, wanted: HandOverRequest) -> dict[str, Any]:
         """See control.api.Daemon."""
+        upgrade = self._upgrade_begun
+        ours = upgrade is not None and upgrade.pid == wanted.pid
+        try:
+            departure = await self._accepted(wanted)
+        except ControlError as refused:
+            if upgrade is not None and ours:
+                upgrade.refused(refused)
+            raise
+        if upgrade is not None and ours:
+            upgrade.accepted(departure, wanted.version)
+        return {"version": __version__, "pid": os.getpid()}
+
+    async def _accepted(self, wanted: HandOverRequest) -> Departure:
+        """Begin to hand over. Raises ControlError if that cannot be."""
         if (why := self._keeps_everything(wanted)) is not None:
             raise ControlError(409, "NOT_HANDED_OVER", *why)
         departure = Departure(wanted.pid)
@@ -349,28 +418,34 @@ class Daemon:
             why = f"nobody listens at {wanted.socket} ({error.strerror})", "start that one again"
             raise ControlError(409, "NOT_HANDED_OVER", *why) from None
         if (begun := self._keeps_everything(wanted)) is not None:  # meanwhile
-            departure.call_off(", ".join(begun))
-        else:
-            log.info("agentd %s takes over, pid %d", wanted.version, wanted.pid)
-            self._departing.set_result(departure)
-        return {"version": __version__, "pid": os.getpid()}
+            departure.forget()
+            raise ControlError(409, "NOT_HANDED_OVER", *begun)
+        log.info("agentd %s takes over, pid %d", wanted.version, wanted.pid)
+        self._departing.set_result(departure)
+        return departure
 
     def _keeps_everything(self, wanted: HandOverRequest) -> tuple[str, str] | None:
-        """Why there can be no hand-over, and what to do instead."""
-        restart, theirs = "stop this one, then start that one", f"agentd {wanted.version}"
+        """Why there can be no hand-over to this process, and what to do instead."""
+        if (why := self._keeps_to_itself()) is not None:
+            return why
+        theirs = f"agentd {wanted.version}"
+        if wanted.protocol != PROTOCOL:
+            return f"it hands over by protocol {PROTOCOL}, and {theirs} takes over by {wanted.protocol}", _RESTART
+        if wanted.tables != SCHEMA.version:
+            told = f"its journal is of version {SCHEMA.version}, and {theirs} works with {wanted.tables}"
+            return told, f"{_RESTART}, which upgrades it (agentd upgrade-check)"
+        if self._manager.listens and wanted.manager != self._manager.address:
+            return "its service manager would lose sight of its successor", "have it start that one: agentd upgrade"
+        return None
+
+    def _keeps_to_itself(self) -> tuple[str, str] | None:
+        """Why there can be no hand-over to anybody, and what to do instead."""
         if self._hub is not None:
-            return "this daemon runs its own hub, which ends with it", restart
+            return "this daemon runs its own hub, which ends with it", _RESTART
         if self._stopping.is_set():
             return "it is stopping", "wait for its end, then start"
         if self._departing.done():
             return "another process is taking over already", "look at that one: agentd status"
-        if wanted.protocol != PROTOCOL:
-            return f"it hands over by protocol {PROTOCOL}, and {theirs} takes over by {wanted.protocol}", restart
-        if wanted.tables != SCHEMA.version:
-            told = f"its journal is of version {SCHEMA.version}, and {theirs} works with {wanted.tables}"
-            return told, f"{restart}, which upgrades it (agentd upgrade-check)"
-        if self._manager.listens and wanted.manager != self._manager.address:
-            return "its service manager would lose sight of its successor", "restart it there: systemctl restart agentd"
         if self._arrival is not None and self._arrival.open:
             return f"{self._arrival.open} turns still run in the process before it", "wait for their end"
         if self._generations.changing.locked():
@@ -381,6 +456,7 @@ class Daemon:
 
     async def _hand_over(self, departure: Departure) -> bool:
         """End what needs the journal, and let it go. False if it is here again."""
+        self._feed_meanwhile()
         async with self._generations.changing:  # files of plugins may have changed at the last moment
             await _cancelled(self._around)
         await self._close_http()
@@ -394,6 +470,9 @@ class Daemon:
 
     async def _depart(self, departure: Departure, control: ControlServer) -> None:
         """Another process has everything but the turns that run: wait for their end."""
+        self._feed_no_more()
+        if (upgrade := self._upgrade_begun) is not None:
+            await upgrade.released()
         self._manager.succeeded_by(departure.successor)
         leaving = asyncio.ensure_future(_left(departure, control))
         timeout_s = self._settings.agentd.dispatch.hand_over_timeout_s
@@ -430,10 +509,15 @@ class Daemon:
         shared = Shared(
             settings,
             self._journal,
-            Throttle(settings.link.dials_per_s),
+            Throttle(
+                settings.link.dials_per_s,
+                first=len(self._settings.identity) if self._arrival is not None else 0,
+                first_per_s=settings.link.take_over_dials_per_s,
+            ),
             Bells(self._records, self._signal, self._settled),
             accounts={},
             shedding=lambda: self._vitals.shedding,
+            traces=self._traces,
         )
         self._identities = Identities(self._journal, shared, pool, self._supervisors)
         await self._identities.make(self._settings.identity, self._keys)
@@ -464,7 +548,19 @@ class Daemon:
             running=running,
             # What runs in the process before us is no reason to think that it died of that.
             unfinished=() if self._arrival is not None else unfinished,
+            traces=self._traces,
         )
+
+    def _open_tracer(self) -> Tracer | None:
+        return open_tracer(self._settings.agentd.tracing, os.environ, self._system_of, proxy_for)
+
+    @property
+    def _traces(self) -> Traces | None:
+        return None if self._tracer is None else self._tracer.traces
+
+    def _system_of(self, identity: str) -> str:
+        platform = self._identities.platforms.get(identity)
+        return "" if platform is None else platform.name
 
     def _parts(self) -> Parts:
         return Parts(
@@ -479,6 +575,7 @@ class Daemon:
             hub_url=self._hub.url if self._hub is not None else None,
             began=self._began,
             stopping=self._stopping,
+            tracer=self._tracer,
         )
 
     async def stop(self) -> None:
@@ -552,6 +649,8 @@ class Daemon:
         self._dispatcher.signal(happened)
 
     def _queued(self, sends: Sequence[Send]) -> None:
+        if (traces := self._traces) is not None:
+            traces.queued(sends)
         for send in sends:
             if (supervisor := self._supervisors.get(send.identity)) is not None:
                 supervisor.queued((send,))  # else it waits on disk for the identity's return
@@ -574,6 +673,8 @@ class Daemon:
     def _settled(self, carried: Carried) -> None:
         self._dispatcher.room_again()
         self._sending.settled(carried)
+        if (traces := self._traces) is not None:
+            traces.settled(carried)
 
     def _behind(self, identity: str, is_so: bool) -> None:
         if (supervisor := self._supervisors.get(identity)) is not None:
@@ -626,6 +727,20 @@ class Daemon:
             self._fed_at = self._loop.time()
             self._manager.alive()
 
+    def _feed_meanwhile(self) -> None:
+        """While the journal changes hands there are no commits to go by: the loop alone tells, for some seconds."""
+        if self._manager.watchdog_s is not None:
+            self._feeding = asyncio.ensure_future(self._feed_by_the_loop(self._manager.watchdog_s / 4))
+
+    async def _feed_by_the_loop(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            self._manager.alive()
+
+    def _feed_no_more(self) -> None:
+        if self._feeding is not None:
+            self._feeding.cancel()
+
     def _tell_status(self) -> None:
         if self._manager.listens:
             states = Counter(supervisor.state for supervisor in self._supervisors.values())
@@ -638,12 +753,13 @@ class Daemon:
 
 
 _WELCOME = """
-agentd runs with its own hub at {url}: identity "me" to speak as, and "echo", which answers.
+agentd runs with its own hub at {url}.
+Identity "me" is there to speak as, and "echo" answers.
 In a second terminal, in this folder:
 
-    {agentd} send{state} @echo "hello"     say something and see the answer
-    {agentd} status{state}                 who is connected, and what has happened
-    {agentd} tail{state}                   watch events as they are committed
+    {agentd} send{state} @echo "hello"   say something, see the answer
+    {agentd} status{state}               who is connected, what happened
+    {agentd} tail{state}                 events as they are committed
 
 Ctrl-C stops it. Next: write a plugin (README, "A first plugin").
 """

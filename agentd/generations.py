@@ -221,6 +221,7 @@ class Generations:
 def _hidden(settings: Settings, plugin: str) -> set[str]:
     """Variables of the environment that hold keys which are not this plugin's."""
     sources = [identity.key for identity in settings.identity.values()]
+    sources += settings.agentd.tracing.headers.values()
     for name, each in settings.plugin.items():
         sources += each.secrets.values() if name != plugin else ()
     own = {source.env for source in settings.plugin[plugin].secrets.values()}

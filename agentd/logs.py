@@ -41,7 +41,7 @@ _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ER
 _COLOURS = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "1;31"}
 
 # These log every statement or frame at debug level, content included: our own lines say what happened instead.
-_CHATTY = ("aiohttp", "aiosqlite", "asyncio", "websockets")
+_CHATTY = ("aiohttp", "aiosqlite", "asyncio", "urllib3", "websockets")
 
 _bound: ContextVar[Mapping[str, str]] = ContextVar("agentd_log_fields", default={})  # noqa: B039 -- never changed
 

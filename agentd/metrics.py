@@ -187,6 +187,12 @@ SHEDDING = Gauge("agentd_shedding", "1 while new messages are left with the serv
 JOURNAL_BYTES = Gauge("agentd_journal_bytes", "Size of the journal's file; what was not checkpointed yet is not in it.")
 JOURNAL_FULL = Gauge("agentd_journal_full", "1 while the disk has no room for a commit, else 0.")
 JOURNAL_WAITING = Gauge("agentd_journal_waiting_seconds", "How long the oldest commit waits for the disk; 0 for none.")
+TRACE_SPANS = Total(
+    "agentd_trace_spans_total",
+    "Spans by what became of them: delivered, or lost on the way to the collector.",
+    ["fate"],
+)
+TRACE_WAITING = Gauge("agentd_trace_spans_waiting", "Spans that the collector has not been offered yet.")
 PROCESS_CPU = Total("process_cpu_seconds_total", "Processor time used, user and system, in seconds.")
 PROCESS_RESIDENT = Gauge("process_resident_memory_bytes", "Memory in use.")
 PROCESS_VIRTUAL = Gauge("process_virtual_memory_bytes", "Address space in use.")

@@ -55,6 +55,7 @@ from agentd.errors import (
     WireViolation,
 )
 from agentd.journal.storage import Carried, Journal, OutboxRow, Retried
+from agentd.tracing import Traces
 from agentd.wire.platform import Accepted, Later, Platform, Rejection, Request, Response, SendAnswer
 
 log = logging.getLogger("agentd.sender")
@@ -95,7 +96,7 @@ class OwnSeqs(Protocol):
 class Sender:
     """The way out of one identity. `run` until cancelled; `queued` whenever rows were committed to the outbox.
 
-    on_settled: told of every send that reached an end, for whoever waits for it.
+    on_settled: told of every send that reached an end, for whoever waits for it. traces: who follows sends, or None.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Sender:
         *,
         on_credentials: Callable[[CredentialsRefused], None],
         on_settled: Callable[[Carried], None],
+        traces: Traces | None = None,
     ) -> None:
         self._identity = identity
         self._platform = platform
@@ -118,6 +120,7 @@ class Sender:
         self._settings = settings
         self._on_credentials = on_credentials
         self._on_settled = on_settled
+        self._traces = traces
         self._loop = asyncio.get_running_loop()
         self.pacing = Pacing(
             Pace(
@@ -133,6 +136,8 @@ class Sender:
         self._open: dict[str, str] = {}
         """Keys of the sends in lanes, with the lane."""
         self._early: list[Send] = []
+        self._found: set[str] = set()
+        """Keys of what the start found on the disk."""
         self._running: set[str] = set()
         self._under_way: set[str] = set()
         self._withdrawn: set[str] = set()
@@ -159,6 +164,7 @@ class Sender:
         for state in SETTLED_STATES:
             self.counts[state] += settled.get(state, 0)
         open_sends = await self._journal.outbox_open(self._identity)
+        self._found = {send.client_msg_id for send in open_sends}
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             # At once, whatever they waited for: a reply that a target owed may have come while nobody was here.
@@ -174,7 +180,11 @@ class Sender:
                     wake.cancel()
 
     def queued(self, sends: Iterable[Send]) -> None:
-        """These are in the outbox on disk now."""
+        """These are in the outbox on disk now, for the first time."""
+        # The start may have read one from the disk before this, and may even be through with it.
+        self._ring(send for send in sends if send.client_msg_id not in self._found)
+
+    def _ring(self, sends: Iterable[Send]) -> None:
         if self._tasks is None:
             self._early.extend(sends)
         else:
@@ -279,7 +289,7 @@ class Sender:
             return
         if self._tasks is not None:
             self.counts[was] -= 1
-        self.queued([send])
+        self._ring([send])
 
     def drop(self, row: OutboxRow) -> asyncio.Future[None] | None:
         """Let a send never leave (again). Its row stays, and says so. row: as it is on disk.
@@ -415,6 +425,8 @@ class Sender:
         if marked:
             await self._journal.commit(self._carried(send, "sending"))
         self._own_seqs.sending(target)
+        if self._traces is not None:
+            self._traces.leaves(send)
         try:
             answer = await self._ask(send)
             if isinstance(answer, Accepted):
@@ -424,6 +436,8 @@ class Sender:
             return
         except CredentialsRefused as refused:
             self._paused = True
+            if self._traces is not None:
+                self._traces.kept(send, "credentials refused")
             if marked:
                 self._journal.commit(self._carried(send, send.state, error=str(refused), tried=False))
             self._on_credentials(refused)
@@ -441,6 +455,8 @@ class Sender:
 
     async def _ask(self, send: Send) -> SendAnswer:
         response = await self._perform(self._platform.send_request(send), once=True)
+        if self._traces is not None:
+            self._traces.answered(send, response.status)
         return self._platform.read_send(response, send)
 
     def _accepted(self, target: str, send: Send, answer: Accepted) -> None:
@@ -555,6 +571,8 @@ class Sender:
         carried = msgspec.structs.replace(carried, not_before=time.time() + wait_s)
         self._journal.commit(carried)
         self._count(send, carried.state)
+        if self._traces is not None:
+            self._traces.became(carried)
         metrics.SEND_RETRIES.inc(self._identity)
         self._lanes[target][0] = msgspec.structs.replace(
             send, attempts=carried.attempts, not_before=carried.not_before, state=carried.state
@@ -571,6 +589,8 @@ class Sender:
         del self._open[send.client_msg_id]
         self._silent_since.pop(send.client_msg_id, None)
         self._count(send, carried.state)
+        if self._traces is not None:
+            self._traces.became(carried)
         return commit
 
     def _on_disk(self, carried: Carried, commit: asyncio.Future[None]) -> None:

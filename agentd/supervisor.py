@@ -30,6 +30,7 @@ from agentd.errors import AgentdError, CredentialsRefused, JournalError, Unavail
 from agentd.intake import Audit, Drain, Intake, Questions
 from agentd.journal.storage import Account, Carried, Journal
 from agentd.sender import Sender
+from agentd.tracing import Traces
 from agentd.transport.link import Link, dial
 from agentd.transport.rest import Rest
 from agentd.wire.platform import Platform, Request, Response, Transfer
@@ -90,7 +91,7 @@ class Bells(msgspec.Struct, frozen=True):
 class Shared(msgspec.Struct, frozen=True):
     """What all identities share. accounts: (address, handle) to the identity that has it; two would answer twice.
 
-    shedding: why all of them leave messages with the server, or "".
+    shedding: why all of them leave messages with the server, or "". traces: who follows sends, or None.
     """
 
     settings: config.Agentd
@@ -99,6 +100,7 @@ class Shared(msgspec.Struct, frozen=True):
     bells: Bells
     accounts: dict[tuple[str, str], str]
     shedding: Callable[[], str]
+    traces: Traces | None = None
 
 
 class Supervisor:
@@ -315,6 +317,7 @@ class _Life:
             settings.sending,
             on_credentials=refused,
             on_settled=shared.bells.on_settled,
+            traces=shared.traces,
         )
         self._reconnect = Reconnect(
             first_s=settings.link.backoff_first_s,

@@ -177,6 +177,7 @@ class ScriptedDaemon:
             "error": "",
             "reply": {"text": "hello back", "sender": "@echo", "seq": 5},
         }
+        self.reply_after_s = 0.0
         self.plugins: list[dict[str, Any]] = []
         self.pauses: list[dict[str, Any]] = []
         self.undispatched: dict[str, Any] = {"undispatched": 0, "undispatched_bytes": 0, "shedding": ""}
@@ -198,6 +199,7 @@ class ScriptedDaemon:
         self.records: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self.tail_ended = threading.Event()
         self.stopped = threading.Event()
+        self.turns = 0
 
     def status(self) -> dict[str, Any]:
         return {
@@ -219,6 +221,7 @@ class ScriptedDaemon:
         self.asked.append(("send", identity, target, content, wait_s, client_msg_id))
         if self.error:
             raise self.error
+        await asyncio.sleep(self.reply_after_s)
         return self.answer
 
     def release(self, plugin: str, identity: str | None, conversation: str) -> int:
@@ -317,6 +320,12 @@ class ScriptedDaemon:
         if self.error:
             raise self.error
         return {"version": "0.1.0", "pid": 42}
+
+    async def upgrade(self) -> dict[str, Any]:
+        self.asked.append(("upgrade",))
+        if self.error:
+            raise self.error
+        return {"version": "0.2.0", "pid": 43, "former_version": "0.1.0", "former_pid": 42, "turns": self.turns}
 
     async def reload(self) -> dict[str, Any]:
         self.asked.append(("reload",))

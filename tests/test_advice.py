@@ -13,7 +13,7 @@ import agentd
 from tests.test_help import found
 
 PACKAGE = Path(agentd.__file__).parent
-_ADVISED = re.compile(r"`(agentd [^`]+)`|(?:see|with|run|start one with): (agentd [^;,()]+)")
+_ADVISED = re.compile(r"`(agentd [^`]+)`|(?:see|with|run|start one with): (agentd [^;,()<]+)")
 
 
 def advised() -> Iterator[tuple[str, str]]:

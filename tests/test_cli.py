@@ -10,9 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -162,14 +163,15 @@ def test_help_loads_no_verb_at_all() -> None:
 # On a terminal
 
 
-def on_terminal(served: Any, columns: int, **environ: str) -> str:
-    """What `status` writes to a terminal that wide."""
+def on_terminal(served: Any, columns: int, *, words: Sequence[str] = ("status",), code: int = 0, **environ: str) -> str:
+    """What a verb writes to a terminal that wide."""
     ours, theirs = pty.openpty()
     clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "agentd", "status"],
+        [sys.executable, "-m", "agentd", *words],
         stdin=subprocess.DEVNULL,
         stdout=theirs,
+        stderr=theirs,
         env={**clean, "COLUMNS": str(columns), "AGENTD_STATE": str(served.path.parent), **environ},
     )
     os.close(theirs)
@@ -180,7 +182,7 @@ def on_terminal(served: Any, columns: int, **environ: str) -> str:
                 output += some
         except OSError:
             pass  # how Linux says that the other end of a terminal was closed
-    assert process.wait(10) == 0
+    assert process.wait(10) == code
     return output.decode()
 
 
@@ -194,6 +196,13 @@ def test_a_terminal_gets_colour_and_no_line_too_long(served: Any) -> None:
     assert all(len(line) <= 60 for line in table_lines)
     assert "PENDING" in table_lines[0]
     assert "CONV" not in table_lines[0]
+
+
+def test_at_a_terminal_the_waiting_is_told_and_a_tail_says_what_it_shows(served: Any) -> None:
+    served.daemon.reply_after_s = 1.5
+    assert "the message is kept; waiting for the reply" in on_terminal(served, 80, words=("send", "@echo", "hello"))
+    served.happen(None)  # the tail ends
+    assert "what is committed from now on; --since 0 begins" in on_terminal(served, 80, words=("tail",), code=69)
 
 
 def test_a_pipe_gets_no_colour(served: Any) -> None:
@@ -212,6 +221,14 @@ def test_send_shows_the_reply_on_stdout_and_the_rest_beside_it(ask: Callable[...
     assert result.stderr == "sent to @echo as seq 4, key key-1\n"
     [(_, identity, target, content, wait_s, key)] = served.daemon.asked
     assert (identity, target, content.text, wait_s, key) == (None, "@echo", "hello", 10.0, None)
+
+
+@pytest.mark.parametrize(("target", "hinted"), [("bob", True), ("@bob", False), ("conv_1", False)])
+def test_who_leaves_out_the_sign_of_a_handle_is_told(
+    ask: Callable[..., Result], served: Any, target: str, hinted: bool
+) -> None:
+    served.daemon.answer = {**served.daemon.answer, "state": "refused", "reply": None, "error": "404 NOT_FOUND"}
+    assert ("a handle has an @ before it: @bob" in ask("send", target, "hello").stderr) is hinted
 
 
 def test_send_passes_its_options_on(ask: Callable[..., Result], served: Any) -> None:
@@ -350,11 +367,23 @@ def test_a_conversation_that_is_held_is_shown_and_released(ask: Callable[..., Re
     held = {"identity": "alice", "conversation": "conv_held", "event_id": "msg_1"}
     given_up = {"id": "t", "identity": "alice", "error": "ValueError: no"}
     served.daemon.plugins = [
-        {"name": "greeter", "breaker": "open", "trial_in_s": 3.0, "held": [held], "timers_given_up": [given_up]},
+        {
+            "name": "greeter",
+            "breaker": "open",
+            "trial_in_s": 3.0,
+            "trouble": "OSError: no",
+            "held": [held],
+            "timers_given_up": [given_up],
+        },
         {"name": "healthy", "breaker": "closed", "trial_in_s": None, "held": []},
+        {
+            "name": "partly",
+            "breaker": "closed",
+            "waiting_identities": [{"identity": "alice", "breaker": "half-open", "trial_in_s": None}],
+        },
     ]
     told = ask("status").stdout
-    assert "plugin greeter: out of order as a whole, its conversations wait; the next trial in 3" in told
+    assert "plugin greeter: out of order as a whole, its conversations wait; the next trial in 3 s: OSError: no" in told
     assert "plugin greeter: holds alice conv_held behind a dead letter (msg_1)" in told
     assert "plugin greeter: gave a timer of alice up: ValueError: no" in told
     assert "healthy" not in told
@@ -403,7 +432,7 @@ def test_every_verb_of_a_group_is_in_its_help_with_a_whole_sentence(group: str, 
 
 def test_the_outbox_is_a_line_per_send(ask: Callable[..., Result], served: Any) -> None:
     lines = ask("outbox", "ls").stdout.splitlines()
-    assert lines[0].split() == ["KEY", "IDENTITY", "TARGET", "STATE", "FOR", "TRIES", "WHY", "TEXT"]
+    assert lines[0].split() == ["KEY", "IDENTITY", "TARGET", "STATE", "FOR", "ATTEMPTS", "WHY", "TEXT"]
     assert lines[1].split()[:4] == ["agentd-7-0", "alice", "@bob", "refused"]
     assert "403 BLOCKED" in lines[1]
     assert lines[1].endswith("hello \\u001b[2Jbob"), "its words cannot steer the terminal"
@@ -428,7 +457,7 @@ def test_one_send_is_shown_with_the_platforms_answer_and_its_words(ask: Callable
     output = ask("outbox", "show", "agentd-7-0", "--as", "alice").stdout
     told = dict(line.split("  ", 1) for line in output.split("\n\n")[0].splitlines())
     told = {name: value.strip() for name, value in told.items()}
-    assert (told["code"], told["request"], told["tries"]) == ("BLOCKED", "req_7", "2")
+    assert (told["code"], told["request"], told["attempts"]) == ("BLOCKED", "req_7", "2")
     assert output.endswith("hello\n\\u001b[2Jbob\n")
     assert served.daemon.asked == [("outbox_show", "alice", "agentd-7-0")]
     as_json = ask("outbox", "show", "agentd-7-0", "--json")
@@ -477,7 +506,32 @@ def test_on_a_terminal_a_drop_is_asked_for(served: Any, answer: str, code: int, 
         _, told = process.communicate(timeout=10)
     assert process.returncode == code
     assert "never send message agentd-7-0?" in told
+    assert ("agentd: nothing was done\n" in told) is not dropped
     assert bool(served.daemon.asked) is dropped
+
+
+def test_a_question_that_is_interrupted_is_a_no_with_the_code_for_it(served: Any) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "agentd", "dead", "drop", "3"],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "AGENTD_STATE": str(served.path.parent)},
+    ) as process:
+        os.close(theirs)
+        assert process.stderr is not None
+        asked = b""
+        while not asked.endswith(b"[y/N]: "):
+            asked += process.stderr.read(1)
+        # Python notices a signal that comes just before it reads only once something was typed.
+        stat = Path(f"/proc/{process.pid}/stat")
+        while stat.read_text().rpartition(")")[2].split()[0] != "S":
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=10)
+    os.close(ours)
+    assert (process.returncode, rest, served.daemon.asked) == (130, b"\n", [])
 
 
 def test_a_decision_that_comes_too_late_fails_with_the_remedy(ask: Callable[..., Result], served: Any) -> None:
@@ -490,7 +544,7 @@ def test_a_decision_that_comes_too_late_fails_with_the_remedy(ask: Callable[...,
 def test_dead_letters_are_a_line_each(ask: Callable[..., Result], served: Any) -> None:
     served.daemon.letters[4] = {**served.daemon.letters[3], "number": 4, "dropped_at": "2026-01-02T03:06:05.000Z"}
     lines = ask("dead", "ls", "--all").stdout.splitlines()
-    assert lines[0].split() == ["NUMBER", "IDENTITY", "CONVERSATION", "PLUGIN", "DIED", "TRIES", "ERROR"]
+    assert lines[0].split() == ["NUMBER", "IDENTITY", "CONVERSATION", "PLUGIN", "DIED", "ATTEMPTS", "ERROR"]
     assert lines[1].split()[:4] == ["3", "alice", "conv_1", "echo"]
     assert lines[1].endswith("ValueError: no")
     assert lines[2].endswith("(dropped) ValueError: no")
@@ -546,7 +600,9 @@ def test_dead_letters_are_delivered_again_once_somebody_agreed(ask: Callable[...
 def test_nothing_held_is_no_rows(ask: Callable[..., Result], served: Any) -> None:
     served.daemon.sends = served.daemon.letters = {}
     for words, told in (
-        (("outbox", "ls"), "nothing of that kind is in the outbox\n"),
+        (("outbox", "ls"), "no send waits, was refused or expired; --all lists the others too\n"),
+        (("outbox", "ls", "--only", "unknown", "--only", "expired"), "no send is unknown or expired\n"),
+        (("outbox", "ls", "--all"), "nothing was ever sent\n"),
         (("dead", "ls"), "no dead letters\n"),
     ):
         result = ask(*words)
@@ -774,6 +830,44 @@ def test_check_tells_every_problem_and_ends_with_the_code_for_it(tmp_path: Path)
     assert json.loads(as_json.stdout)["problems"] == result.stderr.splitlines()
 
 
+def test_check_loads_the_plugins_that_are_used_and_tells_what_is_wrong_with_each(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
+    (tmp_path / "loud.py").write_text(
+        "from agentd.plugin import Plugin\nprint('loading')\nplugin = Plugin('loud')\n@plugin.setup\n"
+        "async def setup(ctx): print('set up')\n"
+    )
+    file = tmp_path / "agentd.toml"
+    file.write_text(
+        '[identity.alice]\nurl = "https://api.agentchat.me"\nkey = { env = "K" }\nplugins = ["broken", "log", "loud"]\n'
+        '[plugin.broken]\nuse = "./broken.py"\n[plugin.loud]\nuse = "./loud.py"\n[plugin.log]\nuse = "log"\n'
+        '[plugin.idle]\nuse = "log"\n'
+    )
+    result = agentd_command("check", "--config", str(file), "--json", K="a-key-for-alice")
+    assert result.exit_code == 78
+    broken, log = json.loads(result.stdout)["problems"]
+    assert broken.startswith(f"{tmp_path}/broken.py:1: plugin broken: importing it failed: ModuleNotFoundError")
+    assert log == "plugin.log.config.file: is missing; add file = ... (text in quotes)"
+    assert result.stderr.splitlines() == ["loading", broken, log]
+
+
+def test_check_as_root_runs_nothing_that_others_may_write(tmp_path: Path) -> None:
+    plugin, file = tmp_path / "theirs.py", tmp_path / "agentd.toml"
+    plugin.write_text("print('loaded')\nfrom agentd.plugin import Plugin\nplugin = Plugin('theirs')\n")
+    plugin.chmod(0o666)
+    file.write_text(
+        '[identity.alice]\nurl = "https://api.agentchat.me"\nkey = { env = "K" }\nplugins = ["theirs"]\n'
+        '[plugin.theirs]\nuse = "./theirs.py"\nsecrets = { model = { env = "K" } }\n'
+    )
+    result = agentd_command("check", "--config", str(file), K="a-key-for-alice")
+    assert result.exit_code == 0
+    told = (
+        "loaded\n"
+        if os.geteuid()
+        else f"note: plugin theirs was not loaded, since others than root may write {plugin}\n"
+    )
+    assert result.stderr == told
+
+
 def test_check_without_a_file_says_what_a_run_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     output = agentd_command("check").stdout
@@ -804,6 +898,34 @@ def test_a_refused_configuration_is_told_whole_with_its_exit_code(ask: Callable[
     assert result.stderr.splitlines() == list(served.daemon.error.problems)
     result = ask("reload", "--json")
     assert (result.exit_code, json.loads(result.stdout)["problems"]) == (78, list(served.daemon.error.problems))
+
+
+# upgrade
+
+
+@pytest.mark.parametrize(
+    ("turns", "noted"),
+    [
+        (0, ""),
+        (1, "note: 1 turn that has begun ends there; see: agentd status\n"),
+        (2, "note: 2 turns that have begun end there; see: agentd status\n"),
+    ],
+)
+def test_upgrade_tells_who_runs_now_and_what_still_runs_before_it(
+    ask: Callable[..., Result], served: Any, turns: int, noted: str
+) -> None:
+    served.daemon.turns = turns
+    result = ask("upgrade")
+    assert result.stdout == "agentd 0.2.0 has taken over, pid 43\n"
+    assert result.stderr == f"before it: agentd 0.1.0, pid 42\n{noted}"
+    assert json.loads(ask("upgrade", "--json").stdout)["pid"] == 43
+
+
+def test_an_upgrade_that_is_refused_tells_why_and_what_to_do(ask: Callable[..., Result], served: Any) -> None:
+    served.daemon.error = ControlError(409, "NOT_UPGRADED", "it is stopping", "wait for its end, then start")
+    result = ask("upgrade")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "it is stopping; wait for its end, then start" in result.stderr
 
 
 def test_status_tells_why_a_plugin_was_not_reloaded(ask: Callable[..., Result], served: Any) -> None:
@@ -855,6 +977,15 @@ def test_run_does_not_start_with_a_broken_configuration(called: Called, tmp_path
     assert called.settings is None
 
 
+def test_a_state_folder_that_cannot_be_made_is_told_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = [sys.executable, "-m", "agentd", "run", "--state", str(tmp_path / "file" / "below")]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 78
+    assert "the state folder cannot be made (Not a directory); name another with --state" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
@@ -890,15 +1021,38 @@ def hub() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts hubs as processes, and ends those that the test has left."""
     running: list[subprocess.Popen[str]] = []
 
-    def start(*words: str) -> subprocess.Popen[str]:
+    def start(*words: str, cwd: Path | None = None) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "agentd", "hub", *words]
-        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd))
         return running[-1]
 
     yield start
     for process in running:
         process.kill()
         process.communicate()
+
+
+def test_a_hub_has_the_accounts_that_are_named_and_keeps_their_keys(
+    hub: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    keys = []
+    for words in (("--agent", "alice"), ("--agent", "alice", "--agent", "bob")):
+        process = hub("--port", "0", "--store", "hub.db", *words, cwd=tmp_path)
+        assert process.stdout is not None
+        address = process.stdout.readline().removeprefix("hub at ").strip()
+        file = tmp_path / "hub-keys" / "alice.key"
+        assert file.stat().st_mode & 0o777 == 0o600
+        keys.append(file.read_text())
+        me = urllib.request.Request(address + "/v1/agents/me", headers={"Authorization": f"Bearer {keys[-1]}"})
+        with urllib.request.urlopen(me, timeout=10) as answer:
+            assert json.load(answer)["handle"] == "alice"
+        process.terminate()
+        _, told = process.communicate(timeout=10)
+    assert keys[0] == keys[1]
+    assert told == "@alice: the key is in hub-keys/alice.key\n@bob: the key is in hub-keys/bob.key\n"
+    process = hub("--port", "0", "--agent", "No One", cwd=tmp_path)
+    assert "--agent No One: " in process.communicate(timeout=10)[1]
+    assert process.returncode == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -960,6 +1114,7 @@ def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
     asking = [
         "status",
         "reload",
+        "upgrade",
         "dashboard",
         "send",
         "tail",
@@ -976,7 +1131,8 @@ def test_every_verb_is_in_the_help_with_a_whole_sentence() -> None:
     ]
     keeping = ["backup", "restore", "vacuum", "retention", "upgrade-check", "doctor", "service", "completion"]
     verbs = ["run", "check", *asking, *keeping, "new", "dev", "hub", "demo"]
-    lines = agentd_command("--help").stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()
+    in_a_usual_terminal = agentd_command("--help", COLUMNS="80").stdout
+    lines = in_a_usual_terminal.split("Commands:\n")[1].split("\n\n")[0].splitlines()
     assert [line.split()[0] for line in lines] == verbs
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
     for verb in verbs:
@@ -1070,7 +1226,7 @@ def test_a_time_may_be_so_long_ago(ask: Callable[..., Result], served: Any) -> N
 def test_explain_tells_each_handler_and_filter(ask: Callable[..., Result], served: Any) -> None:
     result = ask("explain", "msg_9", "--plugin", "echo")
     assert result.stdout.splitlines() == [
-        "msg_9 from @eve\\u001b in alice conv_1 #9, position 17, late",
+        "msg_9 from @eve\\u001b, identity alice, conv_1 #9, position 17, late",
         "received 2026-01-02T03:04:05.000Z: hello",
         "",
         "plugin echo: handled",

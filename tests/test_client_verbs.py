@@ -32,6 +32,7 @@ CLIENT: dict[str, list[str]] = {
     "dead drop": ["3", "--yes"],
     "release": ["echo", "conv_held"],
     "reload": [],
+    "upgrade": [],
     "dashboard": [],
     "pause": ["conv_1", "--for", "2h"],
     "resume": ["conv_1"],

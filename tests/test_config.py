@@ -5,18 +5,24 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import subprocess
 import sys
 import tomllib
 import traceback
+from datetime import datetime
 from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd import logs
-from agentd.config import Settings, find_configuration, find_state, load, resolve_key
+from agentd.config import Settings, collector_of, find_configuration, find_state, load, resolve_header, resolve_key
 from agentd.config.lines import KeyLines
+from agentd.config.search import state_folder
+from agentd.config.spelling import expected
 from agentd.errors import ConfigError
 
 KEY = "ac_live_the-key-of-alice-0001"
@@ -144,6 +150,26 @@ def test_the_state_folder_is_the_same_for_the_daemon_and_for_who_looks_for_it(
     settings = folder.load(text, environ)
     assert settings.agentd.state == str(folder.path / expected)
     assert str(find_state(folder.file, environ)) == settings.agentd.state
+
+
+@pytest.mark.parametrize(
+    ("named", "environ", "expected"),
+    [
+        (None, {}, "/var/lib/agentd"),
+        ("mail", {}, "/etc/agentd/mail"),
+        (None, {"STATE_DIRECTORY": "/var/lib/other"}, "/var/lib/other"),
+        (None, {"AGENTD_STATE": "/srv/mail"}, "/srv/mail"),
+    ],
+)
+def test_the_machines_own_configuration_has_the_services_state_whoever_asks(
+    named: str | None, environ: dict[str, str], expected: str
+) -> None:
+    assert state_folder(named, Path("/etc/agentd"), environ) == Path(expected)
+
+
+def test_keys_are_not_read_for_who_needs_none(folder: Folder) -> None:
+    folder.file.write_text(alice(key='{ credential = "keys_alice.key" }'))
+    assert "alice" in load(folder.file, {}, with_keys=False).identity
 
 
 def test_who_looks_for_the_state_folder_is_not_stopped_by_a_broken_file(folder: Folder) -> None:
@@ -535,3 +561,110 @@ def test_a_key_within_an_inline_table_has_the_line_of_that_table() -> None:
     assert found.of(("t", "k", "x", "y")) == 3
     assert found.of(("t", "gone")) == 2
     assert found.of(("gone",)) is None
+
+
+TRACING = "[agentd.tracing]\nenabled = true\n"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address"),
+    [
+        ("", "http://127.0.0.1:4318/v1/traces"),
+        ('endpoint = "http://localhost:4318"', "http://localhost:4318/v1/traces"),
+        ('endpoint = "https://tempo.example/otlp/"', "https://tempo.example/otlp/v1/traces"),
+        ('endpoint = "https://tempo.example/v1/traces"', "https://tempo.example/v1/traces"),
+    ],
+)
+def test_traces_go_where_the_configuration_says(folder: Folder, endpoint: str, address: str) -> None:
+    assert collector_of(folder.load(TRACING + endpoint).agentd.tracing, {}) == address
+
+
+@pytest.mark.parametrize(
+    ("environ", "address"),
+    [
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://one.example"}, "https://one.example/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "https://two.example/as/it/is"}, "https://two.example/as/it/is"),
+    ],
+)
+def test_where_it_is_silent_the_variables_of_opentelemetry_say(
+    folder: Folder, environ: dict[str, str], address: str
+) -> None:
+    assert collector_of(folder.load(TRACING).agentd.tracing, environ) == address
+    named = folder.load(TRACING + 'endpoint = "https://three.example"').agentd.tracing
+    assert collector_of(named, environ) == "https://three.example/v1/traces"
+    assert not folder.load("", environ).agentd.tracing.enabled
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "told"),
+    [
+        (
+            "http://tempo.example:4318",
+            "http:// would show traces to the network on the way to tempo.example; use https",
+        ),
+        ("tempo.example:4318", "is not an http or https address; write it like http://127.0.0.1:4318"),
+        (f"https://{KEY}@tempo.example", "has a user, a query or a fragment, where a key would show"),
+    ],
+)
+def test_a_collector_that_must_not_be_spoken_to_is_refused_wherever_it_is_named(
+    folder: Folder, endpoint: str, told: str
+) -> None:
+    problem = folder.problem(f'{TRACING}endpoint = "{endpoint}"')
+    assert problem.startswith(f":3: agentd.tracing.endpoint: {told}")
+    assert KEY not in problem
+    assert told in folder.problem(TRACING, {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
+
+
+def test_a_header_of_the_collector_is_read_like_a_key_and_may_have_two_words(folder: Folder) -> None:
+    folder.key_file("collector.key", f"Bearer {OTHER_KEY}\n")
+    text = TRACING + 'headers.authorization = { file = "collector.key" }'
+    source = folder.load(text).agentd.tracing.headers["authorization"]
+    assert resolve_header(source).reveal() == f"Bearer {OTHER_KEY}"
+    assert logs.redacted(f"with {OTHER_KEY} only") == "with [redacted] only"
+    assert logs.redacted("Bearer of good news") == "Bearer [redacted] good news"  # as of any bearer, not as of ours
+    folder.key_file("collector.key", "Bearer x", mode=0o644)
+    assert "agentd.tracing.headers.authorization: " in (told := folder.problem(text))
+    assert "chmod 600" in told
+    told = folder.problem(TRACING + f'headers.authorization = "{OTHER_KEY}"')
+    assert "expected a table, found text" in told
+    assert OTHER_KEY not in told
+
+
+@pytest.mark.parametrize("ratio", ["-0.1", "1.5", '"all"'])
+def test_a_sample_is_a_part_of_the_whole(folder: Folder, ratio: str) -> None:
+    assert "expected a number from 0 to 1" in folder.problem(f"{TRACING}sample_ratio = {ratio}")
+
+
+def test_traces_without_opentelemetry_name_what_to_install(folder: Folder) -> None:
+    folder.file.write_text(TRACING)
+    check = (
+        f"import sys; sys.modules['opentelemetry'] = None; sys.argv[1:] = ['check', '--config', {str(folder.file)!r}]"
+    )
+    command = [sys.executable, "-c", f"{check}; from agentd.cli import main; main()"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 78
+    assert "agentd.toml:2: agentd.tracing.enabled: OpenTelemetry is not installed; run: pip install 'agentd[otel]'" in (
+        done.stdout + done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (str, "text in quotes"),
+        (int | None, "a whole number"),
+        (Optional[float], "a number"),  # noqa: UP045 -- plugins may spell it so
+        (list[str], "an array of texts"),
+        (tuple[str, ...], "an array of texts"),
+        (set[int], "an array"),
+        (dict[str, int], "a table"),
+        (Literal["on", "off"], '"on" or "off"'),
+        (Annotated[str, msgspec.Meta(min_length=1)], "text in quotes"),
+        (Annotated[str, msgspec.Meta(description="an address")], "an address"),
+        (str | int, "text in quotes or a whole number"),
+        (datetime, "a value"),
+        (Settings, "a table"),
+    ],
+)
+def test_what_a_setting_has_to_be_is_told_in_the_words_of_the_file(kind: Any, told: str) -> None:
+    assert expected(kind) == told

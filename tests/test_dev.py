@@ -81,6 +81,19 @@ def test_each_line_is_said_and_answered_before_the_next(dev: Run) -> None:
     assert "printed\n" in done.stderr
 
 
+def test_what_begins_with_a_slash_can_be_said_too(dev: Run) -> None:
+    done = dev("//help me", "/as bob //x")
+    assert [line for line in done.stdout.splitlines() if not line.startswith("agent")] == ["you: /help me", "bob: //x"]
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_that_is_not_there_is_no_plugin_to_wait_for(dev: Run, plugin: Path) -> None:
+    plugin.unlink()
+    done = dev("hi")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no file greeter.py; mend the path, or begin one with: agentd new plugin NAME" in done.stderr
+
+
 def test_others_speak_too_alone_and_in_a_group(dev: Run) -> None:
     done = dev("/as bob hi", "/group all", "/as carol", "hi", "/group all", "/quit", "never said")
     assert done.stdout.splitlines() == [
@@ -223,9 +236,10 @@ def test_at_a_terminal_what_happens_appears_above_what_is_being_typed(terminal: 
     terminal.see(f"not reloaded, the generation before stays: {plugin}:1: plugin greeter")
     terminal.type("/restart\r")
     terminal.see("the daemon has ended (exit code 78); it starts again when the plugin changes")
+    terminal.type("mended?\r")
+    terminal.see("no daemon runs; it will have this when it is back")
     plugin.write_text(GREETER)
     terminal.type("/status\r")
-    terminal.type("mended?\r")
     terminal.see("agent: hello 3")
     terminal.type("/quit\r")
     assert terminal.process.wait(20) == 0

@@ -979,6 +979,7 @@ async def test_a_plugin_that_fails_in_many_conversations_pauses_and_its_events_k
         assert calls == 3
         assert dispatcher.standing("p")["breaker"] == "open"
         assert dispatcher.standing("p")["trial_in_s"] == 10.0
+        assert dispatcher.standing("p")["trouble"] == "ConnectionError: database"
         for _ in range(5):  # each trial is another conversation's, none of which loses anything by it
             await tick(dispatcher, clock, 60.0)
         assert 3 < calls < 20
@@ -986,8 +987,48 @@ async def test_a_plugin_that_fails_in_many_conversations_pauses_and_its_events_k
         down = False
         await tick(dispatcher, clock, 600.0)
         assert dispatcher.standing("p")["breaker"] == "closed"
+        assert dispatcher.standing("p")["trouble"] == ""
         assert dispatcher.pending == {"me": 0}
     assert len(ledger.texts) == 20
+    assert rig.journal.dead == []
+
+
+async def test_a_plugin_that_fails_for_one_identity_alone_pauses_for_that_one_only() -> None:
+    clock = HandClock()
+    rig, ledger = Rig(clock=clock, breaker_lanes=3, breaker_first_s=10.0), Ledger()
+    rig.serves = {"broken": ["p"], "me": []}
+    mended = False
+    calls = 0
+
+    async def handle(message: Message, ctx: Context) -> None:
+        nonlocal calls
+        if message.identity == "broken":
+            calls += 1
+            if not mended:
+                raise PermissionError("the key of its model is refused")
+        await ledger(message, ctx)
+
+    rig.plugin("p", handle, attempts=2)
+    async with rig.running() as dispatcher:
+        dispatcher.offer([rig.said(f"b{number}", identity="broken") for number in range(10)])
+        await dispatcher.quiet()
+        assert dispatcher.breaker("p", "broken")["breaker"] == "open"
+        assert dispatcher.breaker("p", "me")["breaker"] == "closed"
+        assert dispatcher.standing("p")["breaker"] == "closed"
+        told = dispatcher.standing("p")["waiting_identities"]
+        why = "PermissionError: the key of its model is refused"
+        assert told == [{"identity": "broken", "breaker": "open", "trial_in_s": 10.0, "trouble": why}]
+        made = calls
+        dispatcher.offer([rig.said(f"c{number}") for number in range(10)])
+        await dispatcher.quiet()
+        assert ledger.texts == {f"c{number}": ["1"] for number in range(10)}, "nobody else waits"
+        assert calls == made
+        await tick(dispatcher, clock, 60.0)
+        assert made < calls <= made + 3, "trials, one at a time, further and further apart"
+        mended = True
+        await tick(dispatcher, clock, 600.0)
+        assert dispatcher.standing("p")["waiting_identities"] == []
+        assert dispatcher.pending == {"broken": 0, "me": 0}
     assert rig.journal.dead == []
 
 

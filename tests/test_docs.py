@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -16,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import aiohttp
 import click
 import msgspec
 import pytest
@@ -25,6 +28,10 @@ from agentd.cli import cli
 from agentd.config import load, settings
 from agentd.core.health import CODES, STATES
 from agentd.host.discovery import GROUP
+from agentd.hub.control import ROUTES
+from agentd.hub.faults import FaultPlan
+from agentd.hub.server import Hub
+from agentd.hub.settings import HubSettings
 from docs.generate.everything import PAGES
 from tests.test_help import found
 
@@ -165,6 +172,7 @@ def test_every_configuration_that_is_shown_is_taken_as_it_stands(tmp_path: Path)
         folder = tmp_path / str(index)
         folder.mkdir()
         for name in re.findall(r'(?:file|credential) = "([^"]+)"', block.text):
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(f"{KEY}-{name}")
             (folder / name).chmod(0o600)
         for name in re.findall(r'use = "(\./[^"]+)"', block.text):
@@ -184,16 +192,19 @@ def test_a_plugin_is_packaged_under_the_group_that_is_looked_into() -> None:
 ELSEWHERE = {
     "python3 -m venv": "the Makefile does the same, and tests/test_makefile.py runs that",
     ".venv/bin/pip install": "the same",
+    ". .venv/bin/activate": "of the venv module",
     "python -m pytest": "what test_the_tests_that_a_page_shows_pass runs",
     "install -m": "coreutils",
     "sudo install -m": "coreutils",
     "sudo python3 -m venv": "as above, for the machine",
     "sudo /opt/agentd/bin/pip install": "as above",
-    "systemctl": "tests/service/test_real_systemd.py",
-    "sudo systemctl": "tests/service/test_real_systemd.py",
+    "systemctl": "tests/service/test_user_manager.py",
+    "sudo systemctl": "tests/service/test_user_manager.py",
     "systemd-analyze": "tests/test_service.py",
-    "journalctl": "tests/service/test_real_systemd.py",
-    "curl": "tests/control/test_http.py asks the same",
+    "journalctl": "tests/service/test_user_manager.py",
+    "pip install 'agentd[otel]'": "pyproject.toml names the extra, and every test of traces needs it",
+    "docker run": "somebody else's collector; tests/whole/test_traces.py has one of its own",
+    "curl": "tests/control/test_http.py and test_the_hubs_control_takes_what_is_shown ask the same",
 }
 """How lines begin that are not the command itself, and who sees to them."""
 
@@ -308,6 +319,65 @@ async def test_the_first_session_runs_as_it_is_shown(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "state")
 
 
+# the development server
+
+
+def hub_page() -> str:
+    return (DOCS / "hub.md").read_text()
+
+
+def test_every_fault_and_every_route_of_the_hub_is_told() -> None:
+    names = set(FaultPlan.__struct_fields__) - {"seed"}
+    assert {name for name in re.findall(r"`(\w+)`", hub_page()) if name.rsplit("_")[0] in FAULT_KINDS} == names
+    told = re.findall(r"`(GET|POST) (/hub/v1/[\w/]+)", hub_page())
+    assert sorted(told) == sorted((method, path) for method, path, _ in ROUTES)
+
+
+FAULT_KINDS = {"push", "upgrade", "accept", "rest", "delay", "retry"}
+
+
+async def test_the_hubs_control_takes_what_is_shown() -> None:
+    shown = re.findall(r"`POST (/hub/v1/\w+)` \| `(\{.+?\})`(?= \||:|;)", hub_page())
+    assert len(shown) == len([each for each in ROUTES if each[0] == "POST"])
+    settings = HubSettings(development=True)
+    async with Hub(settings) as hub, aiohttp.ClientSession(hub.url) as programs:
+        for handle in ("alice", "bob"):
+            hub.create_agent(handle)
+        conversation = hub.post("bob", "@alice", "hello")[0].conversation
+        for path, body in sorted(shown, key=lambda each: each[0].endswith("/restart")):  # after which it is away
+            body = body.replace("conv_1", conversation)
+            async with programs.post(path, json=json.loads(body)) as answer:
+                assert answer.status in (200, 201), (path, await answer.text())
+
+
+async def test_a_daemon_serves_an_account_of_the_hub_as_shown(tmp_path: Path) -> None:
+    """The page's first chapter, on a port that is free."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    start, run_and_send, *_ = re.findall(r"```sh\n(.*?)```", hub_page(), re.DOTALL)
+    run, send = run_and_send.splitlines()
+    [config] = [block.text for block in of("toml") if block.page == "hub.md"]
+    (tmp_path / "agentd.toml").write_text(config.replace("8787", str(port)))
+    environ = clean_environ(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    async with contextlib.AsyncExitStack() as stack:
+        for words in (f"{start.strip()} --port {port}", run):
+            process = await asyncio.create_subprocess_exec(
+                *words.split(), cwd=tmp_path, env=environ, stdout=asyncio.subprocess.PIPE
+            )
+            stack.push_async_callback(process.wait)
+            stack.callback(process.terminate)
+            if words is not run:
+                assert process.stdout is not None
+                assert await process.stdout.readline() == f"hub at http://127.0.0.1:{port}\n".encode()
+        async with asyncio.timeout(30):
+            while not (tmp_path / "state" / "control.sock").exists():
+                await asyncio.sleep(0.02)
+        answered = await asyncio.create_subprocess_exec(
+            *shlex.split(send), cwd=tmp_path, env=environ, stdout=asyncio.subprocess.PIPE
+        )
+        assert (await answered.communicate())[0] == b"alice: hello\n"
+
+
 # names and links
 
 
@@ -329,6 +399,20 @@ def test_every_link_leads_somewhere(page: str) -> None:
         there = (file.parent / path).resolve() if path else file
         assert there.exists(), target
         assert not anchor or anchor in anchors(there), target
+
+
+def test_the_map_of_the_code_has_every_part_and_nothing_else() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    drawn = re.findall(r"```\n(.*?)```", text, re.DOTALL)[0]
+    parts = {
+        each.name + ("/" if each.is_dir() else "")
+        for each in (ROOT / "agentd").iterdir()
+        if each.suffix == ".py" or (each.is_dir() and any(each.glob("*.py")))
+    }
+    named = set(re.findall(r"^  ((?:[a-z_]+(?:\.py|/) ?)+)", drawn, re.MULTILINE))
+    assert {name for line in named for name in line.split()} | {"errors.py"} == parts - {"__init__.py", "__main__.py"}
+    for module in (ROOT / "agentd" / "core").glob("[a-z]*.py"):
+        assert re.search(rf"\b{module.stem}\b", drawn), module
 
 
 def test_every_page_is_in_the_index() -> None:

@@ -32,6 +32,7 @@ def test_what_is_broken_is_told_with_its_remedy_and_the_exit_code(tmp_path: Path
     assert result.exit_code == 1
     assert "chmod 600" in result.stdout
     assert "fail  configuration" in result.stdout
+    assert f"-> run: chmod 600 {tmp_path}/alice.key\n" in result.stdout
     assert "0123456789abcdef" not in result.output
     machine = json.loads(
         agentd_command("doctor", "--json", "--config", tmp_path / "agentd.toml", "--state", tmp_path).stdout

@@ -6,6 +6,8 @@ Which parts may know each other is said in pyproject.toml and checked by `lint-i
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,8 @@ HOMES = {
     "websockets": {"transport", "hub", "demo"},
     "uvloop": {"daemon", "hub"},
     "click": {"cli"},
+    "opentelemetry": {"tracing"},
+    "requests": {"tracing"},
 }
 
 
@@ -47,3 +51,11 @@ def test_a_library_is_known_only_where_it_lives(library: str) -> None:
         and not any(f"{module(file)}.".startswith(f"{home}.") for home in HOMES[library])
     }
     assert strangers == set()
+
+
+def test_a_daemon_that_does_not_trace_never_loads_opentelemetry() -> None:
+    seen = "import agentd.daemon, agentd.cli, agentd.tracing, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, timeout=60, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "agentd" in loaded
+    assert not loaded & {"opentelemetry", "requests", "google"}

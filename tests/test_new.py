@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -78,6 +80,8 @@ async def test_it_tells_what_to_do_next_and_that_is_right(tmp_path: Path) -> Non
     loaded = load("order-desk", PluginSettings(**settings), Path("/"), nothing)
     assert loaded.config.greeting == "hello"
     await loaded.teardown()
+    [talk] = re.findall(r"agentd dev (.+)", output)
+    assert shlex.split(talk) == [str(files[0])]
 
 
 def test_it_overwrites_nothing(tmp_path: Path) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +14,8 @@ import pytest
 
 from agentd.cli import cli
 from agentd.config import load
-from agentd.errors import Refused
 from agentd.hub.server import Hub
 from agentd.hub.settings import HubSettings
-from agentd.testing import Harness
 from agentd.wire.agentchat import types as wire
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -29,7 +25,6 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 PLUGIN, PLUGIN_TEST, RUN_TEST = 'Plugin("greeter")', "Harness(plugin)", "-m pytest"
 CONFIGURATION, RUN_IT = "[identity.alice]", "chmod 600 alice.key"
 DEV, DEV_SHOWN = "agentd dev", "you> hello"
-CALLS = 'Plugin("doorkeeper")'
 
 BLOCKS = {
     PLUGIN: "here",
@@ -37,7 +32,6 @@ BLOCKS = {
     RUN_TEST: "here",
     CONFIGURATION: "here",
     RUN_IT: "here",
-    CALLS: "here",
     "make run": "test_makefile.py, and test_every_make_target_that_is_named_exists",
     "agentd send @echo": "test_cli.py: the embedded hub and its echo",
     DEV: "here",
@@ -80,22 +74,6 @@ def shell(folder: Path, *lines: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
     )
-
-
-async def test_the_plugin_that_calls_the_platform_does_what_is_said_of_it(tmp_path: Path) -> None:
-    (tmp_path / "doorkeeper.py").write_text(block(CALLS))
-    [said] = re.findall(r"`h\.api\.answers\((\"groups\.add\", .*?)\)`", README)
-    name, answer = ast.literal_eval(f"({said})")
-    async with Harness(runpy.run_path(str(tmp_path / "doorkeeper.py"))["plugin"]) as h:
-        h.api.answers(name, answer)
-        await h.message("let me into grp_ants", sender="@bob")
-        h.api.answers(name, Refused(403, "FORBIDDEN"))
-        await h.message("let me into grp_bees", sender="@bob")
-        assert h.texts == ["invited", "no: FORBIDDEN"]
-        assert [call.arguments for call in h.api.calls] == [
-            {"group": "grp_ants", "handle": "bob"},
-            {"group": "grp_bees", "handle": "bob"},
-        ]
 
 
 def clean_environ() -> dict[str, str]:

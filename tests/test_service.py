@@ -152,19 +152,51 @@ def fake_systemctl(folder: Path, script: str) -> str:
     return f"{folder}:{os.environ['PATH']}"
 
 
+def shows(**told: str) -> str:
+    """What makes systemctl show this."""
+    shown = {
+        "LoadState": "loaded",
+        "MainPID": "0",
+        "NRestarts": "0",
+        "Result": "success",
+        "StatusText": "2 live",
+        **told,
+    }
+    return f"printf '{''.join(f'{name}={value}' + chr(92) + 'n' for name, value in shown.items())}'"
+
+
 def test_the_manager_is_told_of_a_new_unit_and_asked_how_it_is(tmp_path: Path) -> None:
-    answers = "ActiveState=active\nSubState=running\nMainPID=77\nNRestarts=1\nResult=success\nStatusText=2 live"
-    path = fake_systemctl(tmp_path / "bin", f"printf '{answers}\\n'")
+    path = fake_systemctl(
+        tmp_path / "bin", shows(ActiveState="active", SubState="running", MainPID="77", NRestarts="1")
+    )
     config = str(tmp_path / "config")
-    assert agentd_command("install", "--user", "--yes", PATH=path, XDG_CONFIG_HOME=config).exit_code == 0
+    told = agentd_command("install", "--user", "--yes", PATH=path, XDG_CONFIG_HOME=config)
+    assert told.exit_code == 0
+    assert "with the unit that it was started with; systemctl --user restart agentd" in told.stderr
     told = agentd_command("status", "--user", PATH=path, XDG_CONFIG_HOME=config)
     assert told.exit_code == 0
     assert "active (running), pid 77" in told.stdout
     assert "says: 2 live" in told.stdout
+    assert "why" not in told.stdout
     assert agentd_command("uninstall", "--user", "--yes", PATH=path, XDG_CONFIG_HOME=config).exit_code == 0
     calls = (tmp_path / "bin" / "calls").read_text().splitlines()
-    assert [call.split()[2] for call in calls] == ["daemon-reload", "show", "disable", "daemon-reload"]
+    assert [call.split()[2] for call in calls] == ["daemon-reload", "show", "show", "disable", "daemon-reload"]
     assert all(call.startswith("--user --no-pager") for call in calls)
+
+
+def test_a_service_that_failed_is_told_with_where_to_read_why(tmp_path: Path) -> None:
+    path = fake_systemctl(tmp_path / "bin", shows(ActiveState="failed", SubState="failed", Result="watchdog"))
+    told = agentd_command("status", "--user", PATH=path, XDG_CONFIG_HOME=str(tmp_path))
+    assert told.exit_code == 1
+    assert "agentd: failed (failed)\n" in told.stdout, "without a pid"
+    assert "why: journalctl --user -u agentd -n 50" in told.stdout
+
+
+def test_of_a_service_that_is_not_there_nothing_else_is_told(tmp_path: Path) -> None:
+    path = fake_systemctl(tmp_path / "bin", shows(LoadState="not-found", ActiveState="inactive"))
+    told = agentd_command("status", "--hub", PATH=path)
+    assert told.exit_code == 1
+    assert told.stdout.endswith("is not there; install it with: agentd service install --hub\n")
 
 
 def test_what_the_manager_says_against_it_is_told(tmp_path: Path) -> None:

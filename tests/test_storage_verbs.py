@@ -114,6 +114,15 @@ def test_nothing_is_restored_where_nobody_can_be_asked(state: Path, tmp_path: Pa
     assert "--yes" in refused.stderr
 
 
+def test_nobody_is_asked_about_a_restore_that_cannot_be_done(state: Path, tmp_path: Path) -> None:
+    missing = agentd_command("restore", tmp_path / "gone", state=state)
+    assert (missing.exit_code, "gone" in missing.stderr) == (1, True)
+    agentd_command("backup", tmp_path / "copy", state=state)
+    with copies.owned(state / "journal.db"):
+        held = agentd_command("restore", tmp_path / "copy", state=state)
+    assert (held.exit_code, "is in use by" in held.stderr) == (1, True)
+
+
 def test_retention_shows_first_and_lets_go_then(state: Path, tmp_path: Path) -> None:
     shown = agentd_command("retention", "--dry-run", state=state)
     assert "events older than 90 days: 3 may go, 6 B, from 1970-01-01 to 1970-01-01, 1 to 3" in shown.stdout

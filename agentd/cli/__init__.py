@@ -45,6 +45,7 @@ for _verb in (
     starting.check,
     asking.status,
     asking.reload,
+    asking.upgrade,
     asking.dashboard,
     asking.send,
     asking.tail,

@@ -7,13 +7,13 @@ Not here: parsing words (words/), what the verbs mean (the daemon).
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
+from agentd.cli.agreeing import agree
 from agentd.cli.printing import count_column, echo_json, echo_table, paragraph
 from agentd.cli.tables import Column, Row, since
 from agentd.control.client import Client
@@ -33,7 +33,7 @@ def sends(daemon: Client, name: str | None, *, states: Sequence[str], every: boo
         echo_json(found)
         return
     if not found:
-        click.echo("nothing of that kind is in the outbox", err=True)
+        click.echo(_no_sends(states, every), err=True)
         return
     now = datetime.now(UTC)
     columns = (
@@ -42,11 +42,19 @@ def sends(daemon: Client, name: str | None, *, states: Sequence[str], every: boo
         Column("TARGET", lambda row: str(row["target"])),
         Column("STATE", _state, colour=lambda row: _SEND_COLOURS.get(row["state"])),
         Column("FOR", lambda row: since(row.get("queued_at"), now), 3),
-        count_column("TRIES", "attempts", 4),
+        count_column("ATTEMPTS", "attempts", 4),
         Column("WHY", lambda row: row.get("error") or "", 1),
         Column("TEXT", _words, 2),
     )
     echo_table(columns, found)
+
+
+def _no_sends(states: Sequence[str], every: bool) -> str:
+    if every:
+        return "nothing was ever sent"
+    if states:
+        return f"no send is {' or '.join(states)}"
+    return "no send waits, was refused or expired; --all lists the others too"
 
 
 def show_send(daemon: Client, key: str, identity: str | None, *, as_json: bool) -> None:
@@ -62,7 +70,7 @@ def show_send(daemon: Client, key: str, identity: str | None, *, as_json: bool) 
             "identity": row["identity"],
             "target": row["target"],
             "state": _state(row),
-            "tries": row["attempts"],
+            "attempts": row["attempts"],
             "code": row.get("code"),
             "request": row.get("request_id"),
             "why": row.get("error"),
@@ -107,7 +115,7 @@ def letters(daemon: Client, name: str | None, *, dropped_too: bool, limit: int, 
         Column("CONVERSATION", lambda row: str(row["conversation"]), 2),
         Column("PLUGIN", lambda row: str(row["plugin"])),
         Column("DIED", lambda row: f"{since(row['died_at'], now)} ago", 1),
-        count_column("TRIES", "attempts", 3),
+        count_column("ATTEMPTS", "attempts", 3),
         Column("ERROR", lambda row: f"(dropped) {row['error']}" if row.get("dropped_at") else str(row["error"])),
     )
     echo_table(columns, found)
@@ -125,7 +133,7 @@ def show_letter(daemon: Client, number: int, *, as_json: bool) -> None:
             "number": row["number"],
             "identity": row["identity"],
             "plugin": f"{row['plugin']} {row.get('plugin_version') or ''}".strip(),
-            "tries": row["attempts"],
+            "attempts": row["attempts"],
             "died": row["died_at"],
             "dropped": row.get("dropped_at"),
             "error": row["error"],
@@ -166,15 +174,6 @@ def drop_letters(daemon: Client, numbers: Sequence[int], *, yes: bool, as_json: 
     """Take these off the list."""
     agree(f"drop {_these(numbers, 'dead letter')}?", yes)
     _each(numbers, daemon.dead_drop, "is dropped; it stays in the journal", as_json=as_json)
-
-
-def agree(question: str, yes: bool) -> None:
-    """Ask, unless the answer was given. Raises click's errors for a no, and where nobody is there to ask."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise click.UsageError("nobody is there to ask; add --yes")
-    click.confirm(question, abort=True, err=True)
 
 
 def _these(chosen: Sequence[object], noun: str) -> str:

@@ -35,7 +35,8 @@ def import_file(
     as_json: bool,
 ) -> None:
     """Put the conversations of an export into the journal, and say what came of it. Raises AgentdError."""
-    configured = load(config, environ) if (config or find_configuration(environ)) else Settings()
+    named = config or find_configuration(environ)
+    configured = load(config, environ, with_keys=False) if named else Settings()
     fit = fitting(configured)
     with click.open_file(str(file), "rb") as lines:
         progress = Progress("importing")

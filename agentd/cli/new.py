@@ -64,6 +64,7 @@ def next_steps(name: str, inside: Path) -> str:
     return Template(_template("next_steps")).substitute(
         name=name,
         folder=shlex.quote(str(folder)),
+        file=shlex.quote(str(file)),
         use=json.dumps(str(file), ensure_ascii=False),  # which is how TOML writes it, too
     )
 

@@ -79,6 +79,10 @@ def echo_plugins(answer: Mapping[str, Any]) -> None:
         click.echo(f"{events} in memory ({size(answer['undispatched_bytes'])})")
     if reason := answer.get("shedding"):
         click.echo(f"new messages stay with the platform: {printable(reason)}")
+    if (tracing := answer.get("tracing")) and tracing["lost"]:
+        click.echo(
+            f"{number(tracing['lost'])} spans lost on the way to {printable(tracing['endpoint'])}: agentd doctor"
+        )
 
 
 def _standing(row: Mapping[str, Any]) -> str:

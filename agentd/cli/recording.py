@@ -93,8 +93,8 @@ def explain(daemon: Client, event: str, identity: str | None, plugin: str | None
 
 def _echo_event(row: Mapping[str, Any]) -> None:
     notes = "".join(f", {note}" for note in ("own", "late") if row.get(note))
-    place = f"{row['identity']} {row['conversation']} #{row['seq']}"
-    click.echo(f"{printable(row['id'])} from {printable(row['sender'])} in {place}, position {row['position']}{notes}")
+    place = f"identity {row['identity']}, {row['conversation']} #{row['seq']}, position {row['position']}"
+    click.echo(f"{printable(row['id'])} from {printable(row['sender'])}, {place}{notes}")
     said = printable(row["text"]) if row.get("text") else f"[{row['type']}]"
     click.echo(f"received {row['received_at']}: {said}")
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from agentd.cli.held import agree
+from agentd.cli.agreeing import agree
 from agentd.cli.tables import number
 from agentd.control.client import Client
 from agentd.logs import printable

@@ -62,6 +62,17 @@ class Service(NamedTuple):
         """How people call the manager that has this unit."""
         return "systemctl --user" if self.user else "systemctl"
 
+    @property
+    def install(self) -> str:
+        """How people install it."""
+        flag = " --user" if self.user else " --hub" if self.name == "agentd-hub" else ""
+        return f"agentd service install{flag}"
+
+    @property
+    def log(self) -> str:
+        """How people read what it says."""
+        return f"journalctl {'--user ' if self.user else ''}-u {self.name} -n 50"
+
 
 def chosen(user: bool, hub: bool, root: Path | None, environ: Mapping[str, str]) -> Service:
     """The service that the options mean. Raises click's usage error."""
@@ -109,6 +120,8 @@ def install(service: Service, *, dry_run: bool, yes: bool) -> None:
 
 
 def _next_step(service: Service) -> str:
+    if service.root is None and _shown(service)["ActiveState"] == "active":
+        return f"it runs with the unit that it was started with; {service.systemctl} restart {service.name}"
     start = f"{service.systemctl} enable --now {service.name}"
     if service.user or service.template == "agentd-hub.service":
         return start
@@ -128,17 +141,20 @@ def status(service: Service, *, as_json: bool) -> bool:
 
 
 def _echo_status(service: Service, installed: bool, current: bool, shown: Mapping[str, str]) -> None:
-    flag = " --user" if service.user else ""
     if not installed:
-        click.echo(f"not installed: {service.file} is not there; install it with: agentd service install{flag}")
+        click.echo(f"not installed: {service.file} is not there; install it with: {service.install}")
     else:
-        differs = f"differs from what this agentd would write; see: agentd service install{flag} --dry-run"
+        differs = f"differs from what this agentd would write; see: {service.install} --dry-run"
         click.echo(f"{service.file}: {'up to date' if current else differs}")
-    if shown:
-        click.echo(f"{service.name}: {shown['ActiveState']} ({shown['SubState']}), pid {shown['MainPID']}")
-        click.echo(f"restarts: {shown['NRestarts']}, last result: {shown['Result']}")
-        if shown["StatusText"]:
-            click.echo(f"says: {shown['StatusText']}")
+    if not shown or shown["LoadState"] == "not-found":
+        return
+    pid = f", pid {shown['MainPID']}" if shown["MainPID"] != "0" else ""
+    click.echo(f"{service.name}: {shown['ActiveState']} ({shown['SubState']}){pid}")
+    click.echo(f"restarts: {shown['NRestarts']}, last result: {shown['Result']}")
+    if shown["StatusText"]:
+        click.echo(f"says: {shown['StatusText']}")
+    if shown["Result"] != "success":
+        click.echo(f"why: {service.log}")
 
 
 def uninstall(service: Service, *, dry_run: bool, yes: bool) -> None:

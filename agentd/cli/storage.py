@@ -9,7 +9,6 @@ Not here: the work on the file (journal).
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -20,10 +19,11 @@ from typing import Any
 import click
 import msgspec
 
+from agentd.cli.agreeing import agree
 from agentd.cli.printing import count_column, echo_json, echo_table
 from agentd.cli.progress import Progress
 from agentd.cli.tables import Column
-from agentd.config import JournalSettings, Retention, find_configuration, find_state, load
+from agentd.config import SERVICE_STATE, JournalSettings, Retention, find_configuration, find_state, load
 from agentd.errors import JournalUnusable
 from agentd.journal.retention import SLICE, bounds_of_age, excess
 from agentd.journal.retention import Retention as Keeper
@@ -31,14 +31,13 @@ from agentd.journal.sqlite import copies, open_journal, trimming
 
 JOURNAL_NAME = "journal.db"
 
-_SYSTEM_STATE = Path("/var/lib/agentd")  # what StateDirectory=agentd makes
 _TRACES = 20
 
 
 def journal_of(config: Path | None, environ: Mapping[str, str]) -> Path:
     """The journal that these would use: of the state folder that is named, else where the service keeps it."""
     named = find_state(config, environ) / JOURNAL_NAME
-    of_service = _SYSTEM_STATE / JOURNAL_NAME
+    of_service = SERVICE_STATE / JOURNAL_NAME
     if environ.get("AGENTD_STATE") or named.exists() or not of_service.exists():
         return named
     return of_service
@@ -48,7 +47,7 @@ def bounds(config: Path | None, environ: Mapping[str, str]) -> Retention:
     """The bounds that the configuration sets. Raises ConfigError."""
     if (config or find_configuration(environ)) is None:
         return Retention()
-    return load(config, environ).agentd.retention
+    return load(config, environ, with_keys=False).agentd.retention
 
 
 def backup(journal: Path, file: Path, *, force: bool, as_json: bool) -> None:
@@ -64,10 +63,11 @@ def backup(journal: Path, file: Path, *, force: bool, as_json: bool) -> None:
 
 def restore(journal: Path, file: Path, *, yes: bool, as_json: bool) -> None:
     """Put a backup in the journal's place, and say where the former is."""
-    if not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("nobody is there to ask; add --yes")
-        click.confirm(f"replace {journal} by {file}?", abort=True, err=True)
+    copies.standing(file)  # what cannot be done is said before anybody is asked
+    if journal.exists():
+        with copies.owned(journal):
+            pass
+    agree(f"replace {journal} by {file}?", yes)
     progress = Progress("copying")
     kept = copies.restore(file, journal, progress=progress)
     progress.over()

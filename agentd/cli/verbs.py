@@ -1,4 +1,4 @@
-"""The verbs that check a configuration or ask a running daemon, and show the answer.
+"""The verbs that ask a running daemon, and show the answer.
 
 Always true: neither the daemon nor a network library is imported. With `as_json`, stdout holds JSON and nothing else.
 Not here: parsing words (words/), the far end (control).
@@ -6,9 +6,11 @@ Not here: parsing words (words/), the far end (control).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,58 +21,18 @@ from agentd.cli.pausing import echo_pauses, echo_plugins
 from agentd.cli.printing import count_column, echo_json, echo_table, paragraph
 from agentd.cli.reached import reached
 from agentd.cli.tables import STATE_COLOURS, Column, age, clock, since
-from agentd.config import Settings, find_configuration, load
 from agentd.control.address import find_socket
 from agentd.control.client import Client
 from agentd.errors import ConfigError
 from agentd.logs import printable
 
+_MOMENT_S = 1.0
 _SETTLED_BADLY = ("refused", "expired", "dropped")
 
 
 def client(config: Path | None, environ: Mapping[str, str]) -> Client:
     """Who asks the daemon that these would run."""
     return Client(find_socket(config, environ))
-
-
-def check(config: Path | None, environ: Mapping[str, str], *, as_json: bool) -> None:
-    """Load the configuration and sum it up. Raises ConfigError with all problems."""
-    file = config or find_configuration(environ)
-    try:
-        settings = load(config, environ)
-    except ConfigError as error:
-        if as_json:
-            echo_json({"ok": False, "file": file and str(file), "problems": list(error.problems)})
-        raise
-    if as_json:
-        echo_json({"ok": True, "file": file and str(file), **_summary(settings)})
-        return
-    click.echo(f"ok: {file}" if file else "ok: no configuration file")
-    click.echo(f"state: {settings.agentd.state}")
-    if settings.embedded:
-        click.echo("identities: none; `agentd run` starts its own hub and an agent that echoes")
-    for name, identity in settings.identity.items():
-        plugins = ", ".join(identity.plugins) or "none"
-        click.echo(f"identity {name}: {identity.platform} at {identity.url}, plugins: {plugins}")
-    for name in _unused(settings):
-        click.echo(f"note: no identity lists plugin {name}", err=True)
-
-
-def _summary(settings: Settings) -> dict[str, Any]:
-    return {
-        "state": settings.agentd.state,
-        "identities": {
-            name: {"platform": identity.platform, "url": identity.url, "plugins": list(identity.plugins)}
-            for name, identity in settings.identity.items()
-        },
-        "plugins": {name: plugin.use for name, plugin in settings.plugin.items()},
-        "unused_plugins": _unused(settings),
-    }
-
-
-def _unused(settings: Settings) -> list[str]:
-    used = {name for identity in settings.identity.values() for name in identity.plugins}
-    return [name for name in settings.plugin if name not in used]
 
 
 def status(daemon: Client, name: str | None, *, as_json: bool) -> None:
@@ -100,8 +62,11 @@ def _echo_trouble(plugin: Mapping[str, Any]) -> None:
     if error := plugin.get("reload_error"):
         click.echo(f"plugin {plugin['name']}: not reloaded, the generation before runs: {printable(error)}")
     if plugin.get("breaker", "closed") != "closed":
-        trial = f"the next trial in {age(plugin['trial_in_s'])}" if plugin.get("trial_in_s") is not None else "on trial"
-        click.echo(f"plugin {plugin['name']}: out of order as a whole, its conversations wait; {trial}")
+        click.echo(f"plugin {plugin['name']}: out of order as a whole, its conversations wait; {_trial(plugin)}")
+    for each in plugin.get("waiting_identities", ()):
+        click.echo(
+            f"plugin {plugin['name']}: out of order for {each['identity']}, whose conversations wait; {_trial(each)}"
+        )
     worker = plugin.get("worker")
     if worker is not None and not worker["up"]:
         next_in_s = worker["next_start_in_s"]
@@ -112,6 +77,11 @@ def _echo_trouble(plugin: Mapping[str, Any]) -> None:
     for held in plugin.get("held", ()):
         place = f"{held['identity']} {held['conversation']}"
         click.echo(f"plugin {plugin['name']}: holds {place} behind a dead letter ({held['event_id']})")
+
+
+def _trial(row: Mapping[str, Any]) -> str:
+    when = "on trial" if row.get("trial_in_s") is None else f"the next trial in {age(row['trial_in_s'])}"
+    return f"{when}: {printable(row['trouble'])}" if row.get("trouble") else when
 
 
 def release(daemon: Client, plugin: str, conversation: str, *, identity: str | None, as_json: bool) -> bool:
@@ -146,6 +116,19 @@ def reload(daemon: Client, *, as_json: bool) -> None:
         click.echo(f"note: {name} takes effect at the next start", err=True)
     for place in answer["still_running"]:
         click.echo(f"note: {place}: a handler still runs, and ends as it ends", err=True)
+
+
+def upgrade(daemon: Client, *, as_json: bool) -> None:
+    """Have the installed version take over, and tell who runs now."""
+    answer = daemon.upgrade()
+    if as_json:
+        echo_json(answer)
+        return
+    click.echo(f"agentd {answer['version']} has taken over, pid {answer['pid']}")
+    click.echo(f"before it: agentd {answer['former_version']}, pid {answer['former_pid']}", err=True)
+    if turns := answer["turns"]:
+        ends = "1 turn that has begun ends" if turns == 1 else f"{turns} turns that have begun end"
+        click.echo(f"note: {ends} there; see: agentd status", err=True)
 
 
 def _echo_identities(identities: list[dict[str, Any]]) -> None:
@@ -187,7 +170,8 @@ def send(
         text = sys.stdin.read().removesuffix("\n")
     if not text:
         raise click.UsageError("there is nothing to say: TEXT is empty")
-    answer = daemon.send(target, {"text": text}, identity=identity, wait_s=wait_s, client_msg_id=key)
+    with _patience("the message is kept; waiting for the reply (Ctrl-C ends the waiting only)"):
+        answer = daemon.send(target, {"text": text}, identity=identity, wait_s=wait_s, client_msg_id=key)
     if as_json:
         echo_json(answer)
     else:
@@ -204,15 +188,38 @@ def _outcome(answer: Mapping[str, Any], target: str, wait_s: float) -> str:
             waited = "" if answer.get("reply") or not wait_s else f"; no reply within {wait_s:g} s"
             return f"sent to {target} as seq {answer.get('seq')}, {key}{waited}"
         case "refused" | "expired" | "dropped" as state:
-            return f"{state}: {printable(answer.get('error') or 'the platform gave no reason')}, {key}"
+            reason = printable(answer.get("error") or "the platform gave no reason")
+            return f"{state}: {reason}, {key}{_misspelt(target)}"
         case "unknown":
             return f"sent, but no answer came: the same key is tried again, {key}"
         case _:
             return f"on disk; goes out as soon as the platform takes it, {key}"
 
 
+def _misspelt(target: str) -> str:
+    """A hint for who left out the sign of a handle: ids of conversations have an underscore."""
+    return "" if target.startswith("@") or "_" in target else f"; a handle has an @ before it: @{target}"
+
+
+@contextlib.contextmanager
+def _patience(told: str) -> Iterator[None]:
+    """Tell somebody at a terminal what goes on, should it take longer than a moment."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    timer = threading.Timer(_MOMENT_S, lambda: click.echo(told, err=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def tail(daemon: Client, name: str | None, position: int | None, *, as_json: bool) -> None:
     """Show records as they come, until interrupted."""
+    if position is None and not as_json and sys.stderr.isatty():
+        click.echo("what is committed from now on; --since 0 begins at the start, Ctrl-C ends it", err=True)
     for record in daemon.tail(name, position):
         if as_json:
             click.echo(json.dumps(record, ensure_ascii=False))
@@ -243,7 +250,7 @@ def gaps(daemon: Client, name: str | None, *, closed_too: bool, limit: int, as_j
         Column("CONVERSATION", lambda row: str(row["conversation"])),
         Column("SEQS", lambda row: f"{row['start']}-{row['stop'] - 1}"),
         Column("FOUND", lambda row: since(row.get("found_at"), now), 2),
-        count_column("TRIES", "attempts", 3),
+        count_column("ATTEMPTS", "attempts", 3),
         Column("OUTCOME", lambda row: row.get("outcome") or "open"),
         count_column("ABSENT", "absent", 1),
         Column("REASON", lambda row: row.get("reason") or "", 1),

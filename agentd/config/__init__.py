@@ -3,8 +3,10 @@
     search.py     which file, which state folder
     lines.py      where in the text a key stands
     loader.py     text into settings, or every problem found
+    collector.py  where traces go
     changes.py    what differs between the settings that run and those that are wanted
     listening.py  what [agentd.http] listen says
+    spelling.py   what a setting has to be, in words
     keys.py       the keys of identities, kept out of everything that is printed
     settings.py   the tree itself, with units in the names and a reason beside each default
 
@@ -13,10 +15,17 @@ Not here: what only a server can tell, such as two keys of one account, or a key
 """
 
 from agentd.config.changes import Changes, attainable, changes, used_plugins
-from agentd.config.keys import Secret, resolve_key
+from agentd.config.collector import collector_of
+from agentd.config.keys import Secret, resolve_header, resolve_key
 from agentd.config.listening import is_address, is_loopback, listening_address
-from agentd.config.loader import load
-from agentd.config.search import find_configuration, find_state
+from agentd.config.loader import is_path, load
+from agentd.config.search import (
+    SERVICE_STATE,
+    find_configuration,
+    find_state,
+    is_kept_for_the_service,
+    looking_at_the_service,
+)
 from agentd.config.settings import (
     Agentd,
     CatchUp,
@@ -36,9 +45,12 @@ from agentd.config.settings import (
     Retention,
     Sending,
     Settings,
+    Tracing,
 )
+from agentd.config.spelling import expected, spelled
 
 __all__ = [
+    "SERVICE_STATE",
     "Agentd",
     "CatchUp",
     "Changes",
@@ -59,14 +71,22 @@ __all__ = [
     "Secret",
     "Sending",
     "Settings",
+    "Tracing",
     "attainable",
     "changes",
+    "collector_of",
+    "expected",
     "find_configuration",
     "find_state",
     "is_address",
+    "is_kept_for_the_service",
     "is_loopback",
+    "is_path",
     "listening_address",
     "load",
+    "looking_at_the_service",
+    "resolve_header",
     "resolve_key",
+    "spelled",
     "used_plugins",
 ]

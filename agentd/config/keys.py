@@ -63,6 +63,15 @@ def resolve_key(source: KeySource, environ: Mapping[str, str] | None = None) -> 
     return Secret(value)
 
 
+def resolve_header(source: KeySource, environ: Mapping[str, str] | None = None) -> Secret:
+    """The same for the value of a header, which may be two words: "Bearer ..." """
+    value = _checked(_read(source, os.environ if environ is None else environ), words=True)
+    for word in (value, *value.split()):
+        if len(word) >= _KEY_MIN_CHARS:
+            logs.conceal(word)
+    return Secret(value)
+
+
 def _read(source: KeySource, environ: Mapping[str, str]) -> str:
     match source:
         case KeySource(env=str(name)):
@@ -100,7 +109,8 @@ def _from_credential(name: str, environ: Mapping[str, str]) -> str:
     if not folder:
         raise _no_key(
             f"credential {name} is asked for, but CREDENTIALS_DIRECTORY is not set; run agentd as a systemd unit "
-            f"with LoadCredential={name}:/path/to/key, or use key = {{ file = ... }}"
+            f"with LoadCredential={name}:/path/to/key, or use key = {{ file = ... }}. Of the installed service, root "
+            f"sees it while the service runs"
         )
     if "/" in name or name in ("", ".", ".."):
         raise _no_key("a credential is a plain name without slashes; give the ID of LoadCredential=ID:PATH")
@@ -159,12 +169,12 @@ def _decoded(content: bytes, origin: str) -> str:
         raise _no_key(f"{origin} gave what is not plain text; it must give the key alone") from None
 
 
-def _checked(text: str) -> str:
+def _checked(text: str, *, words: bool = False) -> str:
     key = text.strip()
     if not key:
         raise _no_key("the key is empty; put the key there that the platform gave")
     if len(key) < _KEY_MIN_CHARS:
         raise _no_key(f"the key is shorter than {_KEY_MIN_CHARS} characters; put the whole key there")
-    if not key.isascii() or not key.isprintable() or " " in key:
+    if not key.isascii() or not key.isprintable() or (" " in key and not words):
         raise _no_key("the key has white space or special characters within; put the key alone there")
     return key

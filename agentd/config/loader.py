@@ -11,23 +11,26 @@ Not here: which plugins can be loaded (host), which keys a server accepts.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 import re
 import shlex
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 import msgspec
 
-from agentd.config.keys import Secret, resolve_key
+from agentd.config.collector import COLLECTOR, collector_of
+from agentd.config.keys import Secret, resolve_header, resolve_key
 from agentd.config.lines import KeyLines, KeyPath
 from agentd.config.listening import is_loopback, listening_address
 from agentd.config.search import find_configuration, state_folder
 from agentd.config.settings import PLATFORMS, Identity, KeySource, PluginSettings, Settings
+from agentd.config.spelling import expected, spelled
 from agentd.errors import ConfigError
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -35,15 +38,6 @@ S = TypeVar("S", bound=msgspec.Struct)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _SYNTAX_PLACE = re.compile(r" \(at line (\d+), column \d+\)$")
-_KINDS = {str: "text in quotes", bool: "true or false", int: "a whole number", float: "a number", dict: "a table"}
-_SPELLED: list[tuple[type, str]] = [  # as TOML names them; bool before int, which it is in Python
-    (bool, "true or false"),
-    (int, "a whole number"),
-    (float, "a number with a fraction"),
-    (str, "text"),
-    (list, "an array"),
-    (dict, "a table"),
-]
 _RISING = (  # pairs of settings of which the first may not exceed the second
     (("intake", "undispatched_low"), ("intake", "undispatched_high")),
     (("intake", "undispatched_low_mb"), ("intake", "undispatched_high_mb")),
@@ -55,8 +49,8 @@ _RISING = (  # pairs of settings of which the first may not exceed the second
 _OF_ISOLATED = ("memory_max_mb", "cpu_max_s")
 
 
-def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
-    """Read and check the configuration, the keys included.
+def load(path: Path | None, environ: Mapping[str, str], *, with_keys: bool = True) -> Settings:
+    """Read and check the configuration, the keys included unless nobody here needs them.
 
     path: the file; if None, AGENTD_CONFIG or the usual places, and without any file the defaults, which have no
     identity: the embedded mode. environ: of the process; it also names the state folder (AGENTD_STATE).
@@ -73,10 +67,12 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     settings = _anchored(settings, file.parent)
     _check_order(settings, reading)
     _check_http(settings, reading)
+    _check_tracing(settings, reading, environ)
     _check_plugins(settings, reading)
     _check_identities(raw, reading)
-    _check_keys(settings, reading, environ)
-    _check_secrets(settings, reading, environ)
+    if with_keys:
+        _check_keys(settings, reading, environ)
+        _check_secrets(settings, reading, environ)
     reading.conclude()
     named = raw.get("agentd", {}).get("state")
     return _placed(settings, named, file.parent, environ)
@@ -135,7 +131,7 @@ class _Reading:
     def section(self, kind: type[S], raw: Any, path: KeyPath) -> S | None:
         """The table as a `kind`, its broken keys at their defaults; None if nothing can be made of it."""
         if not isinstance(raw, dict):
-            self.problem(path, f"expected a table, found {_spelled(raw)}; {_table_remedy(kind, path)}")
+            self.problem(path, f"expected a table, found {spelled(raw)}; {_table_remedy(kind, path)}")
             return None
         fields = {field.name: field for field in msgspec.structs.fields(kind)}
         for name in raw.keys() - fields.keys():
@@ -148,7 +144,7 @@ class _Reading:
                     values[name] = value
                     continue
             elif field.required:
-                self.problem(path, f"{name} is missing; add {name} = ... ({_expected(field.type)})")
+                self.problem(path, f"{name} is missing; add {name} = ... ({expected(field.type)})")
             complete = complete and not field.required
         return kind(**values) if complete else None
 
@@ -165,12 +161,12 @@ class _Reading:
                 raise msgspec.ValidationError
             return msgspec.convert(raw, kind)
         except msgspec.ValidationError:
-            self.problem(path, f"expected {_expected(kind)}, found {_shown(raw, path)}{_nearest(raw, kind)}")
+            self.problem(path, f"expected {expected(kind)}, found {_shown(raw, path)}{_nearest(raw, kind)}")
             return None
 
     def _named_sections(self, kind: type[S], raw: Any, path: KeyPath) -> dict[str, S]:
         if not isinstance(raw, dict):
-            self.problem(path, f"expected tables, found {_spelled(raw)}; write [{path[-1]}.NAME]")
+            self.problem(path, f"expected tables, found {spelled(raw)}; write [{path[-1]}.NAME]")
             return {}
         sections = {}
         for name, table in raw.items():
@@ -201,27 +197,15 @@ def _holds_nul(raw: Any) -> bool:
     return any(isinstance(each, str) and "\0" in each for each in (raw if isinstance(raw, list) else (raw,)))
 
 
-def _expected(kind: Any) -> str:
-    if get_origin(kind) is Annotated:
-        return next(str(meta.description) for meta in get_args(kind)[1:] if isinstance(meta, msgspec.Meta))
-    if get_origin(kind) is Literal:
-        return " or ".join(f'"{choice}"' for choice in get_args(kind))
-    if get_origin(kind) is tuple:
-        return "an array of texts"
-    if get_args(kind) and get_origin(kind) is not dict:
-        return " or ".join(_expected(choice) for choice in get_args(kind) if choice is not type(None))
-    return _KINDS.get(get_origin(kind) or kind, "a table")
-
-
-def _spelled(raw: Any) -> str:
-    return next((name for kind, name in _SPELLED if isinstance(raw, kind)), "a date or time")
-
-
 def _shown(raw: Any, path: KeyPath) -> str:
     """Numbers and choices are quoted; nothing beside a key is, and no long text."""
-    if "key" in path or "secrets" in path or isinstance(raw, (list, dict)) or (isinstance(raw, str) and len(raw) > 40):
-        return _spelled(raw)
-    return f"{_spelled(raw)} ({raw!r})"
+    if (
+        {"key", "secrets", "headers"}.intersection(path)
+        or isinstance(raw, (list, dict))
+        or (isinstance(raw, str) and len(raw) > 40)
+    ):
+        return spelled(raw)
+    return f"{spelled(raw)} ({raw!r})"
 
 
 def _nearest(raw: Any, kind: Any) -> str:
@@ -243,8 +227,12 @@ def _instead(name: str, known: Iterable[str]) -> str:
 
 def _anchored(settings: Settings, folder: Path) -> Settings:
     """The same with every path absolute, starting at the configuration's folder."""
+    tracing = settings.agentd.tracing
+    headers = {name: _anchored_key(source, folder) for name, source in tracing.headers.items()}
+    tracing = msgspec.structs.replace(tracing, headers=headers)
     return msgspec.structs.replace(
         settings,
+        agentd=msgspec.structs.replace(settings.agentd, tracing=tracing),
         identity={name: _anchored_identity(each, folder) for name, each in settings.identity.items()},
         plugin={name: _anchored_plugin(each, folder) for name, each in settings.plugin.items()},
     )
@@ -255,7 +243,7 @@ def _anchored_identity(identity: Identity, folder: Path) -> Identity:
 
 
 def _anchored_plugin(plugin: PluginSettings, folder: Path) -> PluginSettings:
-    use = str((folder / Path(plugin.use).expanduser()).absolute()) if _is_file(plugin) else plugin.use
+    use = str((folder / Path(plugin.use).expanduser()).absolute()) if is_path(plugin.use) else plugin.use
     secrets = {name: _anchored_key(source, folder) for name, source in plugin.secrets.items()}
     return msgspec.structs.replace(plugin, use=use, secrets=secrets)
 
@@ -266,8 +254,9 @@ def _anchored_key(source: KeySource, folder: Path) -> KeySource:
     return msgspec.structs.replace(source, file=str((folder / Path(source.file).expanduser()).absolute()))
 
 
-def _is_file(plugin: PluginSettings) -> bool:
-    return "/" in plugin.use or plugin.use.endswith(".py")
+def is_path(use: str) -> bool:
+    """Whether a plugin's `use` names a file or folder, and not something that is installed."""
+    return "/" in use or use.endswith(".py")
 
 
 def _placed(settings: Settings, named: str | None, folder: Path, environ: Mapping[str, str]) -> Settings:
@@ -298,11 +287,39 @@ def _check_http(settings: Settings, reading: _Reading) -> None:
         )
 
 
+def _check_tracing(settings: Settings, reading: _Reading, environ: Mapping[str, str]) -> None:
+    tracing, path = settings.agentd.tracing, ("agentd", "tracing")
+    if not tracing.enabled:
+        return
+    if not _is_installed("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+        reading.problem((*path, "enabled"), "OpenTelemetry is not installed; run: pip install 'agentd[otel]'")
+    if problem := _collector_problem(collector_of(tracing, environ)):
+        reading.problem((*path, "endpoint"), problem)
+    for name, source in tracing.headers.items():
+        _check_source((*path, "headers", name), source, reading, environ, resolve_header)
+
+
+def _is_installed(*modules: str) -> bool:
+    try:
+        return all(importlib.util.find_spec(module) is not None for module in modules)
+    except ModuleNotFoundError:  # what they lie in is not
+        return False
+
+
+def _collector_problem(url: str) -> str | None:
+    if problem := _url_problem(url, f"write it like {COLLECTOR}"):
+        return problem
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        return f"http:// would show traces to the network on the way to {parts.hostname}; use https://"
+    return None
+
+
 def _check_plugins(settings: Settings, reading: _Reading) -> None:
     for name, plugin in settings.plugin.items():
         if not plugin.use.strip():
             reading.problem(("plugin", name, "use"), 'is empty; name "./file.py", "module:attribute" or an entry point')
-        elif _is_file(plugin) and not Path(plugin.use).exists():
+        elif is_path(plugin.use) and not Path(plugin.use).exists():
             reading.problem(("plugin", name, "use"), f"there is no file {plugin.use}; mend the path")
         for key in _OF_ISOLATED if plugin.isolate == "none" else ():
             if getattr(plugin, key) is not None:
@@ -342,8 +359,7 @@ def _check_listed(listed: list[str], defined: list[str], path: KeyPath, reading:
             reading.problem(path, f'there is no plugin "{name}"{guess}')
 
 
-def _url_problem(url: str) -> str | None:
-    remedy = "write it like https://api.agentchat.me"
+def _url_problem(url: str, remedy: str = "write it like https://api.agentchat.me") -> str | None:
     try:
         parts = urlsplit(url)
         port_is_valid = parts.port is None or parts.port > 0
@@ -382,17 +398,26 @@ def _check_keys(settings: Settings, reading: _Reading, environ: Mapping[str, str
 def _check_secrets(settings: Settings, reading: _Reading, environ: Mapping[str, str]) -> None:
     for name, plugin in settings.plugin.items():
         for secret, source in plugin.secrets.items():
-            path = ("plugin", name, "secrets", secret)
-            if not reading.is_sound(path):
-                continue
-            if problem := _source_problem(source):
-                reading.problem(path, problem)
-                continue
-            try:
-                resolve_key(source, environ)
-            except ConfigError as error:
-                for what in error.problems:
-                    reading.problem(path, what)
+            _check_source(("plugin", name, "secrets", secret), source, reading, environ, resolve_key)
+
+
+def _check_source(
+    path: KeyPath,
+    source: KeySource,
+    reading: _Reading,
+    environ: Mapping[str, str],
+    resolve: Callable[[KeySource, Mapping[str, str]], Secret],
+) -> None:
+    if not reading.is_sound(path):
+        return
+    if problem := _source_problem(source):
+        reading.problem(path, problem)
+        return
+    try:
+        resolve(source, environ)
+    except ConfigError as error:
+        for what in error.problems:
+            reading.problem(path, what)
 
 
 def _source_problem(source: KeySource) -> str | None:

@@ -22,6 +22,7 @@ Milliseconds = Annotated[float, Meta(ge=0, description="a number of milliseconds
 Rate = Annotated[float, Meta(gt=0, description="a number per second, above 0")]
 Count = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
 Limit = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
+Ratio = Annotated[float, Meta(ge=0, le=1, description="a number from 0 to 1")]
 
 
 OnDead = Literal["skip", "hold", "detach"]
@@ -64,6 +65,7 @@ class Link(_Section, frozen=True, kw_only=True):
     backoff_max_s: Interval = 30.0  # an outage that ends is noticed within half a minute
     stable_s: Seconds = 30.0  # a connection must live this long before backoff starts over
     dials_per_s: Rate = 20.0  # over all identities, so that hundreds do not dial at once
+    take_over_dials_per_s: Rate = 500.0  # the same for what replaces connections that were there a moment ago
     frame_max_bytes: Limit = 4_194_304  # twice the largest frame that a client of the platform sends
     write_buffer_max_bytes: Limit = 1_048_576  # 15,000 unread acks and more; further ones are made up for later
 
@@ -163,23 +165,6 @@ class Health(_Section, frozen=True, kw_only=True):
     lag_window_s: Interval = 30.0  # how long it speaks against us: longer than most probes are apart
 
 
-class Agentd(_Section, frozen=True, kw_only=True):
-    """The daemon itself."""
-
-    state: str = "./state"  # folder of the journal, the lock and the control socket
-    log_level: Literal["debug", "info", "warning", "error"] = "info"  # "debug" adds what plugins and libraries tell
-    intake: Intake = Intake()
-    link: Link = Link()
-    rest: Rest = Rest()
-    dispatch: Dispatch = Dispatch()
-    sending: Sending = Sending()
-    journal: JournalSettings = JournalSettings()
-    retention: Retention = Retention()
-    control: Control = Control()
-    http: Http = Http()
-    health: Health = Health()
-
-
 class KeySource(_Section, frozen=True, kw_only=True):
     """Where an identity's key or a plugin's secret lies: exactly one of these.
 
@@ -191,6 +176,42 @@ class KeySource(_Section, frozen=True, kw_only=True):
     file: str | None = None
     credential: str | None = None
     command: tuple[str, ...] | str | None = None
+
+
+class Tracing(_Section, frozen=True, kw_only=True):
+    """Traces of what becomes of each event, for a collector that speaks OTLP over HTTP. Needs `agentd[otel]`.
+
+    What is empty here is taken from the variables that OpenTelemetry names, OTEL_EXPORTER_OTLP_ENDPOINT and so on.
+    """
+
+    enabled: bool = False  # whoever wants traces says so; the variables alone, which a cluster may set, do not
+    endpoint: str = ""  # of the collector, as "http://127.0.0.1:4318", which is also what nothing at all means
+    headers: dict[str, KeySource] = {}  # where the value of each lies that the collector wants, as of authorization
+    service_name: str = ""  # under which traces are found; "agentd" where OTEL_SERVICE_NAME says nothing either
+    sample_ratio: Ratio | None = None  # of events; the same ones after a restart, and in every process
+    timeout_s: Interval = 10.0  # for one batch, its repeats included; OpenTelemetry's own figure
+    queue_max: Limit = 8_192  # spans that wait for the collector, some 2 kB each; more are lost, and counted
+    every_s: Interval = 1.0  # how often what waits is delivered: a crash loses no more than that
+    open_max: Limit = 20_000  # events that are followed to their end at once; the root span of the oldest is given up
+    flush_timeout_s: Seconds = 3.0  # how long a stop waits for the collector, behind everything else
+
+
+class Agentd(_Section, frozen=True, kw_only=True):
+    """The daemon itself."""
+
+    state: str = "./state"  # journal, lock, control socket; of /etc/agentd/agentd.toml, the service's: /var/lib/agentd
+    log_level: Literal["debug", "info", "warning", "error"] = "info"  # "debug" adds what plugins and libraries tell
+    intake: Intake = Intake()
+    link: Link = Link()
+    rest: Rest = Rest()
+    dispatch: Dispatch = Dispatch()
+    sending: Sending = Sending()
+    journal: JournalSettings = JournalSettings()
+    retention: Retention = Retention()
+    control: Control = Control()
+    http: Http = Http()
+    health: Health = Health()
+    tracing: Tracing = Tracing()
 
 
 class CatchUp(_Section, frozen=True, kw_only=True):

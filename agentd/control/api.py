@@ -28,13 +28,15 @@ Protocol, version 1. Within a version, fields and calls are only added.
     POST /v1/reload                   {} to {identities, plugins, at_next_start, still_running}
     POST /v1/hand-over                {protocol, tables, version, pid, socket, manager} to {version, pid}: let the
                                                             process take over that listens there (see agentd.handover)
+    POST /v1/upgrade                  {} to {version, pid, former_version, former_pid, turns}: start the program that is
+                                                            installed now, and let it take over
     POST /v1/stop                     {stopping: true}, at once
 
 What cannot be done has a status from 400 and {code, message, remedy}: 400 BAD_REQUEST or WHICH_IDENTITY, 403 NOT_OWNER,
 404 UNKNOWN_IDENTITY, UNKNOWN_SEND, UNKNOWN_LETTER, UNKNOWN_CONVERSATION, UNKNOWN_EVENT, UNKNOWN_PLUGIN or UNKNOWN_CALL,
-409 NOTHING_TO_RETRY, NOTHING_TO_DROP, NOT_PAUSED, NOT_SERVED, UNREADABLE_EVENT or NOT_HANDED_OVER, 422 the platform's
-code or CONFIGURATION (its message holds one problem a line), 503 UNAVAILABLE, HANDING_OVER or OUTBOX_FULL,
-504 OUTCOME_UNKNOWN, 507 JOURNAL, 500 INTERNAL.
+409 NOTHING_TO_RETRY, NOTHING_TO_DROP, NOT_PAUSED, NOT_SERVED, UNREADABLE_EVENT, NOT_HANDED_OVER or NOT_UPGRADED,
+422 the platform's code or CONFIGURATION (its message holds one problem a line), 503 UNAVAILABLE, HANDING_OVER or
+OUTBOX_FULL, 504 OUTCOME_UNKNOWN, 507 JOURNAL, 500 INTERNAL.
 
 Always true: the socket has mode 0600 from its first moment, and the user on the other end is asked of the kernel for
 every request. A slow or vanished reader of `tail` or `export` costs one suspended iterator.
@@ -241,9 +243,10 @@ class Daemon(Protocol):
     async def explain(self, event: str, identity: str | None, plugin: str | None) -> dict[str, Any]:
         """What the plugins that serve its identity make of an event. Two identities may have one of the same id.
 
-        {events: [{event, plugins: [{plugin, breaker, pause, fate, outcomes, handlers}]}]}. event: as `tail` shows it.
-        pause: what keeps the plugin out of its conversation (see pause), or None. fate: {state, attempts, error,
-        not_before, letter, behind, replays}; state: one of operations.explaining.STATES. outcomes: [{word, data, at,
+        {events: [{event, plugins: [{plugin, breaker, trial_in_s, trouble, pause, fate, outcomes, handlers}]}]}. event:
+        as `tail` shows it. trouble: what failed last with the plugin, while its breaker is not closed. pause: what
+        keeps the plugin out of its conversation (see pause), or None. fate: {state, attempts, error, not_before,
+        letter, behind, replays}; state: one of operations.explaining.STATES. outcomes: [{word, data, at,
         first, last}], oldest first: what turns about it came to by the word of their handlers, and "passed", "set
         back" and "tried again"; first, last: positions of the events that this was about. handlers: [{name, place,
         event, matches, filters: [{name, wanted, had, passed, error}]}]; matches is None where a filter raised; passed
@@ -266,6 +269,14 @@ class Daemon(Protocol):
         """Begin to hand over to another process; returns {version, pid} of this one, before that is done.
 
         Raises ControlError if it cannot be: then nothing has happened.
+        """
+        ...
+
+    async def upgrade(self) -> dict[str, Any]:
+        """Have the program that is installed now take over, as a process of the same service.
+
+        Returns once everything runs there: {version, pid, former_version, former_pid, turns}; turns: those that end in
+        this process. Raises ControlError if it cannot be: then this process goes on as if nothing had been.
         """
         ...
 
@@ -419,6 +430,7 @@ class ControlServer:
         application.router.add_get("/v1/explain", self._explain)
         application.router.add_post("/v1/reload", self._reload)
         application.router.add_post("/v1/hand-over", self._hand_over)
+        application.router.add_post("/v1/upgrade", self._upgrade)
         application.router.add_post("/v1/stop", self._stop)
         return application
 
@@ -576,6 +588,12 @@ class ControlServer:
 
     async def _hand_over(self, request: web.Request) -> web.StreamResponse:
         return _json(await self._daemon.hand_over(await _body(request, HandOverRequest)))
+
+    async def _upgrade(self, request: web.Request) -> web.StreamResponse:
+        # As with a reload: whoever asked need not wait for the end.
+        upgrade = asyncio.ensure_future(self._daemon.upgrade())
+        upgrade.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return _json(await asyncio.shield(upgrade))
 
     async def _stop(self, request: web.Request) -> web.StreamResponse:
         await self._daemon.stop()

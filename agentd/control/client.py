@@ -18,8 +18,10 @@ from agentd.control.address import short_name
 from agentd.control.refusal import ControlError, SilentError, UnreachableError
 from agentd.errors import AgentdError, ConfigError
 
+_OF_THE_SERVICE = (Path("/var/lib/agentd"), Path("/run/agentd"))
 _ANSWER_TIMEOUT_S = 15.0  # the daemon answers from memory; this long only if its loop is stuck
 _SEARCH_TIMEOUT_S = 60.0  # an id has no index
+_UPGRADE_TIMEOUT_S = 900.0  # the other process loads and sets up its plugins first, as for a reload; then it takes over
 _RELOAD_TIMEOUT_S = (
     600.0  # commands that give keys, setups of plugins, handlers that finish: each has a bound of its own
 )
@@ -124,6 +126,10 @@ class Client:
             if refused.code != "CONFIGURATION":
                 raise
             raise ConfigError(refused.message.splitlines()) from None
+
+    def upgrade(self) -> dict[str, Any]:
+        """Have the program that is installed now take over. Returns once it has; see control.api.Daemon."""
+        return self._ask("POST", "/v1/upgrade", {}, timeout_s=_UPGRADE_TIMEOUT_S)
 
     def pause(self, conversation: str, identity: str | None = None, *, for_s: float | None = None) -> dict[str, Any]:
         """Let no handler run in a conversation. Returns the pause."""
@@ -296,12 +302,16 @@ def _target(path: str, **query: str | None) -> str:
     return f"{path}?{given}" if given else path
 
 
+def _how_to_start(path: Path) -> str:
+    if path.parent not in _OF_THE_SERVICE:
+        return "start one with: agentd run (or name its folder with --state)"
+    return "start the service with: systemctl start agentd"
+
+
 def _unreachable(path: Path, error: Exception) -> UnreachableError:
     match error:
         case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
-            return UnreachableError(
-                f"no daemon answers at {path}; start one with: agentd run (or name its folder with --state)"
-            )
+            return UnreachableError(f"no daemon answers at {path}; {_how_to_start(path)}")
         case PermissionError():
             return UnreachableError(f"{path} belongs to another user; run this command as that user or as root")
         case TimeoutError():

@@ -26,7 +26,8 @@ def told_fate(lane: Row) -> str:
     match fate["state"]:
         case "waiting":
             behind = f" behind position {fate['behind']}, which fails" if fate.get("behind") else ""
-            out_of_order = "" if lane["breaker"] == "closed" else "; the plugin as a whole is out of order"
+            trouble = f": {printable(lane['trouble'])}" if lane.get("trouble") else ""
+            out_of_order = "" if lane["breaker"] == "closed" else f"; the plugin is out of order{trouble}"
             return f"waiting{again}{behind}{out_of_order}"
         case "running":
             nth = f", attempt {fate['attempts'] + 1}" if fate["attempts"] else ""

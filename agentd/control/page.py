@@ -391,9 +391,7 @@ def _plugin(row: Row, paused: Collection[tuple[str, str]]) -> Markup:
         name=row["name"],
         identities=", ".join(row["identities"]),
         pill=pill(*breaker[row["breaker"]]),
-        trouble=NOTHING
-        if row["breaker"] == "closed"
-        else markup('<p class="why">It failed in several conversations in a row: all of them wait for a trial.</p>'),
+        trouble=_out_of_order(row),
         held=joined(_held(row["name"], each) for each in row["held"]),
         lanes=markup(
             '<p class="dim">{lanes}</p><ul class="lanes">{deepest}</ul>',
@@ -405,6 +403,16 @@ def _plugin(row: Row, paused: Collection[tuple[str, str]]) -> Markup:
         )
         if deepest
         else markup('<p class="dim">Nothing waits.</p>'),
+    )
+
+
+def _out_of_order(row: Row) -> Markup:
+    failed = "failed in several conversations in a row: all of them wait for a trial."
+    if row["breaker"] != "closed":
+        return markup('<p class="why">It {failed}</p>', failed=failed)
+    return joined(
+        markup('<p class="why">For {identity} it {failed}</p>', identity=each["identity"], failed=failed)
+        for each in row["waiting_identities"]
     )
 
 

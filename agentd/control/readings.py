@@ -110,6 +110,7 @@ class Readings:
             **_of_identities(status["identities"], time.time()),
             **_of_plugins(status["plugins"]),
             **_of_the_rest(status, time.time()),
+            **_of_traces(status.get("tracing")),
             **_of_process(),
         }
         pieces: list[str] = []
@@ -195,6 +196,15 @@ def _of_the_rest(status: Status, now: float) -> dict[Gauge, metrics.Readings]:
         metrics.JOURNAL_FULL: {(): float(journal["full"])},
         metrics.JOURNAL_WAITING: {(): journal["waiting_s"] or 0},
         metrics.LAST_COMMIT: {(): round(now - min(committed), 1)} if committed else {},
+    }
+
+
+def _of_traces(tracing: Status | None) -> dict[Gauge, metrics.Readings]:
+    if tracing is None:
+        return {}
+    return {
+        metrics.TRACE_SPANS: {(fate,): tracing[fate] for fate in ("delivered", "lost")},
+        metrics.TRACE_WAITING: {(): tracing["waiting"]},
     }
 
 

@@ -61,8 +61,8 @@ class ServiceManager:
         return self._address
 
     def succeeded_by(self, pid: int) -> None:
-        """Look after this process from now on."""
-        self._tell(f"MAINPID={pid}")
+        """Look after this process from now on. The watchdog begins anew: it did not hear it while the two changed."""
+        self._tell(f"MAINPID={pid}\nWATCHDOG=1")
 
     def _tell(self, state: str) -> None:
         if not self._address:

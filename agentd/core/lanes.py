@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 import heapq
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -129,10 +129,11 @@ class Lanes(Generic[K, T]):
         lane.items = deque((head, *(item for item in waiting if not unwanted(item))))
         return [item for item in waiting if unwanted(item)]
 
-    def take(self, now: float, room: int | None = None) -> tuple[K, T] | None:
+    def take(self, now: float, room: int | None = None, barred: Collection[Hashable] = ()) -> tuple[K, T] | None:
         """The next key that may run, with the head of its lane; None while nothing may.
 
-        room: for how many more there is outside of here, if that may be less than up to the limit.
+        room: for how many more there is outside of here, if that may be less than up to the limit. barred: owners whose
+        keys may not.
         """
         if self._delayed and self._delayed[0][0] <= now:
             self.wake(now)
@@ -143,7 +144,7 @@ class Lanes(Generic[K, T]):
             return None
         for _ in range(len(self._turns)):
             owner = self._turns.popleft()
-            if self.shared and self._running_of.get(owner, 0) >= most(free):
+            if owner in barred or (self.shared and self._running_of.get(owner, 0) >= most(free)):
                 self._turns.append(owner)
                 continue
             queue = self._ready[owner]

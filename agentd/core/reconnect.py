@@ -13,6 +13,7 @@ close code means (wire/).
 from __future__ import annotations
 
 import enum
+import math
 
 import msgspec
 
@@ -132,14 +133,20 @@ class Reconnect:
 
 
 class Throttle:
-    """Start times for dials, at most `rate_per_s` of them a second, shared by all identities."""
+    """Start times for dials, at most `rate_per_s` of them a second, shared by all identities.
 
-    def __init__(self, rate_per_s: float) -> None:
+    The first so many may come faster, at `first_per_s`: where connections are replaced that were there a moment ago.
+    """
+
+    def __init__(self, rate_per_s: float, *, first: int = 0, first_per_s: float = math.inf) -> None:
         self._spacing_s = 1.0 / rate_per_s
+        self._first = first
+        self._first_spacing_s = 1.0 / first_per_s
         self._free_at = 0.0
 
     def reserve(self, now: float) -> float:
         """Take the next free start time, in the clock of `now`; never before `now`, never twice the same slot."""
         start = max(now, self._free_at)
-        self._free_at = start + self._spacing_s
+        self._free_at = start + (self._first_spacing_s if self._first > 0 else self._spacing_s)
+        self._first -= 1
         return start

@@ -181,7 +181,9 @@ class _Progress:
         bar = ("#" * int(share * _BAR)).ljust(_BAR, ".")
         doing = "sending " if unanswered is None else "settling"
         seconds = time.monotonic() - self._began
-        sys.stderr.write(f"\r{doing} [{bar}] {share:4.0%}  {kills} kills  {seconds:3.0f} s ")
+        sys.stderr.write(
+            f"\r{doing} [{bar}] {share:4.0%}  {kills} {'kill' if kills == 1 else 'kills'}  {seconds:3.0f} s "
+        )
         sys.stderr.flush()
 
     def end(self) -> None:

@@ -85,8 +85,7 @@ class Verdict(msgspec.Struct, frozen=True):
 class Proof:
     """The far end, the daemon and the ledgers. Enter it inside a running loop.
 
-    identities: handles that the daemon speaks for, each an identity of the same name. program: what the interpreter
-    runs as agentd.
+    identities: handles that the daemon speaks for, each an identity of the same name.
     """
 
     def __init__(
@@ -96,14 +95,12 @@ class Proof:
         *,
         hub: HubSettings | None = None,
         settings: Mapping[str, Mapping[str, float]] = IMPATIENT,
-        program: Sequence[str] = ("-m", "agentd"),
     ) -> None:
         self.folder = folder
         self.identities = [f"agent-{number}" for number in range(1, identities + 1)]
         self.hub = Hub(hub or HubSettings(cold_rule=False, sends_per_s=0, group_sends_per_s=0))
         self.kills = 0
         self._settings = settings
-        self._program = program
         self._ledger = folder / "handled.jsonl"
         self._state = folder / "state"
         self._daemon: subprocess.Popen[bytes] | None = None

@@ -14,6 +14,7 @@ from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
+from agentd.config import is_path
 from agentd.errors import ConfigError
 
 KEY_VARIABLE = "AGENTD_DEV_KEY"
@@ -38,8 +39,15 @@ config = {config}
 
 def plugin_name(use: str) -> str:
     """What to call a plugin that is named by path, module or entry point."""
-    stem = Path(use).stem if "/" in use or use.endswith(".py") else use.partition(":")[0]
+    stem = Path(use).stem if is_path(use) else use.partition(":")[0]
     return _NOT_IN_NAMES.sub("-", stem).strip("-") or "plugin"
+
+
+def problem_of(use: str) -> str | None:
+    """Why a plugin that is named like this cannot be there, with the remedy; None if it may be."""
+    if is_path(use) and not Path(use).expanduser().exists():
+        return f"there is no file {use}; mend the path, or begin one with: agentd new plugin NAME"
+    return None
 
 
 def configuration(use: str, config: Mapping[str, Any], state: Path, url: str) -> str:

@@ -17,7 +17,7 @@ Do = Callable[[Coroutine[Any, Any, Any]], Any]
 """Has something done on the world's loop, and waits for it."""
 
 HELP = """\
-TEXT             say it to the agent
+TEXT             say it to the agent; //TEXT says /TEXT
 /as NAME TEXT    say it as another peer; /as NAME alone goes on as NAME
 /group TEXT      say it in a group that the agent is in, too
 /backlog N       the agent goes away, N messages come, it comes back
@@ -83,16 +83,16 @@ class _Session:
         """Carry one line out. Raises Unusable, Quit."""
         word, _, rest = line.strip().partition(" ")
         rest = rest.strip()
-        if not word.startswith("/"):
+        if not word.startswith("/") or word.startswith("//"):
             if line.strip():
-                self._do(_called(self._world.say, self.peer, line))
+                self._say(self.peer, line.strip().removeprefix("/") if word.startswith("//") else line)
             return
         match word:
             case "/as" if rest:
                 peer, _, text = rest.partition(" ")
                 peer = peer.removeprefix("@")
                 if text.strip():
-                    self._do(_called(self._world.say, peer, text.strip()))
+                    self._say(peer, text.strip())
                 else:
                     self.peer = peer
             case "/group" if rest:
@@ -111,6 +111,11 @@ class _Session:
                 raise Quit
             case _:
                 raise Unusable(f"{line.strip()}: no such command; these are known:\n{HELP}")
+
+    def _say(self, peer: str, text: str) -> None:
+        self._do(_called(self._world.say, peer, text))
+        if self._world.exit_code is not None:
+            self._screen.show("note", "no daemon runs; it will have this when it is back")
 
 
 async def _called(function: Callable[..., None], *given: Any) -> None:

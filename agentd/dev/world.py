@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agentd.config import is_path
 from agentd.control.client import Client
 from agentd.control.refusal import ControlError, UnreachableError
 from agentd.dev.configured import KEY_VARIABLE, configuration, plugin_name
@@ -53,8 +54,7 @@ class World:
     def __init__(
         self, use: str, config: Mapping[str, Any], folder: Path, show: Callable[[Kind, str], None], *, keeps: bool
     ) -> None:
-        is_path = "/" in use or use.endswith(".py")
-        self._use = str(Path(use).expanduser().absolute()) if is_path else use
+        self._use = str(Path(use).expanduser().absolute()) if is_path(use) else use
         self._config = config
         self._folder = folder
         self._show = show

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from agentd import config
-from agentd.core.breaker import Limits, Standing
+from agentd.core.breaker import Breaker, Limits, Standing
 from agentd.core.events import Event, Record, Send, Sent, Signal
 from agentd.core.retry import Backoff
 from agentd.dispatcher.backlog import Backlog, Delivery, Inherited, Join, ReadOn, Rewind, Served, Stretch
@@ -50,6 +50,7 @@ from agentd.journal.storage import (
     StoredRecord,
     TimerSet,
 )
+from agentd.tracing import Traces
 
 log = logging.getLogger("agentd.dispatcher")
 
@@ -66,7 +67,8 @@ class Dispatcher:
     into the outbox. marks: of deliveries in memory. on_backlog: an identity has reached a high mark (True), or the low
     ones again (False). outbox_room: how many more sends an identity's outbox takes; call `room_again` when it is more
     than it was. send_now: puts a send into the outbox and waits for what becomes of it; raises NotSent. running: where
-    calls under way are marked. unfinished: what was under way when the process before this one died.
+    calls under way are marked. unfinished: what was under way when the process before this one died. traces: who
+    follows events, or None.
 
     dead: per identity, dead letters.
     """
@@ -90,6 +92,7 @@ class Dispatcher:
         send_now: Callable[[Send], Awaitable[Sent]] | None = None,
         running: Running | None = None,
         unfinished: Sequence[Unfinished] = (),
+        traces: Traces | None = None,
     ) -> None:
         self._journal = journal
         self._revive = revive
@@ -110,6 +113,7 @@ class Dispatcher:
             chance=chance,
             outbox_room=outbox_room,
             on_queued=on_queued,
+            traces=traces,
         )
         self._backlog = Backlog(serves)
         self._loading = Loading(
@@ -189,17 +193,32 @@ class Dispatcher:
         """Signals that came too fast."""
         return self._signals.dropped
 
+    def breaker(self, plugin: str, identity: str) -> dict[str, Any]:
+        """How the breaker stands that keeps a plugin's conversations of this identity waiting, if one does, and why."""
+        served = self._served[plugin]
+        return self._told(served, served.breakers.standing(identity), identity)
+
+    def _told(self, served: Served, breaker: Breaker, identity: str) -> dict[str, Any]:
+        is_open = breaker.standing is Standing.OPEN
+        return {
+            "breaker": breaker.standing.value,
+            "trial_in_s": max(0.0, breaker.until - self._engine.clock.monotonic()) if is_open else None,
+            "trouble": "" if breaker.closed else served.troubles.get(identity, served.troubles.get("", "")),
+        }
+
     def standing(self, plugin: str) -> dict[str, Any]:
-        """How a plugin fares, for people: its breaker, seconds until its next trial, conversations that it holds."""
+        """How a plugin fares, for people: its breakers and why, when the next trials are, conversations it holds."""
         served = self._served.get(plugin)
         if served is None:
             return {}
-        breaker, engine = served.breaker, self._engine
-        trial_in_s = max(0.0, breaker.until - engine.clock.monotonic()) if breaker.standing is Standing.OPEN else None
+        engine, whole = self._engine, served.breakers.whole
         return {
             "version": served.plugin.version,
-            "breaker": breaker.standing.value,
-            "trial_in_s": trial_in_s,
+            **self._told(served, whole, ""),
+            "waiting_identities": [
+                {"identity": identity, **self._told(served, own, identity)}
+                for identity, own in served.breakers.waiting().items()
+            ],
             "lanes": len(served.lanes),
             "deepest": [
                 {"identity": lane.line.identity, "conversation": lane.line.conversation, "depth": lane.depth}

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentd import config
-from agentd.core.breaker import Breaker, Limits
+from agentd.core.breaker import Breakers, Limits
 from agentd.core.events import Record, Signal
 from agentd.core.lanes import Lanes
 from agentd.core.stretches import Form
@@ -43,6 +43,11 @@ class Delivery(NamedTuple):
     handlers: tuple[Handler, ...] | None
     ordinal: int
     plugin: Hosted
+
+    @property
+    def pending(self) -> list[str]:
+        """The plugins that are not through with it."""
+        return [each.served.plugin.name for each in self.lane.line.lanes if each.done_count < self.ordinal]
 
 
 class Stretch(NamedTuple):
@@ -114,6 +119,7 @@ Item = Delivery | ReadOn | Join | Rewind | Due | Inherited | None
 class Served:
     """A plugin in service. signals: the newest of each kind that waits. listed: it is on the rota of those to ask.
 
+    troubles: what failed last while a breaker was open, by identity; "" is the last of all.
     tag: what stands for it among the marks of running calls. intervals: seconds by the name of the recurring handler.
     catch_up: by identity, None where stale mail is handled like any other. replays: by conversation number, how often a
     lane was set back and where it stood. identities: those that it serves. taken_at: monotonic seconds of the last
@@ -121,7 +127,7 @@ class Served:
     """
 
     __slots__ = (
-        "breaker",
+        "breakers",
         "catch_up",
         "identities",
         "intervals",
@@ -132,17 +138,19 @@ class Served:
         "signals",
         "tag",
         "taken_at",
+        "troubles",
     )
 
     def __init__(self, plugin: Hosted, tag: int, limits: Limits, conduct: Mapping[str, config.Conduct]) -> None:
         self.tag = tag
-        self.breaker = Breaker(limits)
+        self.breakers = Breakers(limits)
         self.lanes: Lanes[Key, Item] = Lanes(plugin.settings.concurrency)
         self.replays: dict[int, tuple[int, int]] = {}
         self.signals: dict[SignalKey, Signal] = {}
         self.listed = False
         self.identities: set[str] = set()
         self.taken_at = 0.0
+        self.troubles: dict[str, str] = {}
         self.run_by(plugin, conduct)
 
     def run_by(self, plugin: Hosted, conduct: Mapping[str, config.Conduct]) -> None:
@@ -154,16 +162,25 @@ class Served:
         for identity in self.identities:
             self.carry(identity, conduct[identity])
 
+    def again(self, number: int, position: int) -> str:
+        """What sets the keys of a replay apart, "" for events that are handled for the first time."""
+        if (replayed := self.replays.get(number)) is None:
+            return ""
+        replay, until = replayed
+        return f"replay {replay}" if position <= until else ""
+
     def carry(self, identity: str, conduct: config.Conduct) -> None:
         """This identity is served, and carries itself so."""
         self.identities.add(identity)
-        self.lanes.shared = len(self.identities) > 1
+        self.lanes.shared = self.breakers.shared = len(self.identities) > 1
         self.catch_up[identity] = _policy(conduct.catch_up, self.plugin)
 
     def left(self, identity: str) -> None:
         """This identity is not served any more."""
         self.identities.discard(identity)
-        self.lanes.shared = len(self.identities) > 1
+        self.lanes.shared = self.breakers.shared = len(self.identities) > 1
+        self.breakers.forget(identity)
+        self.troubles.pop(identity, None)
         self.catch_up.pop(identity, None)
 
 

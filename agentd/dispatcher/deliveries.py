@@ -39,6 +39,7 @@ from agentd.host.handlers import matching
 from agentd.host.turns import Failure
 from agentd.journal.running import Running
 from agentd.journal.storage import Change, Outcome, Paused, Rewound
+from agentd.tracing import Traces, TurnTrace
 
 log = logging.getLogger("agentd.dispatcher")
 
@@ -110,40 +111,47 @@ class Deliveries:
     async def _turn(self, lane: Lane, stretch: Stretch, waits: Waits) -> None:
         engine, served = self._engine, lane.served
         first, last = stretch.deliveries[0].record, stretch.deliveries[-1].record
-        plugin, breaker = served.plugin, served.breaker
-        if breaker.troubled:
-            breaker.began(lane.number)
+        plugin, breakers = served.plugin, served.breakers
+        if breakers.troubled:
+            breakers.began(lane.line.identity, lane.number)
         ctx: TurnContext[Any] = TurnContext(
             plugin,
             last.event,
             lane.number,
             lane.failures + lane.deaths + 1,
             cause=first.event,
-            again=_again(served, lane.number, first.position) if served.replays else "",
+            again=served.again(lane.number, first.position) if served.replays else "",
             progressed=lane.progress,
             owner=self,
             about=(lane, stretch),
         )
         shown = first.event if stretch.form == "event" else self._shown(lane, stretch)
         lane.runs_until = last.position
+        trace = None if engine.traces is None else _traced(engine.traces, stretch, ctx)
         started = lane.began_at = engine.taken_at
         # What runs in a worker cannot end this process.
         mark = self._running.began(served.tag, first.position, last.position) if plugin.in_process else None
         engine.under_way.add(ctx)
         try:
             failure = await plugin.turns.run(shown, stretch.deliveries[0].handlers, ctx, waits)
+        except BaseException:
+            if trace is not None:
+                trace.ended("given back")
+            raise
         finally:
             engine.under_way.discard(ctx)
             if mark is not None:
                 self._running.ended(mark)
         if engine.successor is not None and await engine.left_to_successor(ctx, failure):
+            if trace is not None:
+                trace.ended("handed over")
             return
         if engine.trials:
             engine.trials.over(served, lane.number)
         if failure is None:
             outcome = "handled"
-            if breaker.troubled:
-                breaker.succeeded(lane.number)
+            if breakers.troubled:
+                breakers.succeeded(lane.line.identity, lane.number)
             self._handled(lane, stretch, ctx)
         elif isinstance(failure.error, WorkerDied):
             lane.progress = ctx.progressed
@@ -152,6 +160,8 @@ class Deliveries:
             lane.progress = ctx.progressed
             outcome = self._failed(lane, stretch, ctx, failure)
         metrics.HANDLER_SECONDS.observe(engine.clock.monotonic() - started, plugin.name, outcome)
+        if trace is not None:
+            _ended(trace, outcome, ctx, failure)
 
     def got_on(self, ctx: TurnContext[Any], noted: bytes) -> None:
         """See host.context.Owner."""
@@ -209,7 +219,7 @@ class Deliveries:
 
     def _is_met_first(self, lane: Lane, delivery: Delivery) -> bool:
         """No turn has begun with this event, and nobody has let it through."""
-        known = lane.failures or lane.deaths or lane.until or _again(lane.served, lane.number, _at(delivery))
+        known = lane.failures or lane.deaths or lane.until or lane.served.again(lane.number, _at(delivery))
         return not known and _at(delivery) > lane.let_through
 
     def _in_memory(self, lane: Lane, head: Delivery, count: int) -> tuple[Delivery, ...]:
@@ -264,6 +274,9 @@ class Deliveries:
         metrics.PASSED_OVER.inc(identity, name, by=len(deliveries))
         log.info("%d events passed over: %s", len(deliveries), reason, extra={"plugin": name, "identity": identity})
         self._engine.commits.with_cursor(lane, self._loading.position_past(lane, deliveries), passed)
+        if (traces := self._engine.traces) is not None:
+            for each in deliveries:
+                traces.passed_over(name, each.record, each.pending)
         self._finish(lane, deliveries)
 
     def _is_put_off(self, lane: Lane, delivery: Delivery) -> bool:
@@ -398,10 +411,9 @@ class Deliveries:
         self, lane: Lane, stretch: Stretch, ctx: TurnContext[Any], failure: Failure, died: WorkerDied
     ) -> str:
         """As with a death of the whole process: these events again, one by one, and no attempt counted, or never."""
-        engine, breaker = self._engine, lane.served.breaker
+        engine = self._engine
         lane.began_at = 0.0
-        if not breaker.closed:  # it may be the trial
-            breaker.failed(lane.number, engine.clock.monotonic())
+        lane.served.breakers.died(lane.line.identity, lane.number, engine.clock.monotonic())
         if condemned_by(lane, died) and not stretch.until:
             log_failure(f"dead letter after {lane.deaths} deaths", ctx, failure)
             self._bury(lane, stretch, failure)()
@@ -548,20 +560,35 @@ def _at(delivery: Delivery) -> int:
     return delivery.record.position
 
 
+def _traced(traces: Traces, stretch: Stretch, ctx: TurnContext[Any]) -> TurnTrace:
+    """A turn begins; whoever follows events follows it."""
+    last, handlers = stretch.last, stretch.first.handlers
+    trace = traces.began(
+        ctx.name,
+        last.record.event,
+        ctx.attempt,
+        records=[each.record for each in stretch.deliveries],
+        pending=last.pending,
+        again=bool(ctx.again),
+        handlers=[each.name for each in handlers or ()],
+    )
+    ctx.joins = trace
+    return trace
+
+
+def _ended(trace: TurnTrace, outcome: str, ctx: TurnContext[Any], failure: Failure | None) -> None:
+    if failure is None:
+        trace.ended(outcome, sends=ctx.sends or ())
+    else:
+        trace.ended(outcome, failure.error, "" if failure.handler is None else failure.handler.name)
+
+
 def _about(ctx: TurnContext[Any]) -> tuple[Lane, Stretch]:
     about: Any = ctx.about
     lane, stretch = about
     assert isinstance(lane, Lane)
     assert isinstance(stretch, Stretch)
     return lane, stretch
-
-
-def _again(served: Served, number: int, position: int) -> str:
-    """What sets the keys of a replay apart, "" for events that are handled for the first time."""
-    if (replayed := served.replays.get(number)) is None:
-        return ""
-    replay, until = replayed
-    return f"replay {replay}" if position <= until else ""
 
 
 def _set_back(plugin: str, number: int, position: int, told: int, now: float) -> Outcome:

@@ -18,13 +18,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from agentd import metrics
-from agentd.core.breaker import Standing
 from agentd.core.events import Send
 from agentd.core.retry import Again, Backoff, Bury, after_failure
 from agentd.dispatcher.backlog import Delivery, Inherited, Item, Key, Served
 from agentd.dispatcher.clock import Clock
 from agentd.dispatcher.commits import Commits, Log, succeeded
-from agentd.dispatcher.fates import asked_wait_s, effects, log_failure, reminders
+from agentd.dispatcher.fates import asked_wait_s, effects, log_failure, reminders, told
 from agentd.dispatcher.handing import Successor
 from agentd.dispatcher.pauses import Pauses
 from agentd.dispatcher.room import Room
@@ -35,6 +34,7 @@ from agentd.errors import GiveUp, RetryLater
 from agentd.host.context import TurnContext
 from agentd.host.turns import DeadlinePassed, Failure
 from agentd.journal.storage import Change
+from agentd.tracing import Traces
 
 log = logging.getLogger("agentd.dispatcher")
 
@@ -56,7 +56,8 @@ class Engine:
     many more sends an identity's outbox takes. on_queued: a commit put these sends into the outbox. chance: at random
     from [0, 1). taken_at: monotonic seconds of the last hand-out.
     under_way: the turns that run. overruns: threads that run on past their deadline, and the lanes that wait for them.
-    successor: who decides what becomes of the turns that run, once that is another process.
+    successor: who decides what becomes of the turns that run, once that is another process. traces: who follows
+    events, or None.
     """
 
     carry_out: Callable[[Work, Waits], Coroutine[Any, Any, None]]
@@ -75,7 +76,9 @@ class Engine:
         chance: Callable[[], float],
         outbox_room: Callable[[str], int],
         on_queued: Callable[[Sequence[Send]], None],
+        traces: Traces | None = None,
     ) -> None:
+        self.traces = traces
         self.journal = journal
         self.served = served
         self.clock = clock
@@ -197,8 +200,10 @@ class Engine:
             if room <= 0 or (self.trials and trial is not None and served is trial.served):
                 self._short.append(served)
                 continue
-            if served.plugin.up and (not served.breaker.troubled or served.breaker.may_begin(now)):
-                while (taken := served.lanes.take(now, room)) is not None:
+            breakers = served.breakers
+            if served.plugin.up and (not breakers.troubled or breakers.whole.may_begin(now)):
+                barred = breakers.barred(now) if breakers.troubled else ()
+                while (taken := served.lanes.take(now, room, barred)) is not None:
                     # What the predecessor runs is under way already.
                     if self.pauses and not isinstance(taken[1], Inherited) and self._is_paused(served, taken[0]):
                         continue
@@ -269,7 +274,8 @@ class Engine:
     def arm(self) -> None:
         """Have one timer, at the first of all deadlines."""
         deadlines = [served.lanes.next_deadline() for served in self.served.values()]
-        deadlines += [each.breaker.until for each in self.served.values() if each.breaker.standing is Standing.OPEN]
+        for served in self.served.values():
+            deadlines += served.breakers.trials() if served.breakers.troubled else ()
         now, unix = self.clock.monotonic(), self.clock.unix()
         for at in (self.timers.next_due(), self.pauses.next_end()):
             if at is not None:
@@ -287,7 +293,7 @@ class Engine:
         self._cancel_timer = self._timer_at = None
         now = self.clock.monotonic()
         for served in self.served.values():
-            if served.lanes.wake(now) or (served.breaker.troubled and served.breaker.may_begin(now)):
+            if served.lanes.wake(now) or (served.breakers.troubled and served.breakers.whole.may_begin(now)):
                 self.enlist(served)
         self.on_deadline()
         self.arm()
@@ -383,30 +389,37 @@ class Engine:
     # --- failures
 
     def postponed(self, served: Served, key: Key, ctx: TurnContext[Any], failure: Failure) -> bool:
-        """Tell the breaker of a failure. True if the whole plugin is out of order: the same again later, uncounted."""
+        """Tell the breakers of a failure. True if the plugin is out of order: the same again later, uncounted."""
         error = failure.error
         asked_s = asked_wait_s(error)
-        if self._is_its_own(served, key, error, asked_s):
+        if self._is_its_own(served, key, ctx.identity, error, asked_s):
             return False
         now = self.clock.monotonic()
-        until = max(served.breaker.until, now + asked_s if asked_s is not None and math.isfinite(asked_s) else now)
+        until = served.breakers.standing(ctx.identity).until
+        until = max(until, now + asked_s if asked_s is not None and math.isfinite(asked_s) else now)
         log_failure(f"failed with its plugin, again in {until - now:.1f} s", ctx, failure)
         self.once_it_ended(error, served, key, lambda: self.delay(served, key, until))
         self.arm()
         return True
 
-    def _is_its_own(self, served: Served, key: Key, error: BaseException, asked_s: float | None) -> bool:
-        """Whether a failure is one of this event and not of the plugin as a whole."""
-        breaker = served.breaker
+    def _is_its_own(self, served: Served, key: Key, identity: str, error: BaseException, asked_s: float | None) -> bool:
+        """Whether a failure is one of this event, and not of the plugin, as a whole or for this identity."""
+        breakers, name = served.breakers, served.plugin.name
         if isinstance(error, GiveUp):
-            breaker.succeeded(key)
+            breakers.succeeded(identity, key)
             return True
         whole_plugin = isinstance(error, RetryLater) and error.whole_plugin
-        was_closed = breaker.closed
-        counts = breaker.failed(key, self.clock.monotonic(), asked_s=asked_s, whole_plugin=whole_plugin)
-        if was_closed and not breaker.closed:
-            name = served.plugin.name
+        was_closed, waited = breakers.whole.closed, breakers.waiting()
+        now = self.clock.monotonic()
+        counts = breakers.failed(identity, key, now, asked_s=asked_s, whole_plugin=whole_plugin)
+        if not breakers.standing(identity).closed:
+            served.troubles[identity] = served.troubles[""] = told(error)
+        if was_closed and not breakers.whole.closed:
             log.warning("the whole plugin seems out of order: its conversations wait", extra={"plugin": name})
+            metrics.BREAKER_OPENED.inc(name)
+        elif breakers.waiting().keys() - waited.keys():
+            about = {"plugin": name, "identity": identity}
+            log.warning("the plugin seems out of order for this identity: its conversations wait", extra=about)
             metrics.BREAKER_OPENED.inc(name)
         return counts
 

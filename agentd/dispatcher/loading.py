@@ -72,6 +72,8 @@ class Loading:
             if plugins is None:  # it was taken from service; what is on disk waits there for its return
                 continue
             line = self._backlog.met(record, plugins)
+            if self._engine.traces is not None:
+                self._engine.traces.offered(record, [lane.served.plugin.name for lane in line.lanes])
             for lane in line.lanes:
                 if lane.behind:
                     continue
@@ -97,7 +99,10 @@ class Loading:
             if lane.settling and handlers and (batch := handlers[0].batch) is not None and lane.memory >= batch.size:
                 lane.settling = False
                 lane.served.lanes.release(lane.number)
-        elif not lane.memory:
+            return
+        if self._engine.traces is not None:
+            self._engine.traces.through(plugin.name, record.event.identity, record.event.id)
+        if not lane.memory:
             self.advance(lane)
 
     def read_on(self, lane: Lane) -> None:
@@ -175,6 +180,10 @@ class Loading:
     def finished(self, lane: Lane, deliveries: Sequence[Delivery]) -> None:
         """The deliveries at the head of this lane have their fate."""
         last = deliveries[-1]
+        if (traces := self._engine.traces) is not None:
+            for each in deliveries:
+                again = bool(lane.served.again(lane.number, each.record.position))
+                traces.finished(lane.served.plugin.name, each.record, each.pending, again=again)
         self._backlog.unloaded(deliveries)
         if lane.memory:
             self._engine.commits.moved(lane, last.record.position)

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from agentd.core.events import Event
+from agentd.core.events import Event, Record
 from agentd.dispatcher.backlog import Backlog, Ended, Inherited, Key, Lane, Served
 from agentd.dispatcher.commits import succeeded
 from agentd.dispatcher.deliveries import Deliveries
@@ -133,10 +133,11 @@ class Predecessor:
 
     async def _events(self, lane: Lane, elsewhere: Elsewhere) -> None:
         turn, served, number = elsewhere.turn, lane.served, lane.number
-        event = await self._newest(turn)
-        if event is None:
+        record = await self._newest(turn)
+        if record is None:
             self._unknown(served, number, elsewhere)
             return
+        event = record.event
         ctx: TurnContext[Any] = TurnContext(
             served.plugin, event, number, turn.attempt, owner=self, about=(lane, turn), progressed=lane.progress
         )
@@ -144,12 +145,17 @@ class Predecessor:
             lane.failures, lane.deaths, lane.progress = lane.before.count, lane.before.deaths, lane.before.progress
         lane.until = turn.until
         elsewhere.take_up(ctx)
+        traces = self._engine.traces
+        trace = None if traces is None else traces.began(ctx.name, event, turn.attempt, records=[record])
         over = await elsewhere.over
         ctx.end()
+        failure = None if over is None else _failure(served, over)
+        if trace is not None:
+            trace.ended(_told(over, failure), None if failure is None else failure.error)
         if over is None:
             lane.fresh()
             self._engine.done(served, number)
-        elif (failure := _failure(served, over)) is None:
+        elif failure is None:
             await self._handled(lane, turn, ctx, over)
         else:
             # Judged when its events are in memory, which is when its lane comes to them.
@@ -157,12 +163,12 @@ class Predecessor:
             lane.ended = Ended(ctx, failure, turn.first, turn.last)
             self._engine.done(served, number)
 
-    async def _newest(self, turn: Turn) -> Event | None:
+    async def _newest(self, turn: Turn) -> Record | None:
         stored = await self._engine.journal.read_lane(turn.conversation, turn.last - 1, 1)
         if not stored or stored[0].position != turn.last:
             return None
         try:
-            return self._revive(stored[0])
+            return stored[0].record(self._revive(stored[0]))
         except Exception:
             log.exception("a stored event cannot be decoded", extra={"identity": turn.identity})
             return None
@@ -193,6 +199,8 @@ class Predecessor:
             lane.loaded = turn.last
             lane.loaded_count += count
             self._backlog.handled_to(lane, lane.loaded_count)
+            if engine.traces is not None and isinstance(ctx.event, Event):  # of which `began` was told
+                engine.traces.through(ctx.name, ctx.identity, ctx.event.id)
             engine.done(lane.served, lane.number)
             engine.wake()
         engine.committed()
@@ -274,6 +282,13 @@ def _about(ctx: TurnContext[Any]) -> tuple[Lane, Turn]:
     assert isinstance(lane, Lane)
     assert isinstance(turn, Turn)
     return lane, turn
+
+
+def _told(over: Over | None, failure: Failure | None) -> str:
+    """How a turn ended, for its trace."""
+    if over is None:
+        return "given back"
+    return "handled" if failure is None else "failed"
 
 
 def _failure(served: Served, over: Over) -> Failure | None:

@@ -305,6 +305,8 @@ class Serving:
         served.left(identity)
         self._introduce(served)
         self._backlog.part(identity, served)
+        if engine.traces is not None:
+            engine.traces.parted(name, identity)
         idle: set[Key] = {*self._deliveries.part()}
         engine.timers.forget(name, identity)
         served.plugin.timers = engine.timers.count(name)

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from agentd.core.events import Event
+from agentd.core.events import Event, Timer
 from agentd.core.retry import Again
 from agentd.dispatcher.backlog import Delivery, Key, Served
 from agentd.dispatcher.commits import succeeded
@@ -29,9 +29,10 @@ from agentd.dispatcher.fates import dead_letter, log_failure, told
 from agentd.dispatcher.suspects import ProcessDied
 from agentd.dispatcher.timers import Due, next_beat, recurring
 from agentd.host.context import TurnContext
-from agentd.host.handlers import matching
+from agentd.host.handlers import Handler, matching
 from agentd.host.turns import Failure
 from agentd.journal.storage import Change, StoredRecord, TimerGone, TimerSet
+from agentd.tracing import Traces, TurnTrace
 
 log = logging.getLogger("agentd.dispatcher")
 
@@ -113,18 +114,25 @@ class Wakeups:
             owner=self,
             about=tried,
         )
-        if served.breaker.troubled:
-            served.breaker.began(key)
+        if served.breakers.troubled:
+            served.breakers.began(timer.identity, key)
+        handlers = matching(served.plugin, event)
+        trace = None if engine.traces is None else _traced(engine.traces, timer, event, ctx, handlers)
         engine.under_way.add(ctx)
         try:
-            failure = await served.plugin.turns.run(event, matching(served.plugin, event), ctx, lambda: None)
+            failure = await served.plugin.turns.run(event, handlers, ctx, lambda: None)
         except asyncio.CancelledError:
             if engine.successor is None:
                 engine.commits.commit(timer)
+            if trace is not None:
+                trace.ended("given back")
             raise
         finally:
             engine.under_way.discard(ctx)
-        if not await engine.left_to_successor(ctx, failure):
+        ours = not await engine.left_to_successor(ctx, failure)
+        if trace is not None:
+            _ended(trace, ctx, failure, ours)
+        if ours:
             self.ended(served, key, timer, ctx, failure)
 
     def ended_elsewhere(
@@ -145,8 +153,8 @@ class Wakeups:
             self._uncounted(timer)
             engine.delay(served, key, engine.clock.monotonic() + _ROOM_LOOK_S)
         else:
-            if served.breaker.troubled:
-                served.breaker.succeeded(key)
+            if served.breakers.troubled:
+                served.breakers.succeeded(timer.identity, key)
             self._settle(served, key, timer, ctx, _rows(self._successor(served, timer)))
         engine.enlist(served)
 
@@ -195,6 +203,8 @@ class Wakeups:
                 if isinstance(change, TimerSet):
                     engine.timers.put(change)
             served.plugin.timers = engine.timers.count(served.plugin.name)
+            if engine.traces is not None and not _comes_again(timer, then):
+                engine.traces.through(timer.plugin, timer.identity, timer.id)
             engine.done(served, key)
             engine.arm()
             engine.wake()
@@ -262,6 +272,35 @@ def redelivery(
         position=position,
         again=again,
     )
+
+
+def _traced(
+    traces: Traces, timer: TimerSet, event: Event | Timer, ctx: TurnContext[Any], handlers: tuple[Handler, ...] | None
+) -> TurnTrace:
+    """A turn begins; whoever follows events follows it."""
+    trace = traces.began(
+        ctx.name,
+        event,
+        ctx.attempt,
+        due_at=0.0 if timer.position else timer.due_at,
+        again=bool(timer.position),
+        handlers=[each.name for each in handlers or ()],
+    )
+    ctx.joins = trace
+    return trace
+
+
+def _ended(trace: TurnTrace, ctx: TurnContext[Any], failure: Failure | None, ours: bool) -> None:
+    if not ours:
+        trace.ended("handed over")
+    elif failure is None:
+        trace.ended("handled", sends=ctx.sends or ())
+    else:
+        trace.ended("failed", failure.error, "" if failure.handler is None else failure.handler.name)
+
+
+def _comes_again(timer: TimerSet, then: Sequence[Change]) -> bool:
+    return any(isinstance(each, TimerSet) and each.id == timer.id and each.due_at < math.inf for each in then)
 
 
 def _rows(timer: TimerSet | None) -> list[Change]:

@@ -15,20 +15,17 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
-from agentd.config import Settings, find_configuration, find_state, load
+from agentd.config import Settings, find_configuration, find_state, load, looking_at_the_service
 from agentd.doctor import machine, network
-from agentd.doctor.finding import FAIL, OK, WARN, Finding
+from agentd.doctor.finding import FAIL, OK, WARN, Finding, of_problem
 from agentd.errors import ConfigError
-
-_SERVICE_CREDENTIALS = Path("/run/credentials/agentd.service")
 
 __all__ = ["FAIL", "OK", "WARN", "Finding", "examine"]
 
 
 def examine(config: Path | None, environ: Mapping[str, str]) -> list[Finding]:
     """Run every check. What depends on a configuration that is broken is left out, and the configuration is told."""
-    if _SERVICE_CREDENTIALS.is_dir():  # root looks at the service, whose keys are given to that alone
-        environ = {"CREDENTIALS_DIRECTORY": str(_SERVICE_CREDENTIALS), **environ}
+    environ = looking_at_the_service(environ)
     file = config or find_configuration(environ)
     settings, findings = _configuration(file, config, environ)
     state = Path(settings.agentd.state) if settings else find_state(config, environ)
@@ -52,7 +49,7 @@ def _configuration(
     try:
         settings = load(config, environ)
     except ConfigError as error:
-        return None, [Finding(FAIL, "configuration", "", problem, "mend it") for problem in error.problems]
+        return None, [of_problem("configuration", "", problem) for problem in error.problems]
     if file is None:
         return settings, [Finding(OK, "configuration", "", "no file: agentd run brings its own hub")]
     count = len(settings.identity)

@@ -25,3 +25,9 @@ class Finding(msgspec.Struct, frozen=True):
     about: str
     told: str
     remedy: str = ""
+
+
+def of_problem(check: str, about: str, problem: str) -> Finding:
+    """A problem of the configuration, whose remedy stands behind its last semicolon."""
+    told, _, remedy = problem.rpartition("; ")
+    return Finding(FAIL, check, about, told or problem, remedy if told else "mend it")

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from agentd import __version__
 from agentd.config import Settings
@@ -97,7 +97,20 @@ def daemon(config: Path | None, environ: Mapping[str, str]) -> tuple[Running | N
         state = OK if each["state"] == "live" else FAIL if each["state"] in ("parked", "deaf") else WARN
         told = f"{each['state']}: {each['state_reason']}" if each.get("state_reason") else each["state"]
         findings.append(Finding(state, "state", each["name"], told, "" if state == OK else "see: agentd status"))
-    return running, findings
+    return running, [*findings, *_traces(status.get("tracing"))]
+
+
+def _traces(tracing: Mapping[str, Any] | None) -> list[Finding]:
+    """How a daemon that traces gets on with its collector."""
+    if tracing is None:
+        return []
+    told = f"{tracing['endpoint']}: {tracing['delivered']} spans delivered, {tracing['lost']} lost"
+    if tracing["failing_s"] is not None:
+        remedy = "start the collector, or mend [agentd.tracing] endpoint and headers; mail is not affected"
+        return [Finding(WARN, "traces", "", f"{told}; for {tracing['failing_s']:.0f} s: {tracing['reason']}", remedy)]
+    if tracing["lost"]:
+        return [Finding(WARN, "traces", "", told, "trace fewer events (sample_ratio), or raise queue_max")]
+    return [Finding(OK, "traces", "", told)]
 
 
 def state_folder(state: Path) -> list[Finding]:

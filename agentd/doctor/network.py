@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from agentd import __version__
 from agentd.config import Identity, Secret, Settings, resolve_key
-from agentd.doctor.finding import FAIL, OK, WARN, Finding
+from agentd.doctor.finding import FAIL, OK, WARN, Finding, of_problem
 from agentd.errors import AgentdError, ConfigError, CredentialsRefused
 from agentd.transport.address import is_loopback, proxy_for
 from agentd.transport.link import dial
@@ -56,7 +56,7 @@ async def identities(settings: Settings, known: Mapping[str, str], environ: Mapp
                 try:
                     key = await asyncio.to_thread(resolve_key, identity.key, environ)
                 except ConfigError as error:
-                    return _Seen([Finding(FAIL, "key", name, problem, "mend it") for problem in error.problems])
+                    return _Seen([of_problem("key", name, problem) for problem in error.problems])
                 return await _identity(name, identity, key, settings, pool, known.get(name))
 
         there = {name: each for name, each in settings.identity.items() if reachable[each.url]}

@@ -4,6 +4,7 @@
     line.py       the connection that it passes over
     departing.py  the process that hands over: its turns run on, what they read and end with goes to the other
     arriving.py   the process that takes over: asks, opens the journal, and gives those turns their fates
+    upgrading.py  the process that hands over starts the other one itself, as it must under a service manager
 
     predecessor                                   successor
                                                   loads and sets up its plugins, listens at a socket of its own
@@ -30,5 +31,6 @@ Not here: what the dispatchers do with such turns (dispatcher/handing, dispatche
 from agentd.handover.arriving import Arrival
 from agentd.handover.departing import Departure, Whereabouts
 from agentd.handover.messages import PROTOCOL
+from agentd.handover.upgrading import Upgrade, own_command
 
-__all__ = ["PROTOCOL", "Arrival", "Departure", "Whereabouts"]
+__all__ = ["PROTOCOL", "Arrival", "Departure", "Upgrade", "Whereabouts", "own_command"]

@@ -71,9 +71,18 @@ class Departure:
         self._asks: dict[int, asyncio.Future[bytes | None]] = {}
         self._numbers = itertools.count(1)
 
+    @property
+    def open(self) -> int:
+        """Turns that run on here."""
+        return len(self._open)
+
     async def connect(self, path: str) -> None:
         """Connect to where the successor listens. Raises OSError."""
         await asyncio.get_running_loop().create_unix_connection(lambda: self._line, path)
+
+    def forget(self) -> None:
+        """Nothing was begun: the successor is told as its answer."""
+        self._line.close()
 
     def call_off(self, why: str) -> None:
         """The journal stays here."""

@@ -26,6 +26,7 @@ from agentd.core.loop_guard import HOPS_KEY, hops_of
 from agentd.host.api import Port, api_of
 from agentd.host.state import PLUGIN_WIDE, PluginState, Puts, Scope
 from agentd.plugin import C, Log, State
+from agentd.tracing import Joins
 
 T = TypeVar("T")
 
@@ -91,7 +92,8 @@ class TurnContext(Generic[C]):
     called: how many calls of `api` it made that change something.
     conversation: the journal's number, or None for a signal. deadline_at: monotonic seconds, set before each call.
     progressed: JSON of what was last told to `progress`. running: what must know when the deadline moves. owner: who
-    keeps progress, or None where nobody does; about: what the owner tells the turn by.
+    keeps progress, or None where nobody does; about: what the owner tells the turn by. joins: the trace that spans of
+    its handlers belong to, or None.
     """
 
     __slots__ = (
@@ -109,6 +111,7 @@ class TurnContext(Generic[C]):
         "deadline_at",
         "event",
         "home",
+        "joins",
         "outcomes",
         "owner",
         "progressed",
@@ -147,6 +150,7 @@ class TurnContext(Generic[C]):
         self.running: Running | None = None
         self.owner = owner
         self.about = about
+        self.joins: Joins | None = None
         self._cause = cause or event
         self._again = again
         self._cause_key: str | None = None

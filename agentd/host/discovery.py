@@ -16,6 +16,7 @@ import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
+from agentd.config import is_path
 from agentd.errors import PluginLoadError
 
 GROUP = "agentd.plugins"
@@ -55,7 +56,7 @@ Found = FoundFile | FoundModule
 
 def find(use: str, base: Path) -> Found:
     """Where `use` points. base: the folder that relative paths start from."""
-    if _is_path(use):
+    if is_path(use):
         return _find_file(base / Path(use).expanduser(), use)
     if ":" in use:
         module, _, attribute = use.partition(":")
@@ -66,10 +67,6 @@ def find(use: str, base: Path) -> Found:
 def installed() -> dict[str, str]:
     """Every entry point of the group: its name and where it points."""
     return {point.name: point.value for point in importlib.metadata.entry_points(group=GROUP)}
-
-
-def _is_path(use: str) -> bool:
-    return "/" in use or use.endswith(".py")
 
 
 def _find_file(path: Path, use: str) -> FoundFile:

@@ -390,7 +390,7 @@ class Isolated:
         self._go_down()
         metrics.WORKER_DEATHS.inc(self.name)
         self._down_why = f"its worker died: {how}"
-        log.error("its worker died: %s; %d calls ran", how, len(self._calls), extra={"plugin": self.name})
+        log.error("its worker died: %s; calls that ran: %d", how, len(self._calls), extra={"plugin": self.name})
         self._end_calls(how)
         self._process = None
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from agentd.config import PluginSettings, Secret, resolve_key
+from agentd.config import PluginSettings, Secret, expected, resolve_key, spelled
 from agentd.core.events import Digest, Send, Sent, Timer
 from agentd.errors import ConfigError, PluginLoadError
 from agentd.host.api import Port, no_api
@@ -126,6 +126,10 @@ class Loaded:
                 await self._call(hook)
             except (Exception, SystemExit):
                 log.exception("teardown failed", extra={"plugin": self.name})
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of its threads and modules; all that is to be done for one that was never set up."""
         self._threads.close()
         _forget(self._alias)
 
@@ -201,12 +205,12 @@ def fitted(name: str, shape: type[Any] | None, given: Mapping[str, Any]) -> Any:
     for key, field in fields.items():
         if key not in given:
             if field.required:
-                problems.append(f"plugin.{name}.config.{key}: is missing; set it to {_spelt(field.type)}")
+                problems.append(f"plugin.{name}.config.{key}: is missing; add {key} = ... ({expected(field.type)})")
             continue
         try:
             msgspec.convert(given[key], field.type)
         except msgspec.ValidationError as error:
-            problems.append(f"plugin.{name}.config.{key}: {error}")
+            problems.append(f"plugin.{name}.config.{key}: {_misfit(given[key], field.type, error)}")
     if not problems:
         try:
             return msgspec.convert(given, shape)
@@ -221,8 +225,12 @@ def _unknown(name: str, key: str, fields: Mapping[str, Any]) -> str:
     return f"plugin.{name}.config.{key}: no such setting; {remedy}"
 
 
-def _spelt(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind)
+def _misfit(raw: Any, kind: Any, error: msgspec.ValidationError) -> str:
+    """What is wrong with a value: of another kind, or, in msgspec's words, out of bounds or wrong further inside."""
+    wanted, found = expected(kind), spelled(raw)
+    if re.fullmatch(r"Expected `[^`]+`, got `[^`]+`", str(error)) and wanted != found:
+        return f"expected {wanted}, found {found}"
+    return str(error)
 
 
 def _imported(name: str, found: Found, alias: str) -> ModuleType:

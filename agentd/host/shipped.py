@@ -63,6 +63,7 @@ class TurnIn(msgspec.Struct, frozen=True, array_like=True):
     shown: what its handlers get: one event, or a batch for the handler of this number. event, cause: as of TurnContext,
     where they are not the last and the first of `shown`. backlog: `ctx.peer_backlog` then. timers: how many the plugin
     has. state_bytes: how much it has stored. platform: whose calls `ctx.api` has, or None.
+    traceparent: what spans of its handlers become children of, or None.
     """
 
     shown: list[Parcel]
@@ -77,6 +78,7 @@ class TurnIn(msgspec.Struct, frozen=True, array_like=True):
     timers: int
     state_bytes: int
     platform: str | None
+    traceparent: str | None
 
     @classmethod
     def of(cls, shown: Shown, ctx: TurnContext[Any], batch_for: int | None) -> TurnIn:
@@ -96,6 +98,7 @@ class TurnIn(msgspec.Struct, frozen=True, array_like=True):
             timers=ctx.home.timers,
             state_bytes=ctx.home.state.taken_bytes,
             platform=None if port is None else port.platform,
+            traceparent=None if ctx.joins is None else ctx.joins.traceparent,
         )
 
     def turn(self, plugin: Loaded) -> tuple[Shown, TurnContext[Any]]:

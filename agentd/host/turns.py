@@ -153,6 +153,8 @@ class _Turn:
         self.running: Handler | None = None
         # What a handler sets lives as long as its turn; the worker's own context stays as it was.
         self._context = contextvars.copy_context()
+        if ctx.joins is not None:
+            self._context.run(ctx.joins.enter)
         # The loop is named because finding out which one runs costs a system call.
         task = asyncio.current_task(ctx.home.loop)
         assert task is not None

@@ -222,6 +222,11 @@ class Worker:
         port = None if call.turn.platform is None else _Port(self, call.id, call.turn.platform)
         ctx.home.api_of = partial(_only, port)
         ctx.owner, ctx.about = self, call.id
+        if call.turn.traceparent is not None:
+            # Only here: no worker pays for loading it while nobody traces.
+            from agentd.tracing.joining import joined
+
+            ctx.joins = joined(call.turn.traceparent)
         if call.turn.batch_for is None:
             # Matched here as well: a `where` is known here alone, and one that raises is the turn's failure.
             failure = await plugin.turns.run(shown, None, ctx, _no_other_waits)

@@ -341,7 +341,7 @@ async def _wait_frames(control: Control, request: web.Request) -> Answer:
     return answer({"frames": control.frames_pushed})
 
 
-_ROUTES: list[tuple[str, str, Callable[[Control, web.Request], Awaitable[Answer]]]] = [
+ROUTES: list[tuple[str, str, Callable[[Control, web.Request], Awaitable[Answer]]]] = [
     ("POST", "/hub/v1/agents", _create_agent),
     ("POST", "/hub/v1/rotate", _rotate_key),
     ("POST", "/hub/v1/groups", _create_group),
@@ -361,7 +361,7 @@ _ROUTES: list[tuple[str, str, Callable[[Control, web.Request], Awaitable[Answer]
 
 def mount_control(app: web.Application, control: Control) -> None:
     """Add the /hub/v1 routes. Faults never touch them."""
-    for method, path, work in _ROUTES:
+    for method, path, work in ROUTES:
         app.router.add_route(method, path, _endpoint(control, work))
 
 

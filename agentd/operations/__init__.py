@@ -49,6 +49,7 @@ class Operations:
         followers: Followers,
         reload: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
         hand_over: Callable[[HandOverRequest], Coroutine[Any, Any, dict[str, Any]]],
+        upgrade: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
     ) -> None:
         status, outbox, letters, reading = Status(parts), Outbox(parts), Letters(parts), Reading(parts, followers)
         pausing = Pausing(parts)
@@ -72,6 +73,7 @@ class Operations:
         self.replay = Replaying(parts).replay
         self.explain = Explaining(parts).explain
         self.reload = reload
+        self.upgrade = upgrade
         self._hand_over = hand_over
         self._stop = parts.stop
 

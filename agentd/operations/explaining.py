@@ -207,7 +207,7 @@ class Explaining:
         not_before = None if fate.not_before is None else iso(fate.not_before)
         return {
             "plugin": plugin,
-            "breaker": dispatcher.standing(plugin)["breaker"],
+            **dispatcher.breaker(plugin, event.identity),
             "pause": None if pause is None else pause_row(pause),
             "fate": {**fate._asdict(), "not_before": not_before},
             "outcomes": [outcome_row(each) for each in outcomes],

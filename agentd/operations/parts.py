@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -23,12 +23,20 @@ from agentd.operations.vitals import Vitals
 from agentd.supervisor import Supervisor
 
 
+class Tracer(Protocol):
+    """The part of what traces that is asked."""
+
+    def status(self) -> dict[str, Any]:
+        """For people."""
+        ...
+
+
 class Parts(NamedTuple):
     """What there is to ask.
 
     current: the settings as they are now. supervisors: by name. revive: decodes what was stored; raises KeyError for an
     identity that is gone, and msgspec.DecodeError. hub_url: of the embedded hub, or None. began: monotonic seconds.
-    stopping: set once the daemon stops; `stop` sets it.
+    stopping: set once the daemon stops; `stop` sets it. tracer: tells how traces get on, or None.
     """
 
     current: Callable[[], config.Settings]
@@ -42,6 +50,7 @@ class Parts(NamedTuple):
     hub_url: str | None
     began: float
     stopping: asyncio.Event
+    tracer: Tracer | None = None
 
     @property
     def settings(self) -> config.Settings:

@@ -96,7 +96,7 @@ class Replaying:
         if plugin not in self._parts.plugins:
             known = ", ".join(self._parts.plugins) or "none"
             raise ControlError(404, "UNKNOWN_PLUGIN", f"no identity has a plugin {plugin!r}", f"there are: {known}")
-        lanes = await self._lanes(plugin, self._serving(plugin, identity), conversation, from_seq, since)
+        lanes = await self._lanes(self._serving(plugin, identity), conversation, from_seq, since)
         match step:
             case "count":
                 return self._count(plugin, lanes)
@@ -121,7 +121,7 @@ class Replaying:
         return [identity]
 
     async def _lanes(
-        self, plugin: str, names: list[str], conversation: str | None, from_seq: int | None, since: float | None
+        self, names: list[str], conversation: str | None, from_seq: int | None, since: float | None
     ) -> list[Lane]:
         after = 0
         if since is not None:
@@ -151,8 +151,8 @@ class Replaying:
                 why, remedy = "held behind a dead letter", f"agentd release {plugin} {id_} --as {name}"
             elif (pause := dispatcher.pause_for(plugin, lane.conversation.number)) is not None:
                 why, remedy = f"paused ({pause.reason})", f"agentd resume {id_} --as {name}"
-            elif standing["breaker"] != "closed":
-                why, remedy = "the whole plugin is out of order", "agentd status"
+            elif dispatcher.breaker(plugin, name)["breaker"] != "closed":
+                why, remedy = "the plugin is out of order", "agentd status"
             else:
                 continue
             waits.append({**lane.place, "why": why, "remedy": remedy})

@@ -55,6 +55,7 @@ class Status:
             ],
             "pauses": [pause_row(pause) for pause in parts.dispatcher.pauses()],
             "journal": self._journal(),
+            "tracing": None if parts.tracer is None else parts.tracer.status(),
             "signals_dropped": parts.dispatcher.signals_dropped,
             "loop_stalls": parts.stalls.stalls,
             "turns_in_predecessor": parts.dispatcher.inherited,

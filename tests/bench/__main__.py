@@ -28,7 +28,7 @@ from tests.bench.neighbours import Neighbours
 from tests.bench.processes import Failed
 from tests.bench.saturation import Saturation
 from tests.bench.start import Start
-from tests.bench.take_over import TakeOver
+from tests.bench.take_over import CrowdTakeOver, TakeOver
 
 _MEASUREMENTS: dict[str, Callable[[Sizes], Measurement]] = {
     "saturation": Saturation,
@@ -40,6 +40,7 @@ _MEASUREMENTS: dict[str, Callable[[Sizes], Measurement]] = {
     "start": Start,
     "isolation": Isolation,
     "take-over": TakeOver,
+    "take-over-crowd": CrowdTakeOver,
 }
 
 

@@ -1,25 +1,27 @@
 """Events per second from `offer` through a handler that does nothing to its cursor's commit.
 
-    python tests/bench/bench_dispatch.py [--events N] [--conversations C] [--burst B]
+    python -m tests.bench.bench_dispatch [--events N] [--conversations C] [--burst B] [--traced]
 
 The journal takes everything and keeps nothing, so that what is measured is the dispatcher. One line per kind of
-handler: one that returns at once, one that gives up the loop once, one that replies.
+handler: one that returns at once, one that gives up the loop once, one that replies. --traced: every event is followed
+and its spans are made; a collector that takes everything stands in this process.
 """
 
 import argparse
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import uvloop
 
-from agentd.config import Dispatch, PluginSettings
+from agentd.config import Dispatch, PluginSettings, Tracing
 from agentd.core.events import Message, Record
 from agentd.dispatcher import Dispatcher, Marks
 from agentd.host.lifecycle import Loaded
 from agentd.journal.storage import Change
 from agentd.plugin import Context, Plugin
 from agentd.testing import MemoryJournal
+from agentd.tracing import Traces
 
 
 class Bottomless(MemoryJournal):
@@ -50,6 +52,23 @@ async def yields(message: Message, ctx: Context) -> None:
 async def replies(message: Message, ctx: Context) -> None:
     """Have an effect."""
     ctx.reply(message.text)
+
+
+def follower() -> Traces:
+    """Follows every event, all the way to the exporter."""
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+    from agentd.tracing.delivering import Delivery
+    from agentd.tracing.following import Follower
+    from agentd.tracing.spans import SCOPE, OtelSpans
+
+    class Takes(SpanExporter):
+        def export(self, spans: Sequence[object]) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+    settings = Tracing(queue_max=1_000_000)
+    delivery = Delivery(Takes, "here", queue_max=settings.queue_max, every_s=1.0, own_scope=SCOPE)
+    return Follower(OtelSpans(settings, delivery, {}), settings.open_max, lambda identity: "agentchat")
 
 
 async def measure(handler: Callable[[Message, Context], Awaitable[None]], args: argparse.Namespace) -> float:
@@ -85,6 +104,7 @@ async def measure(handler: Callable[[Message, Context], Awaitable[None]], args: 
             on_queued=lambda sends: None,
             on_backlog=lambda identity, is_so: None,
             marks=Marks(10_000_000, 0, 1 << 40, 0),
+            traces=follower() if args.traced else None,
         )
         await dispatcher.start(tasks)
         started = time.perf_counter()
@@ -103,6 +123,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=100_000)
     parser.add_argument("--conversations", type=int, default=100)
     parser.add_argument("--burst", type=int, default=64)
+    parser.add_argument("--traced", action="store_true")
     args = parser.parse_args()
     for handler in (returns, yields, replies):
         rate = uvloop.run(measure(handler, args))

@@ -35,6 +35,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     journaled_events: int = 100_000
     isolated_calls: int = 5_000
     take_overs: int = 5
+    take_over_identities: int = 200
 
 
 QUICK = Sizes(
@@ -45,6 +46,7 @@ QUICK = Sizes(
     journaled_events=20_000,
     isolated_calls=1_000,
     take_overs=2,
+    take_over_identities=50,
 )
 
 

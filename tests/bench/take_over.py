@@ -7,6 +7,7 @@ of their own. A message belongs to a take-over if it was posted between the star
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import statistics
 import tempfile
@@ -30,31 +31,38 @@ class _Rig(Succession):
     plugin = "tests.bench.punctual:plugin"
 
 
-class TakeOver:
-    """Agentd alone: nobody else offers it."""
-
-    note = "From the post at the hub to the begin of the handler, in the same machine's time; turns of 1.5 s beside it."
-    figures: Sequence[Figure] = (
+def _figures_named(name: str) -> Sequence[Figure]:
+    return (
         *(
-            Figure(f"take_over.{when}.{which}", f"{title}, {which}", "ms", "less")
+            Figure(f"{name}.{when}.{which}", f"{title}, {which}", "ms", "less")
             for when, title in (("steady", "while one process runs"), ("across", "while another takes over"))
             for which in ("p50", "p99", "max")
         ),
-        Figure("take_over.extra", "longest wait beyond the steady p99", "ms", "less"),
-        Figure("take_over.twice", "messages handled twice", "", "less"),
+        Figure(f"{name}.extra", "longest wait beyond the steady p99", "ms", "less"),
+        Figure(f"{name}.twice", "messages handled twice", "", "less"),
     )
 
-    def __init__(self, sizes: Sizes) -> None:
+
+class TakeOver:
+    """Agentd alone: nobody else offers it."""
+
+    name = "take_over"
+    note = "From the post at the hub to the begin of the handler, in the same machine's time; turns of 1.5 s beside it."
+    figures = _figures_named(name)
+
+    def __init__(self, sizes: Sizes, identities: int = 1) -> None:
         self._times = sizes.take_overs
-        self.title = f"take-over: {self._times} in a row at {_PER_S} messages a second"
+        self._identities = identities
+        whose = "" if identities == 1 else f" of {identities} identities"
+        self.title = f"take-over{whose}: {self._times} in a row at {_PER_S} messages a second"
 
     def sample(self, place: Place, kind: type[Client]) -> Sample:
         return uvloop.run(self._measured()) if kind is Agentd else {}
 
     async def _measured(self) -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="agentd-bench-") as folder:
-            async with _Rig(Path(folder), peers=_PEERS) as rig:
-                return await self._of(rig)
+            async with _Rig(Path(folder), peers=_PEERS, identities=self._identities) as rig:
+                return {f"{self.name}.{figure}": value for figure, value in (await self._of(rig)).items()}
 
     async def _of(self, rig: _Rig) -> dict[str, float]:
         rig.start()
@@ -79,11 +87,21 @@ class TakeOver:
         return _figures(posted, windows, [json.loads(line) for line in rig.handled.read_text().splitlines()])
 
 
+class CrowdTakeOver(TakeOver):
+    """With as many identities as a large installation has: all of their connections are replaced at once."""
+
+    name = "take_over_crowd"
+    figures = _figures_named(name)
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(sizes, sizes.take_over_identities)
+
+
 async def _talk(rig: _Rig, posted: dict[str, float], over: asyncio.Event) -> None:
-    peers = list(rig.said)
+    peers = itertools.cycle(rig.said)
     while not over.is_set():
-        for peer in peers:
-            row = rig.hub.post(peer, rig.identities[0], "now")[0]
+        for identity in rig.identities:
+            row = rig.hub.post(next(peers), identity, "now")[0]
             posted[row.id] = time.time()
             await asyncio.sleep(1 / _PER_S)
 
@@ -101,11 +119,11 @@ def _figures(
     for id_, at in posted.items():
         when = "across" if any(began <= at <= ended for began, ended in windows) else "steady"
         waits[when].append(max(0.0, first[id_] - at) * 1e3)
-    figures: dict[str, float] = {"take_over.twice": twice}
+    figures: dict[str, float] = {"twice": twice}
     for when, took_ms in waits.items():
         took_ms.sort()
-        figures[f"take_over.{when}.p50"] = statistics.median(took_ms)
-        figures[f"take_over.{when}.p99"] = took_ms[int(len(took_ms) * 0.99)]
-        figures[f"take_over.{when}.max"] = took_ms[-1]
-    figures["take_over.extra"] = figures["take_over.across.max"] - figures["take_over.steady.p99"]
+        figures[f"{when}.p50"] = statistics.median(took_ms)
+        figures[f"{when}.p99"] = took_ms[int(len(took_ms) * 0.99)]
+        figures[f"{when}.max"] = took_ms[-1]
+    figures["extra"] = figures["across.max"] - figures["steady.p99"]
     return figures

@@ -54,6 +54,7 @@ def plugin(name: str, **fields: Any) -> dict[str, Any]:
         "identities": ["alice"],
         "breaker": "closed",
         "trial_in_s": None,
+        "waiting_identities": [],
         "lanes": 0,
         "deepest": [],
         "timers": 0,
@@ -181,7 +182,11 @@ class PageDaemon(ScriptedDaemon):
             identity("bob", "deaf", state_reason="3 events were found that this connection had not pushed", deaf=True),
             identity("carol", "connecting", state_reason="connection ended (1006)", last_live_age_s=95.0),
         ]
-        self.plugins = [plugin("greeter", breaker="open", trial_in_s=12.0)]
+        waits = {"identity": "bob", "breaker": "open", "trial_in_s": 5.0}
+        self.plugins = [
+            plugin("greeter", breaker="open", trial_in_s=12.0),
+            plugin("log", waiting_identities=[waits]),
+        ]
         self.said = {
             "journal": {"full": True, "bytes": 81_920, "waiting_s": 33.0},
             "shedding": "the disk takes no commits",

@@ -60,6 +60,12 @@ def test_without_a_daemon_the_remedy_is_told(path: Path) -> None:
         next(Client(path).tail())
 
 
+def test_where_the_service_keeps_its_socket_the_remedy_is_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentd.control.client._OF_THE_SERVICE", (Path("/nowhere"),))
+    with pytest.raises(UnreachableError, match="; start the service with: systemctl start agentd"):
+        Client(Path("/nowhere/control.sock")).status()
+
+
 def test_a_socket_that_nobody_listens_on_is_no_daemon(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))

@@ -89,4 +89,4 @@ def test_it_is_known_whether_anybody_listens(manager: socket.socket) -> None:
 
 def test_another_process_can_be_named_to_be_looked_after(manager: socket.socket) -> None:
     ServiceManager({"NOTIFY_SOCKET": manager.getsockname()}).succeeded_by(42)
-    assert manager.recv(100) == b"MAINPID=42"
+    assert manager.recv(100) == b"MAINPID=42\nWATCHDOG=1"

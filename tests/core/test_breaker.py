@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.core.breaker import Breaker, Limits, Standing
+from agentd.core.breaker import Breaker, Breakers, Limits, Standing
 
 LIMITS = Limits(lanes=3, first_s=1.0, max_s=8.0)
 
@@ -115,3 +115,115 @@ def test_in_any_order_at_most_one_call_begins_while_it_is_not_closed(steps: list
         if breaker.standing is not Standing.HALF_OPEN:
             trials = 0
             assert breaker.closed or breaker.until >= now - passed or now >= breaker.until
+
+
+# --- of several owners
+
+
+def shared() -> Breakers:
+    breakers = Breakers(LIMITS)
+    breakers.shared = True
+    return breakers
+
+
+def test_what_fails_for_one_owner_alone_makes_that_one_wait() -> None:
+    breakers = shared()
+    assert [breakers.failed("alice", lane, 0.0) for lane in "abcdef"] == [True, True, False, False, False, False]
+    assert breakers.whole.closed
+    assert breakers.barred(0.5) == ["alice"]
+    assert breakers.trials() == [1.0]
+    assert breakers.standing("alice").standing is Standing.OPEN
+    assert breakers.standing("bob").closed
+    breakers.succeeded("bob", "x")
+    assert breakers.barred(0.5) == ["alice"], "that others fare well says nothing of this one"
+    assert breakers.barred(1.0) == []
+    breakers.began("alice", "a")
+    assert breakers.barred(1.0) == ["alice"], "one trial at a time"
+    breakers.succeeded("alice", "a")
+    assert (breakers.barred(1.0), breakers.troubled, breakers.waiting()) == ([], False, {})
+
+
+def test_as_soon_as_a_second_owner_fails_too_it_is_the_whole_plugin() -> None:
+    breakers = shared()
+    for lane in "abc":
+        breakers.failed("alice", lane, 0.0)
+    assert not breakers.failed("bob", "x", 0.0)
+    assert breakers.whole.standing is Standing.OPEN
+    assert breakers.waiting() == {}, "it waits as a whole"
+
+
+def test_of_many_owners_that_fail_once_each_nobody_is_to_blame() -> None:
+    breakers = shared()
+    assert [breakers.failed(f"owner {number}", number, 0.0) for number in range(3)] == [True, True, False]
+    assert breakers.whole.standing is Standing.OPEN
+    assert breakers.whole.may_begin(1.0)
+    breakers.began("owner 3", 3)
+    breakers.succeeded("owner 3", 3)
+    assert breakers.whole.closed
+
+
+def test_a_plugin_with_one_owner_has_one_breaker() -> None:
+    breakers = Breakers(LIMITS)
+    assert [breakers.failed("alice", lane, 0.0) for lane in "abc"] == [True, True, False]
+    assert breakers.whole.standing is Standing.OPEN
+    assert breakers.barred(0.0) == []
+
+
+def test_a_plugin_that_says_that_nobody_fares_better_waits_as_a_whole_at_once() -> None:
+    breakers = shared()
+    assert not breakers.failed("alice", "a", 10.0, asked_s=30.0, whole_plugin=True)
+    assert breakers.whole.until == 40.0
+
+
+def test_an_owner_that_has_left_keeps_nothing_waiting() -> None:
+    breakers = shared()
+    for lane in "abc":
+        breakers.failed("alice", lane, 0.0)
+    breakers.whole.succeeded("x")
+    breakers.forget("alice")
+    assert (breakers.barred(0.0), breakers.trials(), breakers.troubled) == ([], [], False)
+
+
+Calls = st.lists(
+    st.tuples(
+        st.sampled_from(["begin", "succeed", "fail", "whole", "die"]),
+        st.sampled_from(["alice", "bob", "carol"]),
+        st.integers(0, 3),
+        st.floats(0, 3),
+    ),
+    max_size=100,
+)
+
+
+@given(Calls)
+def test_in_any_order_nobody_waits_without_a_trial_to_come_and_calm_forgets_everything(calls: list) -> None:
+    breakers, now = shared(), 0.0
+    out: set[tuple[str, int]] = set()
+    for what, owner, number, passed in calls:
+        now += passed
+        lane = (owner, number)
+        may = breakers.whole.may_begin(now) and owner not in breakers.barred(now)
+        if what == "begin" and may and lane not in out:
+            breakers.began(owner, lane)
+            out.add(lane)
+        elif lane in out and what != "begin":
+            out.discard(lane)
+            if what == "succeed":
+                breakers.succeeded(owner, lane)
+            elif what == "die":
+                breakers.died(owner, lane, now)
+            else:
+                breakers.failed(owner, lane, now, whole_plugin=what == "whole")
+        waits = [*breakers.waiting().values()] or ([] if breakers.whole.closed else [breakers.whole])
+        for each in waits:
+            assert each.standing is Standing.HALF_OPEN or each.until in breakers.trials()
+    for owner, number in out:
+        breakers.succeeded(owner, (owner, number))
+    for owner in ("alice", "bob", "carol"):
+        for _ in range(2):  # the trial of all may be another's
+            now += 100.0
+            if breakers.whole.may_begin(now) and owner not in breakers.barred(now):
+                breakers.began(owner, (owner, 0))
+                breakers.succeeded(owner, (owner, 0))
+    assert breakers.whole.closed
+    assert (breakers.barred(now), breakers.troubled) == ([], False)

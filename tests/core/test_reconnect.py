@@ -223,3 +223,9 @@ def test_an_idle_throttle_saves_nothing_up() -> None:
     throttle.reserve(0.0)
     assert throttle.reserve(1_000.0) == 1_000.0
     assert throttle.reserve(1_000.0) == 1_001.0
+
+
+def test_the_first_dials_of_a_take_over_come_faster_and_those_after_them_do_not() -> None:
+    throttle = Throttle(10.0, first=3, first_per_s=100.0)
+    assert [round(throttle.reserve(5.0), 3) for _ in range(6)] == [5.0, 5.01, 5.02, 5.03, 5.13, 5.23]
+    assert Throttle(10.0, first=1).reserve(5.0) == 5.0

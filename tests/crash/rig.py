@@ -64,8 +64,8 @@ class Books(Proofed):
     lawful: ClassVar[tuple[str, ...]] = ()
     """Parts of errors in the log that belong to what is tested."""
 
-    def __init__(self, folder: Path, *, peers: int = 3) -> None:
-        super().__init__(folder, 1, settings=_SETTINGS)
+    def __init__(self, folder: Path, *, peers: int = 3, identities: int = 1) -> None:
+        super().__init__(folder, identities, settings=_SETTINGS)
         self.said: dict[str, list[tuple[str, str]]] = {f"peer-{number}": [] for number in range(peers)}
         self._reached = folder / "reached"
         self._answered: Counter[str] = Counter()

@@ -29,8 +29,8 @@ class Succession(Books):
     plugin = "tests.crash.lingerer:plugin"
     lawful = ("the process that took over has ended",)
 
-    def __init__(self, folder: Path, *, peers: int = 3) -> None:
-        super().__init__(folder, peers=peers)
+    def __init__(self, folder: Path, *, peers: int = 3, identities: int = 1) -> None:
+        super().__init__(folder, peers=peers, identities=identities)
         self.former: list[subprocess.Popen[bytes]] = []
 
     async def __aexit__(self, *error: Any) -> None:
@@ -71,12 +71,13 @@ class Succession(Books):
         self._daemon = process
 
     async def until_serving(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait until it has the control socket and its identity is live."""
+        """Wait until it has the control socket and its identities are live."""
         async with asyncio.timeout(SETTLE_S):
             while True:
                 assert process.poll() is None, f"the process that takes over ended with {process.returncode}"
                 status = await self.status()
-                if status and status["pid"] == process.pid and status["identities"][0]["state"] == "live":
+                states = [each["state"] for each in status["identities"]] if status else []
+                if status and status["pid"] == process.pid and states.count("live") == len(states):
                     return
                 await asyncio.sleep(0.01)
 

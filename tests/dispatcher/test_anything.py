@@ -57,6 +57,8 @@ class Tight(Harness):
 class Anything(RuleBasedStateMachine):
     """seen: by conversation, positions that a handler was given, in order. through: those it has returned from."""
 
+    harnesses: tuple[type[Harness], type[Harness]] = (Tight, Harness)
+
     @initialize(
         on_dead=st.sampled_from(("skip", "hold", "detach")),
         policy=st.sampled_from(("replay", "latest", "digest", "hold")),
@@ -73,8 +75,7 @@ class Anything(RuleBasedStateMachine):
         self.gate.set()
         self.tasks: list[asyncio.Future[Any]] = []
         self.runner = asyncio.Runner()
-        kind = Harness if roomy else Tight
-        self.h = kind(
+        self.h = self.harnesses[roomy](
             self.plugin(),
             on_dead=on_dead,
             attempts=attempts,

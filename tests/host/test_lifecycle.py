@@ -123,8 +123,8 @@ def test_every_wrong_setting_is_told_at_once_by_its_key() -> None:
         fitted("p", Settings, {"greting": "hi", "times": "often"})
     assert caught.value.problems == (
         "plugin.p.config.greting: no such setting; did you mean greeting?",
-        "plugin.p.config.greeting: is missing; set it to str",
-        "plugin.p.config.times: Expected `int`, got `str`",
+        "plugin.p.config.greeting: is missing; add greeting = ... (text in quotes)",
+        "plugin.p.config.times: expected a whole number, found text",
     )
 
 

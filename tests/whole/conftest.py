@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agentd import config
+from agentd import config, supervisor
 from agentd.daemon import Daemon
 from agentd.demo.ledger import Entry, entries
 from agentd.hub.server import Hub
@@ -156,6 +156,12 @@ class Rig:
         life = self.daemon._supervisors[identity]._life
         assert life is not None
         return life.intake.sequencer.lines[conversation].mark
+
+
+@pytest.fixture(autouse=True)
+def keys_are_looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parked identity looks for another key every few seconds, which nobody wants to wait for."""
+    monkeypatch.setattr(supervisor, "_KEY_POLL_S", 0.2)
 
 
 @pytest.fixture

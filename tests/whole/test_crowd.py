@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -40,6 +40,8 @@ plugin = Plugin("plugin", config=Config)
 async def handle(message: Message, ctx: Context[Config]) -> None:
     if message.text == "slow":
         await asyncio.sleep(0.01)
+    if message.text == "raise" and not (Path(ctx.config.folder) / "mended").exists():
+        raise PermissionError("its model refuses the key")
     while message.text == "wait" and not (Path(ctx.config.folder) / "release").exists():
         await asyncio.sleep(0.02)
     ctx.reply(f"{message.text} to you")
@@ -83,6 +85,11 @@ class Crowd:
             for each in self.rig.status()
             if each["name"] != BAD
         }
+
+    def plugin(self) -> dict[str, Any]:
+        """How it fares."""
+        assert self.rig.daemon is not None
+        return self.rig.daemon.operations.status()["plugins"][0]
 
     async def red_for(self, code: str) -> None:
         await self.prober.until_red(code)
@@ -171,6 +178,15 @@ async def hanging_in_every_conversation(crowd: Crowd) -> AsyncIterator[str]:
     (crowd.rig.folder / "release").touch()
 
 
+@asynccontextmanager
+async def failing_in_every_conversation(crowd: Crowd) -> AsyncIterator[str]:
+    crowd.flood("raise", 1)
+    await crowd.rig.until(lambda: crowd.plugin()["waiting_identities"] != [])
+    yield ""
+    (crowd.rig.folder / "mended").touch()
+    assert [each["identity"] for each in crowd.plugin()["waiting_identities"]] == [BAD]
+
+
 async def test_one_that_goes_wrong_in_every_way_is_noticed_by_no_other(crowd: Crowd) -> None:
     await crowd.others_are_served()
     before = crowd.others()
@@ -181,6 +197,7 @@ async def test_one_that_goes_wrong_in_every_way_is_noticed_by_no_other(crowd: Cr
         cut_at_once_whenever_it_connects,
         refused_every_request,
         slower_than_its_mail,
+        failing_in_every_conversation,
         hanging_in_every_conversation,
     ):
         async with trouble(crowd) as code:

@@ -162,9 +162,9 @@ async def test_a_first_message_whose_answer_is_cut_is_shown_since_nobody_knows_w
 async def test_a_daemon_that_is_killed_between_a_send_and_its_answer_sends_it_once(tmp_path: Path, fault: Rule) -> None:
     settings = {**IMPATIENT, "sending": {**IMPATIENT["sending"], "lookup_settle_s": 0.5}}
     program = [str(Path(__file__).parents[1] / "keyless.py")]
-    async with Proof(tmp_path, 1, settings=settings, program=program) as proof:
+    async with Proof(tmp_path, 1, settings=settings) as proof:
         peer = proof.peer("peer")
-        proof.start()
+        proof.start(program)
         await proof.until_live()
         for number in range(3):
             proof.hub.post(peer, "agent-1", f"message {number}")
@@ -177,9 +177,11 @@ async def test_a_daemon_that_is_killed_between_a_send_and_its_answer_sends_it_on
                 while proof.hub.faults.fired.total() == before:
                     await asyncio.sleep(0)
             await proof.kill()
-            proof.start()
+            proof.start(program)
             assert await proof.until_answered(20.0), proof.log[-4_000:]
         proof.hub.post(peer, "agent-1", "last")
         assert await proof.until_answered(20.0)
         assert await proof.stop() == 0
         assert proof.verdict().clean, proof.describe()
+        keys = [row.client_msg_id for row in proof.hub.ledger() if row.sender == "agent-1"]
+        assert not [key for key in keys if key.startswith("agentd-")], "no key went out by which the hub knew a repeat"

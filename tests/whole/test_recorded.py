@@ -158,9 +158,9 @@ async def test_a_conversation_that_is_unknown_or_in_two_identities_is_refused_wi
     use_choosy(rig)  # which never answers: two that do would not stop
     await rig.start()
     assert rig.daemon is not None
-    await rig.daemon.operations.send("alice", "@work", Content(text="hello"), 5.0, None)
-    conversation = rig.hub.conversation("alice", "work")
+    await rig.daemon.operations.send("alice", "@work", Content(text="hello"), 0.0, None)
     await rig.until(lambda: all(each["journaled"] == 1 for each in rig.status()))
+    conversation = rig.hub.conversation("alice", "work")
     both = await refusal(rig, "export", None, conversation, None)
     assert (both.code, both.remedy) == ("WHICH_IDENTITY", "name one with --as: alice, work")
     assert (await export(rig, "work", conversation, None))[0][0].event.identity == "work"

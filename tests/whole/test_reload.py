@@ -15,6 +15,7 @@ import pytest
 
 from agentd import config
 from agentd.control.api import HandOverRequest
+from agentd.control.refusal import ControlError
 from agentd.daemon import Daemon
 from agentd.errors import ConfigError
 from agentd.handover import PROTOCOL, Departure
@@ -571,13 +572,11 @@ async def test_a_change_that_begins_while_a_process_is_being_answered_comes_befo
         changing.append(asyncio.create_task(world.reload()))
         await world.until(lambda: "setup anew" in world.notes())
 
-    told: list[str] = []
     monkeypatch.setattr(Departure, "connect", connect)
-    monkeypatch.setattr(Departure, "call_off", lambda departure, why: told.append(why))
     wanted = HandOverRequest(protocol=PROTOCOL, tables=SCHEMA.version, version="0", pid=os.getpid(), socket="nowhere")
-    await world.daemon.operations.hand_over(wanted)
+    with pytest.raises(ControlError, match="its configuration is being changed; try again in a moment"):
+        await world.daemon.operations.hand_over(wanted)
     assert (await changing[0])["plugins"]["reloaded"] == ["notes"]
-    assert told == ["its configuration is being changed, try again in a moment"]
     world.post("alice", "hi")
     await world.until_answers("alice", "anew hi")
 

@@ -39,6 +39,19 @@ def reload(config: Path | None, state: Path | None, as_json: bool) -> None:
 
 
 @click.command()
+@reads_daemon
+def upgrade(config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Let the version that is installed now take over.
+
+    For a daemon that runs as a service. Mail flows on, and turns that have begun end in the process that began them.
+    If the new version cannot take over, the running one says why, and goes on.
+    """
+    from agentd.cli import verbs
+
+    verbs.upgrade(verbs.client(config, environ_with(state)), as_json=as_json)
+
+
+@click.command()
 @click.option("--open", "opened", is_flag=True, help="Start a browser with it.")
 @reads_daemon
 def dashboard(opened: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
@@ -100,7 +113,10 @@ def send(
 @click.option("--since", type=click.IntRange(min=0), metavar="POSITION", help="Start behind this journal position.")
 @reads_daemon
 def tail(name: str | None, since: int | None, config: Path | None, state: Path | None, as_json: bool) -> None:
-    """Follow the journal, of all identities or the one called NAME."""
+    """Follow the journal: events as they are committed.
+
+    Of all identities or the one called NAME.
+    """
     from agentd.cli import verbs
 
     verbs.tail(verbs.client(config, environ_with(state)), name, since, as_json=as_json)

@@ -38,7 +38,7 @@ def _which_options(command: F) -> F:
 @click.option("--dry-run", is_flag=True, help="Only show what would be written.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def install(user: bool, hub: bool, root: Path | None, dry_run: bool, yes: bool) -> None:
-    """Write the unit for the agentd that runs this, and show it first.
+    """Show the unit for this agentd, ask, and write it.
 
     With --root everything stays below that folder, and the running systemd is not told.
     """

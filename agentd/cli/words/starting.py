@@ -30,9 +30,12 @@ def run(ctx: click.Context, watch_files: bool, take_over: bool, config: Path | N
     Without a configuration it brings its own hub and an agent that echoes.
     """
     from agentd import daemon
-    from agentd.config import find_configuration, load
+    from agentd.config import find_configuration, find_state, is_kept_for_the_service, load
 
     environ = environ_with(state)
+    if is_kept_for_the_service(folder := find_state(config, environ)):
+        told = f"{folder} is the state of agentd.service, whose user could not open what root writes there"
+        raise click.ClickException(f"{told}; use: systemctl start agentd, or name another folder with --state")
     ctx.exit(
         daemon.run(
             load(config, environ),
@@ -70,14 +73,23 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...
     callback=_pairs,
     help="Go wrong by chance, for example push_drop=0.01.",
 )
+@click.option(
+    "--agent",
+    "agents",
+    multiple=True,
+    metavar="HANDLE",
+    help="Have this account, and its key in hub-keys/HANDLE.key.",
+)
 @click.option("--dev", is_flag=True, help="Development mode: one-time codes in answers, and control over HTTP.")
-def hub(host: str, port: int, store: str, seed: int, faults: dict[str, str], dev: bool) -> None:
+def hub(
+    host: str, port: int, store: str, seed: int, faults: dict[str, str], agents: tuple[str, ...], dev: bool
+) -> None:
     """Run a development server that speaks AgentChat's wire."""
     from agentd.cli import serving
     from agentd.hub.settings import HubSettings
 
     plan = serving.fault_plan(seed, faults)
-    serving.serve(HubSettings(host=host, port=port, database=store, development=dev), plan)
+    serving.serve(HubSettings(host=host, port=port, database=store, development=dev), plan, agents)
 
 
 def _count_option(name: str, default: int, told: str, least: int = 1) -> Callable[[F], F]:
@@ -156,8 +168,10 @@ def dev(
     the one before was handled.
     """
     from agentd import dev as trying
-    from agentd.dev.configured import settings_from
+    from agentd.dev.configured import problem_of, settings_from
 
+    if problem := problem_of(plugin):
+        raise click.UsageError(problem)
     ctx.exit(trying.run(plugin, settings_from(config_toml, pairs.items()), state=state, wait_s=wait_s))
 
 
@@ -200,7 +214,10 @@ def plugin(name: str, inside: Path) -> None:
 @config_option
 @json_option
 def check(config: Path | None, as_json: bool) -> None:
-    """Check the configuration and the keys, and tell every problem."""
-    from agentd.cli import verbs
+    """Tell every problem of the configuration.
 
-    verbs.check(config, os.environ, as_json=as_json)
+    The file is read with its keys, and the plugins are loaded, though not set up: their modules run.
+    """
+    from agentd.cli import checking
+
+    checking.check(config, os.environ, as_json=as_json)

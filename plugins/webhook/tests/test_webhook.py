@@ -311,7 +311,7 @@ def test_a_retry_after_that_means_nothing_breaks_nothing(text: str) -> None:
         ({"url": "ftp://agent.example"}, r"config: url is not an http or https address"),
         ({"url": "https://me:pw@agent.example"}, r"config: url has a user or password"),
         ({"url": "https://["}, r"config: url is not an address"),
-        ({"secret": SECRET}, r"config\.secret: Expected `object`"),
+        ({"secret": SECRET}, r"config\.secret: expected a table, found text"),
         ({"secret": {}}, r"config\.secret: name one source"),
         ({"secret": {"file": "a", "env": "B"}}, r"config\.secret: name one source"),
         ({"secret": {"credential": "../../etc/passwd"}}, r"config\.secret: .*credential"),

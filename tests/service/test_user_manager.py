@@ -6,21 +6,16 @@ are not to be had, the units are checked part by part in test_service.py and tes
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent / "user_manager.sh"
-AGENTD = Path(sys.prefix) / "bin" / "agentd"
-TIMEOUT_S = 60.0
+from tests.service.machines import AGENTD, TIMEOUT_S, Manager, running_after, user_manager
 
 # A plugin that blocks the loop when it is told to, as a C extension or a tight loop would.
 BLOCKER = """
@@ -46,12 +41,6 @@ async def answer(message: Message, ctx: Context) -> None:
     raise ValueError("first\\nsecond")
 """
 
-TARGETS = {
-    "default.target": "[Unit]\nRequires=basic.target\nAfter=basic.target\n",
-    "basic.target": "[Unit]\nDescription=Basic\n",
-    "shutdown.target": "[Unit]\nDescription=Shutdown\nDefaultDependencies=no\n",
-}
-
 # The unit as it is installed, but for two waits, and for where its log can be read without journald.
 DROP_IN = """
 [Service]
@@ -62,112 +51,10 @@ StandardError=append:{log}
 """
 
 
-class Manager:
-    """A running user manager. folder: all that it can write to."""
-
-    def __init__(self, folder: Path, pid: int) -> None:
-        self.folder = folder
-        self._enter = ["nsenter", "-t", str(pid), "-m", "-p", "-C", "--"]
-        self._environ = {
-            "PATH": f"{AGENTD.parent}:{os.environ['PATH']}",
-            "HOME": str(folder / "home"),
-            "LC_ALL": "C",
-            "XDG_RUNTIME_DIR": "/run/user/0",
-            "XDG_CONFIG_HOME": str(folder / "config"),
-            "SYSTEMD_UNIT_PATH": str(folder / "config" / "systemd" / "user"),
-        }
-
-    def run(self, *words: str, check: bool = True) -> str:
-        """Run something where the manager runs."""
-        done = subprocess.run(
-            [*self._enter, *words], env=self._environ, cwd="/", capture_output=True, text=True, timeout=TIMEOUT_S
-        )
-        assert done.returncode == 0 or not check, (words, done.stdout, done.stderr, self.log())
-        return done.stdout
-
-    def systemctl(self, *words: str, check: bool = True) -> str:
-        return self.run("systemctl", "--user", "--no-pager", *words, check=check)
-
-    def show(self, *names: str) -> dict[str, str]:
-        lines = self.systemctl("show", "agentd", *(f"--property={name}" for name in names)).splitlines()
-        return dict(line.split("=", 1) for line in lines)
-
-    def until(self, condition: Callable[[dict[str, str]], bool], *names: str) -> dict[str, str]:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not condition(shown := self.show(*names)):
-            assert time.monotonic() < deadline, (shown, self.log())
-            time.sleep(0.1)
-        return shown
-
-    def log(self) -> str:
-        logs = (self.folder / "daemon.log", self.folder / "manager.log")
-        return "\n".join(log.read_text(errors="replace")[-6_000:] for log in logs if log.exists())
-
-
-def require_the_tools() -> None:
-    """Skip with the reason where this cannot be done."""
-    if os.geteuid() != 0:
-        pytest.skip("namespaces of this kind need root")
-    for program in ("unshare", "nsenter", "systemctl", "/lib/systemd/systemd", "/lib/systemd/systemd-journald"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not on this machine")
-
-
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[Manager]:
-    require_the_tools()
-    units = tmp_path / "config" / "systemd" / "user"
-    for folder in (units, tmp_path / "home", tmp_path / "tmp", tmp_path / "config" / "agentd"):
-        folder.mkdir(parents=True)
-    for name, text in TARGETS.items():
-        (units / name).write_text(text)
-    cgroup = f"agentd-test-{os.getpid()}"
-    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh"]
-    with subprocess.Popen([*command, SCRIPT, tmp_path, cgroup], stderr=subprocess.PIPE, text=True) as unshare:
-        try:
-            yield started(unshare, tmp_path)
-        finally:
-            unshare.kill()
-            unshare.wait(TIMEOUT_S)
-            remove_cgroup(cgroup)
-
-
-def started(unshare: subprocess.Popen[str], folder: Path) -> Manager:
-    deadline = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < deadline:
-        if unshare.poll() is not None:
-            assert unshare.stderr is not None
-            pytest.skip(f"no manager of its own: {unshare.stderr.read().strip()}")
-        if (pid := pid_of_first_child(unshare.pid)) is not None:
-            manager = Manager(folder, pid)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                if "running" in manager.systemctl("is-system-running", check=False):
-                    return manager
-        time.sleep(0.1)
-    raise AssertionError(f"the manager did not come up: {Manager(folder, 0).log()}")
-
-
-def pid_of_first_child(pid: int) -> int | None:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return None
-    return int(children[0]) if children else None
-
-
-def remove_cgroup(name: str) -> None:
-    """What the manager leaves behind outside its folder: empty groups."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    for root in (Path(mount[1]) / name for mount in mounts if mount[2] == "cgroup2"):
-        for _ in range(100):
-            if not root.exists():
-                break
-            for folder in sorted(root.rglob("*/"), key=lambda each: len(each.parts), reverse=True):
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-            with contextlib.suppress(OSError):
-                root.rmdir()
-            time.sleep(0.05)
+    with user_manager(tmp_path) as started:
+        yield started
 
 
 def test_it_is_installed_started_killed_bitten_and_stopped(manager: Manager) -> None:
@@ -187,6 +74,7 @@ def test_it_is_installed_started_killed_bitten_and_stopped(manager: Manager) -> 
     manager.until(lambda shown: shown["StatusText"] == "2 live", "StatusText")
     assert "echo: hello" in say(manager, "hello"), "its client finds the socket of the service"
 
+    assert "runs its own hub, which ends with it" in manager.done(str(AGENTD), "upgrade").stderr
     first = manager.show("MainPID")["MainPID"]
     manager.systemctl("kill", "--signal=SIGKILL", "--kill-who=main", "agentd")
     again = manager.until(running_after(1), "MainPID", "ActiveState", "NRestarts")
@@ -235,8 +123,32 @@ def say(manager: Manager, text: str, *more: str) -> str:
     return manager.run(str(AGENTD), "send", "@echo", text, "--wait", "30", *more)
 
 
-def running_after(restarts: int) -> Callable[[dict[str, str]], bool]:
-    return lambda shown: shown["ActiveState"] == "active" and int(shown["NRestarts"]) >= restarts
+def test_an_upgrade_makes_the_new_process_the_main_one_and_the_managers_own_child(manager: Manager) -> None:
+    with manager.start(str(AGENTD), "hub", "--dev", "--port", "0", stdout=subprocess.PIPE) as hub:
+        try:
+            assert hub.stdout is not None
+            url = hub.stdout.readline().split()[-1]
+            asked = urllib.request.Request(f"{url}/hub/v1/agents", b'{"handle": "alice"}')
+            with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
+                key = json.load(answer)["api_key"]
+            configuration = manager.folder / "config" / "agentd"
+            (configuration / "alice.key").touch(0o600)
+            (configuration / "alice.key").write_text(key)
+            (configuration / "agentd.toml").write_text(
+                f'[identity.alice]\nurl = "{url}"\nkey = {{ file = "alice.key" }}\n'
+            )
+            manager.run(str(AGENTD), "service", "install", "--user", "--yes")
+            manager.systemctl("start", "agentd")
+            manager.until(lambda shown: shown["StatusText"] == "1 live", "StatusText")
+            told = json.loads(manager.run(str(AGENTD), "upgrade", "--json"))
+            shown = manager.show("MainPID", "NRestarts")
+            assert shown == {"MainPID": str(told["pid"]), "NRestarts": "0"}
+            parent = manager.run("ps", "-o", "ppid=", "-p", str(told["pid"])).strip()
+            assert "systemd" in manager.run("cat", f"/proc/{parent}/comm")
+            manager.systemctl("stop", "agentd")
+            assert manager.show("ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+        finally:
+            hub.kill()
 
 
 def test_a_configuration_that_is_broken_is_not_started_again_and_again(manager: Manager) -> None:
