@@ -95,6 +95,23 @@ async def test_the_turns_that_run_are_listed_with_the_places_of_their_events() -
         assert len(gate.begun) == 2, "nothing is handed out any more"
 
 
+async def test_nothing_is_let_go_before_what_has_ended_is_on_disk() -> None:
+    rig, gate = Rig(), Gate()
+    rig.plugin("echo", gate)
+    gate.open.set()
+    async with rig.running() as dispatcher:
+        rig.journal.full = True
+        dispatcher.offer([rig.said("a")])
+        await until(rig.journal.waiting_effects)
+        holding = asyncio.create_task(dispatcher.hold(10.0))
+        await asyncio.sleep(0.02)
+        assert not holding.done()
+        rig.journal.has_room()
+        await holding
+        assert [send.content.text for send in rig.queued] == ["to 1"]
+        dispatcher.take_back()
+
+
 async def test_what_ends_is_decided_here_if_there_is_no_successor_after_all() -> None:
     rig, gate = Rig(), Gate()
     rig.plugin("echo", gate)

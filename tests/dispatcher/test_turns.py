@@ -11,7 +11,7 @@ import pytest
 from agentd.config import CatchUp, LoopGuard
 from agentd.core.events import Digest, Timer
 from agentd.errors import GiveUp, RetryLater
-from agentd.journal.storage import DeadRow, Paused
+from agentd.journal.storage import Change, DeadRow, Paused, StatePut
 from agentd.plugin import Context, Message, Plugin
 from agentd.testing import Harness
 
@@ -396,6 +396,30 @@ async def test_a_replay_handles_recorded_events_again_in_order_before_what_is_ne
         assert h.pending == 0
 
 
+async def test_a_replay_that_begins_before_another_has_ended_goes_as_far_as_that() -> None:
+    seen: Seen = []
+    go = asyncio.Event()
+    plugin = Plugin("counting")
+
+    @plugin.on(Message)
+    async def work(message: Message, ctx: Context) -> None:
+        seen.append(message.text)
+        if len(seen) == 6:
+            await go.wait()
+        ctx.reply(f"heard {message.text}")
+
+    async with Harness(plugin) as h:
+        await say(h, "1", "2", "3", "4")
+        dispatcher(h).rewind("counting", "me", 1, 0)
+        while len(seen) < 6:
+            await asyncio.sleep(0)
+        dispatcher(h).rewind("counting", "me", 1, 0)
+        go.set()
+        await h.settle()
+        assert seen == ["1", "2", "3", "4", "1", "2", "1", "2", "3", "4"]
+        assert h.texts[4:] == [f"heard {text}" for text in ("1", "2", "1", "2", "3", "4")]
+
+
 async def test_a_replay_never_gets_between_the_events_of_a_batch_that_runs() -> None:
     seen: Seen = []
     go = asyncio.Event()
@@ -438,6 +462,25 @@ async def test_a_replay_survives_a_crash_and_repeats_no_send() -> None:
         await dispatcher(h).rewind("counting", "me", 1, 2)
         await h.settle()
         assert h.texts[6:] == ["got 3"]
+
+
+async def test_a_replay_right_after_a_start_knows_nothing_of_what_failed_before_it() -> None:
+    attempts: list[tuple[str | None, int]] = []
+    plugin = Plugin("counting")
+
+    @plugin.on(Message)
+    async def work(message: Message, ctx: Context) -> None:
+        attempts.append((message.text, ctx.attempt))
+        if message.text == "2" and len(attempts) == 2:
+            raise GiveUp("not now")
+
+    async with Harness(plugin, on_dead="hold") as h:
+        await say(h, "1", "2")
+        await h.crash(settle=False)
+        await dispatcher(h).rewind("counting", "me", 1, 0)
+        await h.settle()
+        assert attempts == [("1", 1), ("2", 1), ("1", 1), ("2", 1)]
+        assert dispatcher(h).standing("counting")["held"] == []
 
 
 async def test_a_replay_from_beyond_the_end_does_nothing() -> None:
@@ -796,6 +839,42 @@ async def test_another_generation_handles_what_comes_from_then_on_and_the_old_on
         await h.settle()
         assert seen == [("new", "x"), ("old", "slow"), ("new", "waits")]
         assert h.state("count", int, conversation="conv_a") == 2
+
+
+async def test_another_generation_sees_what_the_old_one_has_on_its_way_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Seen = []
+    on_its_way: list[asyncio.Future[None]] = []
+
+    def generation() -> Plugin[Any]:
+        plugin = Plugin("counting")
+
+        @plugin.on(Message)
+        async def work(message: Message, ctx: Context) -> None:
+            seen.append(count := await ctx.plugin_state.get("count", int, 0) + 1)
+            ctx.plugin_state.put("count", count)
+
+        return plugin
+
+    async with Harness(generation()) as h:
+        commit = h.journal.commit
+
+        def slowly(*changes: Change) -> asyncio.Future[None]:
+            if not on_its_way and any(isinstance(change, StatePut) for change in changes):
+                on_its_way.append(asyncio.get_running_loop().create_future())
+                return on_its_way[0]
+            return commit(*changes)
+
+        monkeypatch.setattr(h.journal, "commit", slowly)
+        await h.message("1", sender="@a", settle=False)
+        while not on_its_way:
+            await asyncio.sleep(0)
+        dispatcher(h).swap(await h.load(generation()))
+        await h.message("2", sender="@b", settle=False)
+        while len(seen) < 2:
+            await asyncio.sleep(0)
+        on_its_way[0].set_result(None)
+        await h.settle()
+        assert seen == [1, 2]
 
 
 async def test_what_the_new_generation_does_not_want_any_more_is_passed_over() -> None:
