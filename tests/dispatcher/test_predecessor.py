@@ -9,6 +9,7 @@ from typing import Any
 
 from agentd.core.events import Content, Send
 from agentd.dispatcher import Dispatcher, Elsewhere, Over, Turn
+from agentd.dispatcher.room import Room
 from agentd.host.context import TurnContext
 from agentd.host.faults import taken_apart
 from agentd.host.shipped import TurnOut
@@ -108,6 +109,19 @@ async def test_nothing_is_let_go_before_what_has_ended_is_on_disk() -> None:
         assert not holding.done()
         rig.journal.has_room()
         await holding
+        assert [send.content.text for send in rig.queued] == ["to 1"]
+        dispatcher.take_back()
+
+
+async def test_a_turn_that_waits_for_room_in_the_outbox_does_not_keep_the_journal_here() -> None:
+    rig, gate = Rig(), Gate()
+    rig.plugin("echo", gate)
+    gate.open.set()
+    async with rig.running() as dispatcher:
+        dispatcher._engine.room = Room(lambda identity: 0)
+        dispatcher.offer([rig.said("a")])
+        await until(lambda: len(dispatcher._engine.room))
+        await dispatcher.hold(1.0)
         assert [send.content.text for send in rig.queued] == ["to 1"]
         dispatcher.take_back()
 

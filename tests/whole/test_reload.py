@@ -485,6 +485,20 @@ async def test_a_plugin_in_a_process_of_its_own_is_taken_over_the_same_way(world
     assert world.unnoticed("alice") == before
 
 
+async def test_a_handler_that_recurs_and_is_new_in_a_changed_file_runs(world: World) -> None:
+    file = world.plugin("notes")
+    world.identity("alice", "notes")
+    await world.start(watch_files=True)
+    beats = """
+@plugin.every("0.1s")
+async def beat(timer: Timer, ctx: Context) -> None:
+    note("beat")
+"""
+    text = PLUGIN.format(name="notes", word="anew", setup="") + beats
+    file.write_text(text.replace("import Context", "import Timer, Context"))
+    await world.until(lambda: world.notes().count("beat") > 1)
+
+
 async def test_who_blocks_the_loop_is_named_by_the_generation_that_runs(world: World) -> None:
     world.plugin("first", "old")
     world.identity("alice", "first")
