@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from agentd.core.events import Content, Send
 from agentd.dispatcher import Dispatcher, Elsewhere, Over, Turn
@@ -215,3 +218,21 @@ async def test_a_turn_of_a_plugin_that_is_not_served_is_declined() -> None:
         await dispatcher.start(tasks, [Elsewhere(turn, declined.set)])
         assert declined.is_set()
         await dispatcher.stop(0.0)
+
+
+async def test_what_a_turn_noted_before_its_lane_came_to_it_is_not_forgotten() -> None:
+    elsewhere = Elsewhere(Turn("signal", "echo", "me"), lambda: None)
+    elsewhere.got_on(b"[1]")
+    elsewhere.got_on(b"[2]")
+    ctx: Any = SimpleNamespace(progressed=None, owner=None)
+    elsewhere.take_up(ctx)
+    assert ctx.progressed == b"[2]"
+
+
+async def test_a_turn_that_nobody_wants_does_not_wait_to_say_something() -> None:
+    elsewhere = Elsewhere(Turn("signal", "echo", "me"), lambda: None)
+    saying = asyncio.create_task(elsewhere.says_now())
+    await asyncio.sleep(0)
+    elsewhere.decline()
+    with pytest.raises(RuntimeError, match="not served any more"):
+        await asyncio.wait_for(saying, 10)
