@@ -24,11 +24,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
-from agentd.core.events import Message
+from agentd.core.events import LAST_SEQ, Message
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -114,8 +114,8 @@ class ConversationRow(Shape, frozen=True, kw_only=True):
     last_message_is_own: bool | None = None
     last_message_type: str | None = None
     unread_count: int | None = None
-    oldest_unread_seq: int | None = None
-    newest_unread_seq: int | None = None
+    oldest_unread_seq: Annotated[int, msgspec.Meta(ge=0, le=LAST_SEQ)] | None = None
+    newest_unread_seq: Annotated[int, msgspec.Meta(ge=0, le=LAST_SEQ)] | None = None
 
 
 class GroupSettings(Shape, frozen=True, kw_only=True):

@@ -416,11 +416,11 @@ class Daemon:
         except OSError as error:
             why = f"nobody listens at {wanted.socket} ({error.strerror})", "start that one again"
             raise ControlError(409, "NOT_HANDED_OVER", *why) from None
-        if self._departing.done() or self._stopping.is_set():
-            departure.call_off("it has begun something else meanwhile")
-        else:
-            log.info("agentd %s takes over, pid %d", wanted.version, wanted.pid)
-            self._departing.set_result(departure)
+        if (begun := self._keeps_everything(wanted)) is not None:  # meanwhile
+            departure.forget()
+            raise ControlError(409, "NOT_HANDED_OVER", *begun)
+        log.info("agentd %s takes over, pid %d", wanted.version, wanted.pid)
+        self._departing.set_result(departure)
         return departure
 
     def _keeps_everything(self, wanted: HandOverRequest) -> tuple[str, str] | None:
@@ -456,7 +456,8 @@ class Daemon:
     async def _hand_over(self, departure: Departure) -> bool:
         """End what needs the journal, and let it go. False if it is here again."""
         self._feed_meanwhile()
-        await _cancelled(self._around)
+        async with self._generations.changing:  # files of plugins may have changed at the last moment
+            await _cancelled(self._around)
         await self._close_http()
         if self._supervisors:
             resting = [asyncio.ensure_future(each.rest(_REST_S)) for each in self._supervisors.values()]

@@ -338,6 +338,17 @@ def test_text_that_is_not_toml_is_told_with_its_line(folder: Folder) -> None:
     assert folder.problem("a = 1\na = 2\n").startswith(":2: not TOML: Cannot overwrite a value")
 
 
+def test_what_is_nested_too_deeply_is_told(folder: Folder) -> None:
+    assert "nested too deeply" in folder.problem("a = " + "[" * 9_000)
+
+
+@pytest.mark.parametrize("key", ['{ file = "a\\u0000" }', '{ command = "a\\u0000" }', '{ command = ["a", "\\u0000"] }'])
+def test_a_character_that_no_path_may_hold_is_told_with_its_place(folder: Folder, key: str) -> None:
+    told = folder.problem(alice(key=key))
+    assert told.startswith(":3: identity.alice.key.")
+    assert r'holds "\u0000"' in told
+
+
 def test_a_file_that_is_missing_or_not_text_is_told(folder: Folder) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read \(No such file or directory\); name another"):
         load(folder.path / "nowhere.toml", {})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agentd.dispatcher.timers import Timers, next_beat, recurring
 from agentd.errors import GiveUp, PluginLoadError
 from agentd.journal.storage import TimerGone, TimerSet
-from agentd.plugin import Context, Event, Message, Plugin, Signal, Timer
+from agentd.plugin import Context, Event, Message, Plugin, RetryLater, Signal, Timer
 from agentd.testing import Harness
 
 # --- which are due
@@ -221,6 +221,28 @@ async def test_a_timer_whose_handler_ends_the_process_is_not_run_for_ever() -> N
         await h.settle()
         assert sorted(runs) == [1, 1, 2, 2, 3, 3]
         assert [each.error for each in h.timers] == ["the process died while it ran"] * 2
+
+
+async def test_starts_while_its_whole_plugin_waits_cost_a_timer_no_attempt() -> None:
+    plugin, attempts = Plugin("p"), []
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        ctx.remind(1.0)
+
+    @plugin.on(Timer)
+    async def wake(timer: Timer, ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+        if len(attempts) < 5:
+            raise RetryLater(60, whole_plugin=True)
+
+    async with Harness(plugin, attempts=2) as h:
+        await h.message("a")
+        for _ in range(5):
+            await h.advance(2)
+            await h.crash()
+        assert attempts == [1] * 5
+        assert h.timers == []
 
 
 async def test_wrong_times_and_reminders_that_nobody_would_notice_fail_in_the_authors_line() -> None:

@@ -100,6 +100,8 @@ def _parsed(file: Path, text: str) -> dict[str, Any]:
         what = _SYNTAX_PLACE.sub("", str(error))
         line = f":{place[1]}" if place else ""
         raise ConfigError([f"{file}{line}: not TOML: {what}; mend this line, then check again"]) from None
+    except RecursionError:
+        raise ConfigError([f"{file}: is nested too deeply to be read; mend it, then check again"]) from None
 
 
 class _Reading:
@@ -153,6 +155,9 @@ class _Reading:
             return self.section(section, raw, path)
         if get_origin(kind) is dict and issubclass(get_args(kind)[1], msgspec.Struct):
             return self._named_sections(get_args(kind)[1], raw, path)
+        if _holds_nul(raw):
+            self.problem(path, 'holds "\\u0000", which no name, path or word of a command may; remove it')
+            return None
         try:
             if isinstance(raw, float) and not math.isfinite(raw):
                 raise msgspec.ValidationError
@@ -187,6 +192,11 @@ def _table_remedy(kind: type[msgspec.Struct], path: KeyPath) -> str:
     if kind is KeySource:
         return 'say where the key lies, not the key itself: key = { file = "alice.key" }'
     return f"write [{'.'.join(path)}]"
+
+
+def _holds_nul(raw: Any) -> bool:
+    """Whether a text, or one of several, cannot be handed to the system."""
+    return any(isinstance(each, str) and "\0" in each for each in (raw if isinstance(raw, list) else (raw,)))
 
 
 def _shown(raw: Any, path: KeyPath) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from agentd.control.address import short_name
-from agentd.control.refusal import ControlError, UnreachableError
+from agentd.control.refusal import ControlError, SilentError, UnreachableError
 from agentd.errors import AgentdError, ConfigError
 
 _OF_THE_SERVICE = (Path("/var/lib/agentd"), Path("/run/agentd"))
@@ -332,6 +332,6 @@ def _unreachable(path: Path, error: Exception) -> UnreachableError:
         case PermissionError():
             return UnreachableError(f"{path} belongs to another user; run this command as that user or as root")
         case TimeoutError():
-            return UnreachableError(f"the daemon at {path} does not answer in time; see its log, then restart it")
+            return SilentError(f"the daemon at {path} does not answer in time; see its log, then restart it")
         case _:
             return UnreachableError(f"the daemon at {path} broke off its answer ({type(error).__name__}); see its log")

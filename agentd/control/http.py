@@ -44,6 +44,7 @@ from urllib.parse import urlsplit
 import msgspec
 import orjson
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from agentd import config
 from agentd.config import is_address, listening_address
@@ -68,6 +69,7 @@ _COOKIE = "agentd_session"
 _SAY_WAIT_S = 10.0
 _SAID_MAX_CHARS = 10_000
 _SHUTDOWN_TIMEOUT_S = 0.3
+_BODY_WAIT_S = 10.0  # far more than it takes; who sends one byte a minute keeps a connection from others
 _STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -81,6 +83,10 @@ _HEADERS = {
 }
 
 log = logging.getLogger(__name__)
+
+_unreadable = logging.getLogger(f"{__name__}.unreadable")
+# Whoever can connect could fill the log with them.
+_unreadable.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
 
 
 class Invited(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -145,6 +151,7 @@ class HttpServer:
         self._runner = web.AppRunner(
             self._application(),
             access_log=None,
+            logger=_unreadable,
             handler_cancellation=True,  # a browser that has gone ends its stream
             shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
             max_line_size=self._http.header_max_bytes,
@@ -198,7 +205,7 @@ class HttpServer:
         routes.add_post("/session/end", self._end_session)
         routes.add_post("/api/invitations", self._invite)
         routes.add_get("/api/status", self._status)
-        routes.add_get("/api/stream", self._stream)
+        routes.add_get("/api/stream", self._stream, allow_head=False)
         routes.add_get("/api/dead/letter", self._letter)
         routes.add_post("/api/dead/replay", self._replay_letter)
         routes.add_post("/api/dead/drop", self._drop_letter)
@@ -225,7 +232,7 @@ class HttpServer:
                 "ask by address, or add it to [agentd.http] hosts",
             )
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers["Host"]:
+        if origin is not None and _place(origin) != request.headers["Host"]:
             raise ControlError(403, "OTHER_ORIGIN", "another page may not ask", "use agentd's own page")
         return await handler(request)
 
@@ -372,14 +379,17 @@ class HttpServer:
 
 
 class _Accept:
-    """Makes a protocol per connection; past the bound, one that closes at once."""
+    """Makes a protocol per connection; past the bound, one that closes at once, as do all on which nothing is asked."""
 
     def __init__(self, server: web.Server, connections_max: int) -> None:
         self._server = server
         self._connections_max = connections_max
 
     def __call__(self) -> asyncio.BaseProtocol:
-        return self._server() if len(self._server.connections) < self._connections_max else _Closed()
+        if len(self._server.connections) < self._connections_max:
+            return self._server()
+        self._server.pre_shutdown()  # ends those that wait for a request; a stream goes on
+        return _Closed()
 
 
 class _Closed(asyncio.Protocol):
@@ -416,8 +426,14 @@ async def _body(request: web.Request, shape: type[T]) -> T:
     if request.content_type != "application/json":
         raise ControlError(415, "NOT_JSON", "the body must be application/json", "mend the request")
     try:
-        return msgspec.json.decode(await request.read(), type=shape)
-    except msgspec.DecodeError as error:
+        async with asyncio.timeout(_BODY_WAIT_S):
+            body = await request.read()
+    except (web.RequestPayloadError, ConnectionError, TimeoutError) as error:
+        what = f"the body did not come as it was announced ({type(error).__name__})"
+        raise ControlError(400, "BAD_REQUEST", what, "mend the request") from None
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ControlError(400, "BAD_REQUEST", str(error), "mend the request") from None
 
 
@@ -441,6 +457,14 @@ def _host_name(host: str) -> str:
     """The name in a Host header, without its port; "" if it makes no sense."""
     try:
         return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _place(origin: str) -> str:
+    """Name and port in an Origin header; "" if it makes no sense."""
+    try:
+        return urlsplit(origin).netloc
     except ValueError:
         return ""
 

@@ -18,3 +18,7 @@ class ControlError(AgentdError):
 
 class UnreachableError(AgentdError):
     """No daemon answers, or it stopped answering. The text names the socket and the remedy."""
+
+
+class SilentError(UnreachableError):
+    """A daemon is there and did not answer in time: it may yet do what it was asked for."""

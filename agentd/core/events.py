@@ -18,6 +18,9 @@ import msgspec
 FIRST_SEQ = 1
 """The seq of a conversation's first event. AgentChat starts here; platforms without seqs are numbered from here."""
 
+LAST_SEQ = 2**53 - 1
+"""No seq is greater: so far every reader of JSON counts exactly. The journal's own end lies not far behind."""
+
 
 class Source(enum.StrEnum):
     """How an event reached this machine."""

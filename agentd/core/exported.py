@@ -13,11 +13,11 @@ Not here: where the lines come from and where they go.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
-from agentd.core.events import Event, Message, Record, Source, portable
+from agentd.core.events import FIRST_SEQ, LAST_SEQ, Event, Message, Record, Source, portable
 from agentd.core.moments import iso, unix
 from agentd.errors import ExportUnreadable
 
@@ -35,8 +35,8 @@ class _Line(msgspec.Struct, kw_only=True):
     position: int = 0
     identity: str
     conversation: str
-    epoch: int
-    seq: int
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=LAST_SEQ)]
+    seq: Annotated[int, msgspec.Meta(ge=FIRST_SEQ, le=LAST_SEQ)]
     id: str
     source: Source
     own: bool
@@ -83,7 +83,7 @@ def numbered(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Exported]]:
         if text.strip():
             try:
                 yield number, _read(text)
-            except (msgspec.DecodeError, ValueError) as error:
+            except (msgspec.DecodeError, ValueError, RecursionError) as error:
                 raise ExportUnreadable(number, str(error)) from None
 
 

@@ -71,9 +71,13 @@ class Absent(NamedTuple):
 
 
 class Renumbered(NamedTuple):
-    """The seq of this event belongs to another event on disk: the server started a new numbering. Call `reset`."""
+    """The seq of this event belongs to another event on disk: the server started a new numbering. Call `reset`.
+
+    epoch: what ended. Until the reset everything of the conversation is held, since it is of the new numbering.
+    """
 
     event: Event
+    epoch: int
 
 
 class Survey(NamedTuple):
@@ -280,19 +284,26 @@ class Sequencer:
     def checked(self, event: Event, epoch: int, recorded: str | None, now: float) -> list[Decision]:
         """Go on after Check: `recorded` is the id on disk at that seq of this epoch, None if nothing is there.
 
+        Nothing is there where an event of an earlier epoch came again: then `recorded` is its own id if it is that one.
         What came meanwhile waits for this answer, since under a new numbering it would be out of order.
         """
         line = self._lines[event.conversation]
         if line.epoch != epoch:
             return self.offer(event, now)
+        if recorded != event.id:
+            return [Renumbered(event, epoch)]  # its check stays open, for what follows it
         line.checks -= 1
-        if recorded is not None and recorded != event.id:
-            return [Renumbered(event)]
         out: list[Decision] = [Repeat(event)]
         if not line.checks:
             self._release(line, out)
             self._rearm(line, now, out)
         return out
+
+    def doubted(self, event: Event) -> Renumbered:
+        """The server shows this event, in an answer, where another one is on disk."""
+        line = self._lines[event.conversation]
+        line.checks += 1
+        return Renumbered(event, line.epoch)
 
     def forgo(self, check: Check) -> bool:
         """Do not answer this; False if it must be. Its event is not acknowledged, and will be offered again.

@@ -261,7 +261,7 @@ class Deliveries:
                         at=now,
                         until=None,
                         reason=_STALE,
-                        watchers=False,
+                        watchers=lane.served.plugin.watches,  # who only watches is held by a policy of its own alone
                     )
                 )
                 engine.pauses.met(number, lane.served)

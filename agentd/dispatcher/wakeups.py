@@ -150,6 +150,7 @@ class Wakeups:
             self._failed(served, key, msgspec.structs.replace(timer, progress=ctx.progressed), ctx, failure)
         elif ctx.sends and not engine.room.fits(ctx.sends):
             log.warning("the outbox is full: a timer waits for it", extra={"identity": timer.identity})
+            self._uncounted(timer)
             engine.delay(served, key, engine.clock.monotonic() + _ROOM_LOOK_S)
         else:
             if served.breakers.troubled:
@@ -209,6 +210,10 @@ class Wakeups:
             engine.wake()
         engine.committed()
 
+    def _uncounted(self, timer: TimerSet) -> None:
+        """It comes again, and nothing went wrong with it: a start meanwhile must not take that for a death."""
+        self._engine.commits.commit(timer)
+
     def _successor(self, served: Served, timer: TimerSet) -> TimerSet | None:
         interval_s = served.intervals.get(timer.name)
         return None if interval_s is None else next_beat(timer, interval_s, self._engine.clock.unix())
@@ -224,6 +229,7 @@ class Wakeups:
     def _failed(self, served: Served, key: Key, timer: TimerSet, ctx: TurnContext[Any], failure: Failure) -> None:
         engine, error = self._engine, failure.error
         if engine.postponed(served, key, ctx, failure):
+            self._uncounted(timer)
             return
         verdict = engine.verdict(served, ctx.attempt, failure)
         again_s = verdict.after_s if isinstance(verdict, Again) else math.inf

@@ -25,7 +25,7 @@ import msgspec
 from agentd import __version__
 from agentd.control.api import bind
 from agentd.control.client import Client
-from agentd.control.refusal import ControlError, UnreachableError
+from agentd.control.refusal import ControlError, SilentError, UnreachableError
 from agentd.core.events import Send, Sent
 from agentd.dispatcher import Elsewhere, Over
 from agentd.errors import AgentdError
@@ -109,6 +109,9 @@ class Arrival:
         }
         try:
             accepted = await asyncio.to_thread(Client(control).hand_over, wanted)
+        except SilentError as silent:
+            # It may yet do so, and must not take us for one that has heard of it.
+            raise NotHandedOver(f"the process that runs does not hand over: {silent}") from None
         except UnreachableError:
             return False
         except ControlError as refused:

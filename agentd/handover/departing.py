@@ -80,6 +80,10 @@ class Departure:
         """Connect to where the successor listens. Raises OSError."""
         await asyncio.get_running_loop().create_unix_connection(lambda: self._line, path)
 
+    def forget(self) -> None:
+        """Nothing was begun: the successor is told as its answer."""
+        self._line.close()
+
     def call_off(self, why: str) -> None:
         """The journal stays here."""
         self._line.tell(messages.CalledOff(why))

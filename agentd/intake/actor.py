@@ -402,6 +402,15 @@ class Intake:
         """The journal's number, or None for a conversation that has nothing on disk."""
         return self._numbers.get(conversation)
 
+    async def recorded(self, event: Event, epoch: int) -> str | None:
+        """The id on disk at this event's seq of an epoch, its own if it is there under another seq, else None."""
+        if (number := self._numbers.get(event.conversation)) is None:
+            return None
+        (there,) = await self.journal.ids_at([(number, epoch, event.seq)])
+        if there is None and event.id in await self.journal.ids_of(number):
+            return event.id
+        return there
+
     def survey(self) -> None:
         """Let everything that the server still holds be offered again."""
         self._on_survey()

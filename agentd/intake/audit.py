@@ -137,16 +137,15 @@ class Audit:
             if row.seq > mark:
                 self._stands_at(conversation, row.seq, row.created_at)
             elif await self._is_another(row, epoch):
-                await self._questions.renumbered(conversation)
+                if line.epoch == epoch:
+                    await self._questions.renumbered(intake.sequencer.doubted(row))
                 return
         intake.apply(())
 
     async def _is_another(self, row: Event, epoch: int) -> bool:
-        """Whether the server shows another event at a seq than the one on disk."""
+        """Whether the server shows another event at a seq than the one that is accounted for there."""
         intake = self._intake
-        number = intake.number_of(row.conversation)
-        if number is None:
+        if row.seq in intake.sequencer.lines[row.conversation].absent:
             return False
         await intake.settled()
-        recorded = (await intake.journal.ids_at([(number, epoch, row.seq)]))[0]
-        return recorded is not None and recorded != row.id
+        return await intake.recorded(row, epoch) != row.id

@@ -107,7 +107,7 @@ class Questions:
                 elif isinstance(question, Check):
                     await self._check(question)
                 else:
-                    await self.renumbered(question.event.conversation, question)
+                    await self.renumbered(question)
         finally:
             self._workers -= 1
         if self._owing:
@@ -167,36 +167,35 @@ class Questions:
     async def _check(self, check: Check) -> None:
         # The epoch is that of the asking: after a reset meanwhile nobody waits for this answer any more.
         intake, (event, epoch) = self._intake, check
-        number = intake.number_of(event.conversation)
-        recorded = None if number is None else (await intake.journal.ids_at([(number, epoch, event.seq)]))[0]
+        recorded = await intake.recorded(event, epoch)
         intake.apply(intake.sequencer.checked(event, epoch, recorded, self._loop.time()))
 
     # -- resets -----------------------------------------------------------------------------------------------------
 
-    async def renumbered(self, conversation: str, cause: Renumbered | None = None) -> None:
+    async def renumbered(self, cause: Renumbered) -> None:
         """Start a new epoch of this conversation at what the server holds now. Repeats itself until it is known."""
+        intake, event = self._intake, cause.event
+        conversation = event.conversation
+        line = intake.sequencer.lines[conversation]
+        if line.epoch != cause.epoch:  # several events told of one reset
+            intake.apply(intake.sequencer.offer(event, self._loop.time()))
+            return
         if conversation in self._resetting:
             return  # the event that asked again is unacknowledged, and part of what the new epoch replays
         self._resetting.add(conversation)
-        intake, platform = self._intake, self._intake.platform
         try:
-            page = platform.read_history(await self._perform(platform.newest_request(conversation)))
+            top = max(event.seq, await self._newest(conversation))
+            await intake.settled()
             number = intake.number_of(conversation)
             known = frozenset(await intake.journal.ids_of(number)) if number is not None else frozenset[str]()
         except AgentdError as failure:
             log.info("a reset could not be measured yet: %s", failure, extra={"identity": intake.identity})
-            retry = cause if cause is not None else conversation
-            self._loop.call_later(_RESET_RETRY_S * (0.5 + random.random()), self._ask_again, retry)
+            self._loop.call_later(_RESET_RETRY_S * (0.5 + random.random()), self.ask, cause)
             return
         finally:
             self._resetting.discard(conversation)
-        heard = cause.event.seq if cause is not None else 0
-        top = max((row.seq for row in page.events), default=heard)
         adopt = intake.settings.on_reset == "adopt"
-        decisions = intake.sequencer.reset(
-            conversation, self._loop.time(), top=max(top, heard), adopt=adopt, known_ids=known
-        )
-        line = intake.sequencer.lines[conversation]
+        decisions = intake.sequencer.reset(conversation, self._loop.time(), top=top, adopt=adopt, known_ids=known)
         log.warning(
             "the server numbers this conversation anew: epoch %d up to seq %d",
             line.epoch,
@@ -208,6 +207,11 @@ class Questions:
         )
         intake.reset(decisions, reset)
 
-    def _ask_again(self, cause: Renumbered | str) -> None:
-        if isinstance(cause, Renumbered):
-            self.ask(cause)
+    async def _newest(self, conversation: str) -> int:
+        """The highest seq that the server shows, 0 if none."""
+        platform = self._intake.platform
+        try:
+            page = platform.read_history(await self._perform(platform.newest_request(conversation)))
+        except Refused:
+            return 0  # not ours to read any more: what was pushed is all that will be known
+        return max((row.seq for row in page.events), default=0)

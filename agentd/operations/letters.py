@@ -6,6 +6,7 @@ Not here: what becomes one (dispatcher).
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -22,6 +23,8 @@ class Letters:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._journal = parts.journal
+        # Each decision is made on a letter as it is on disk: two at once would both take it off the list.
+        self._deciding = asyncio.Lock()
 
     async def listed(self, identity: str | None, dropped_too: bool, limit: int) -> list[dict[str, Any]]:
         """See control.api.Daemon."""
@@ -36,6 +39,11 @@ class Letters:
 
     async def replay(self, number: int) -> dict[str, Any]:
         """See control.api.Daemon."""
+        async with self._deciding:
+            await self._replay(number)
+        return await self.show(number)
+
+    async def _replay(self, number: int) -> None:
         row = await self._find(number)
         if row.plugin not in self._parts.plugins or row.identity not in self._parts.served_by(row.plugin):
             raise ControlError(
@@ -52,15 +60,15 @@ class Letters:
                 f"take it off the list: agentd dead drop {number}",
             )
         await self._parts.dispatcher.try_again(row)
-        return await self.show(number)
 
     async def drop(self, number: int) -> dict[str, Any]:
         """See control.api.Daemon."""
-        row = await self._find(number)
-        if row.dropped_at is None:
-            await self._journal.commit(DeadDropped(number, time.time()))
-            if row.identity in self._parts.dispatcher.dead:
-                self._parts.dispatcher.dead[row.identity] -= 1
+        async with self._deciding:
+            row = await self._find(number)
+            if row.dropped_at is None:
+                await self._journal.commit(DeadDropped(number, time.time()))
+                if row.identity in self._parts.dispatcher.dead:
+                    self._parts.dispatcher.dead[row.identity] -= 1
         return await self.show(number)
 
     async def _record(self, row: DeadRow) -> Record | None:

@@ -45,12 +45,14 @@ class Sending:
         self._room = room
         self._speaker = speaker
         self._loop = asyncio.get_running_loop()
-        self._awaited: dict[str, asyncio.Future[Carried]] = {}
+        self._awaited: dict[tuple[str, str], set[asyncio.Future[None]]] = {}
+        """By identity and key: several may wait for one send."""
 
     def settled(self, carried: Carried) -> None:
         """A send has come to its end."""
-        if (waiting := self._awaited.get(carried.client_msg_id)) is not None and not waiting.done():
-            waiting.set_result(carried)
+        for waiting in self._awaited.get((carried.identity, carried.client_msg_id), ()):
+            if not waiting.done():
+                waiting.set_result(None)
 
     async def send(
         self, identity: str | None, target: str, content: Content, wait_s: float, client_msg_id: str | None
@@ -108,7 +110,9 @@ class Sending:
         admit: called with the identity before anything is put there; what it raises is raised.
         """
         key, name = send.client_msg_id, send.identity
-        settled = self._awaited.setdefault(key, self._loop.create_future())
+        settled: asyncio.Future[None] = self._loop.create_future()
+        waiting = self._awaited.setdefault((name, key), set())
+        waiting.add(settled)
         try:
             known = await self._journal.outbox_find(key, name)
             if known is None:
@@ -118,7 +122,9 @@ class Sending:
             if known is None or known.send.state not in SETTLED_STATES:
                 await asyncio.wait((settled,), timeout=wait_s)
         finally:
-            self._awaited.pop(key, None)
+            waiting.discard(settled)
+            if not waiting:
+                self._awaited.pop((name, key), None)
         row = await self._journal.outbox_find(key, name)
         assert row is not None
         return row

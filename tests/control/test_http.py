@@ -170,7 +170,7 @@ def test_a_call_that_changes_something_must_come_from_the_page_itself(page: Page
     cookie = page.cookie()
     drop = {"number": 3}
     assert page.ask("POST", "/api/dead/drop", drop, bare=True, Cookie=cookie)[0] == 401
-    for origin in ("http://127.0.0.1:1", "http://evil.example", "null"):
+    for origin in ("http://127.0.0.1:1", "http://evil.example", "null", "http://["):
         assert page.ask("POST", "/api/dead/drop", drop, bare=True, Cookie=cookie, Origin=origin)[0] == 403
     assert page.daemon.asked == []
     assert page.ask("POST", "/api/dead/drop", drop, bare=True, Cookie=cookie, Origin=page.url)[0] == 200
@@ -222,6 +222,52 @@ def test_connections_past_the_bound_are_closed_and_leave_again_room(serve: Calla
         except (ConnectionError, http.client.HTTPException):
             continue
     assert answered == 200
+
+
+def test_connections_on_which_nothing_is_asked_make_room_and_streams_do_not(serve: Callable[..., Page]) -> None:
+    page = serve(connections_max=3)
+    stream = page.connection()
+    stream.request("GET", "/api/stream", headers={"Authorization": f"Bearer {page.token}"})
+    events = stream.getresponse()
+    assert events.status == 200
+    idle = [socket.create_connection(("127.0.0.1", page.port)) for _ in range(8)]
+    idle[0].sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
+    answered = 0
+    for _ in range(100):
+        try:
+            answered = page.ask("GET", "/healthz")[0]
+            break
+        except (ConnectionError, http.client.HTTPException):
+            continue
+    assert answered == 200
+    assert events.readline().startswith(b"event: ")
+    for each in idle:
+        each.close()
+    stream.close()
+
+
+def said(page: Page, request: bytes) -> bytes:
+    """Everything that is answered to these bytes."""
+    with socket.create_connection(("127.0.0.1", page.port), timeout=10) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
+def test_what_makes_no_sense_is_refused_and_fills_no_log(page: Page, caplog: pytest.LogCaptureFixture) -> None:
+    host = f"Host: 127.0.0.1:{page.port}\r\n".encode()
+    json_of = b"POST /session HTTP/1.1\r\n" + host + b"Content-Type: application/json\r\n"
+    for request in (
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n" + host + b"Host: evil.example\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n" + host + b"Cookie: \x01\r\n\r\n",
+        json_of + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+        json_of + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+        json_of + b"Content-Length: 9\r\n\r\n{}",
+    ):
+        assert b" 400 " in (said(page, request) or b"HTTP/1.1 400 unheard")[:13], request
+    assert caplog.records == []
 
 
 def test_streams_past_the_bound_are_refused(serve: Callable[..., Page]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd.core import exported
-from agentd.core.events import Context, Event, Message, Record, Source
+from agentd.core.events import LAST_SEQ, Context, Event, Message, Record, Source
 from agentd.errors import ExportUnreadable
 
 WORDS = st.text(max_size=20)
@@ -24,7 +24,7 @@ OBJECTS = st.dictionaries(WORDS, VALUES, max_size=3)
 PLACES = {
     "identity": WORDS,
     "conversation": WORDS,
-    "seq": st.integers(1, 2**53),
+    "seq": st.integers(1, LAST_SEQ),
     "id": WORDS,
     "sender": WORDS,
     "own": st.booleans(),
@@ -105,6 +105,9 @@ def test_a_line_of_a_later_version_is_read_for_what_is_known() -> None:
         (line(plain()).replace(b'"Message"', b'"Miracle"'), "type 'Miracle' is not known"),
         (line(plain()).replace(b'"text":"hi"', b'"text":5'), "Expected `str | null`, got `int`"),
         (line(plain()).replace(b"2026-", b"now-"), "isoformat"),
+        (line(plain()).replace(b'"epoch":1', b'"epoch":9223372036854775808'), "`int` <= 9007199254740991"),
+        (line(plain()).replace(b'"seq":3', b'"seq":0'), "`int` >= 1"),
+        (line(plain()).replace(b'{"id":"msg_3"}', b'{"a":' * 9_000 + b"1" + b"}" * 9_000), "recursion"),
     ],
 )
 def test_a_line_that_is_no_event_is_named(broken: bytes, why: str) -> None:

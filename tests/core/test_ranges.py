@@ -1,6 +1,7 @@
 """Ranges against a plain set of ints."""
 
 import itertools
+import tracemalloc
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ def test_ranges_hold_what_a_set_of_ints_would_hold(steps: list[tuple[str, int, i
         else:
             model -= set(range(start, stop))
         assert {value for value in range(42) if value in ranges} == model
-        assert len(ranges) == len(model)
+        assert sum(stop - start for start, stop in ranges) == len(model)
         assert bool(ranges) == bool(model)
         found = list(ranges)
         assert all(a < b for a, b in found)
@@ -36,3 +37,12 @@ def test_touching_ranges_become_one() -> None:
 
 def test_equal_sets_are_equal_however_they_were_built() -> None:
     assert Ranges([(1, 5)]) == Ranges([(3, 5), (1, 3)])
+
+
+def test_a_range_costs_the_same_however_wide_it_is() -> None:
+    tracemalloc.start()
+    try:
+        assert Ranges([(1, 2**53)]).as_tuple() == ((1, 2**53),)
+        assert tracemalloc.get_traced_memory()[1] < 10_000
+    finally:
+        tracemalloc.stop()

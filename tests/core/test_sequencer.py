@@ -216,7 +216,20 @@ def test_another_id_at_a_known_seq_means_a_new_numbering() -> None:
     sequencer = at_mark(5)
     other = event(2, msg_id="msg_other")
     assert sequencer.offer(other, 0.0) == [Check(other, 1)]
-    assert sequencer.checked(other, 1, "msg_2", 0.0) == [Renumbered(other)]
+    assert sequencer.checked(other, 1, "msg_2", 0.0) == [Renumbered(other, 1)]
+    assert sequencer.offer(event(6, msg_id="msg_another"), 0.0) == [], "it is of the new numbering, too"
+
+
+def test_an_event_that_is_nowhere_on_disk_is_never_acknowledged_as_a_repeat() -> None:
+    sequencer = at_mark(5)
+    sequencer.reset("c", 0.0, top=1, adopt=False, known_ids=frozenset({"msg_1"}))
+    (ask,) = of(Refetch, sequencer.wake(0.0))
+    assert isinstance(ask, Refetch)
+    assert of(Repeat, sequencer.refetched(ask, [event(1)], 2, 0.0)), "its record is one of the first epoch"
+    sequencer.offer(event(2, msg_id="msg_new"), 0.0)
+    other = event(1, msg_id="msg_other")
+    assert sequencer.offer(other, 0.0) == [Check(other, 2)]
+    assert sequencer.checked(other, 2, None, 0.0) == [Renumbered(other, 2)]
 
 
 def test_what_follows_a_doubtful_event_waits_until_the_disk_has_answered() -> None:
@@ -260,7 +273,7 @@ def test_nothing_of_a_new_numbering_is_taken_for_the_old_one() -> None:
     sequencer.drain_began()
     decisions = [decision for one in news for decision in sequencer.offer(one, 0.0)]
     assert of(Deliver, decisions) == []
-    assert sequencer.checked(news[0], 1, "msg_1", 0.0) == [Renumbered(news[0])]
+    assert sequencer.checked(news[0], 1, "msg_1", 0.0) == [Renumbered(news[0], 1)]
     sequencer.reset("c", 0.0, top=8, adopt=False, known_ids=frozenset())
     (ask,) = of(Refetch, sequencer.wake(0.0))
     assert isinstance(ask, Refetch)
@@ -541,3 +554,159 @@ class AnyInterleaving(RuleBasedStateMachine):
 
 AnyInterleaving.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestAnyInterleaving = AnyInterleaving.TestCase
+
+
+class AnyReset(RuleBasedStateMachine):
+    """The same, with a server that now and then loses its history and numbers anew, and nothing else goes wrong.
+
+    What was under way when it did so is gone. A reset is measured, and made a while later; meanwhile frames come in.
+    """
+
+    @initialize()
+    def begin(self) -> None:
+        self.now = 0.0
+        self.ids = 0
+        self.history: dict[int, Event] = {}
+        self.unacked: dict[str, Event] = {}
+        self.wire: list[Event] = []
+        self.asks: list[Refetch] = []
+        self.checks: list[Check] = []
+        self.resets: list[Renumbered] = []
+        self.measured: tuple[Renumbered, int] | None = None
+        self.journal: list[Event] = []
+        self.sequencer = Sequencer(LIMITS)
+
+    def take(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            match decision:
+                case Deliver():
+                    self.journal.append(decision.event)
+                    self.unacked.pop(decision.event.id, None)
+                case Repeat():
+                    assert any(one.id == decision.event.id for one in self.journal), "acked without being on disk"
+                    self.unacked.pop(decision.event.id, None)
+                case Refetch():
+                    self.asks.append(decision)
+                case Check():
+                    self.checks.append(decision)
+                case Renumbered():
+                    self.resets.append(decision)
+                case _:
+                    pass
+
+    @rule(lost=st.booleans())
+    def somebody_speaks(self, lost: bool) -> None:
+        self.ids += 1
+        seq = len(self.history) + 1
+        message = self.history[seq] = event(seq, msg_id=f"id_{self.ids}")
+        self.unacked[message.id] = message
+        if not lost:
+            self.wire.append(message)
+
+    @precondition(lambda self: self.history)
+    @rule()
+    def the_server_numbers_anew(self) -> None:
+        self.history.clear()
+        self.unacked.clear()
+        self.wire.clear()
+        self.asks.clear()
+
+    @precondition(lambda self: self.wire)
+    @rule()
+    def a_frame_arrives(self) -> None:
+        self.take(self.sequencer.offer(self.wire.pop(0), self.now))
+
+    @rule()
+    def the_backlog_is_drained(self) -> None:
+        self.sequencer.drain_began()
+        for row in list(self.unacked.values()):
+            self.take(self.sequencer.offer(msgspec.structs.replace(row, source=Source.DRAIN), self.now))
+        self.take(self.sequencer.page_ended(self.now))
+        self.take(self.sequencer.drain_ended(self.now, complete=True))
+
+    @rule(seconds=st.sampled_from([0.6, 1.5]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.take(self.sequencer.wake(self.now))
+
+    @precondition(lambda self: self.asks)
+    @rule()
+    def the_history_answers(self) -> None:
+        ask = self.asks.pop(0)
+        rows = [row for seq, row in self.history.items() if seq >= max(1, ask.start - 1)][:4]
+        ahead = rows and rows[-1].seq >= ask.start
+        self.take(self.sequencer.refetched(ask, rows, rows[-1].seq + 1 if ahead else ask.stop, self.now))
+
+    @precondition(lambda self: self.checks)
+    @rule()
+    def the_disk_answers(self) -> None:
+        check = self.checks.pop(0)
+        place = (check.epoch, check.event.seq)
+        self.take(self.sequencer.checked(check.event, check.epoch, self.recorded(check.event, place), self.now))
+
+    def recorded(self, shown: Event, place: tuple[int, int]) -> str | None:
+        there = next((one.id for one in self.journal if (one.epoch, one.seq) == place), None)
+        return there or next((one.id for one in self.journal if one.id == shown.id), None)
+
+    @precondition(lambda self: self.resets and self.measured is None)
+    @rule()
+    def a_reset_is_measured(self) -> None:
+        cause = self.resets.pop(0)
+        if cause.epoch != self.sequencer.lines["c"].epoch:
+            self.take(self.sequencer.offer(cause.event, self.now))
+        else:
+            self.measured = cause, max(self.history, default=0)
+
+    @precondition(lambda self: self.measured is not None)
+    @rule()
+    def a_reset_is_made(self) -> None:
+        assert self.measured is not None
+        cause, top = self.measured
+        self.measured = None
+        known = frozenset(one.id for one in self.journal)
+        top = max(top, cause.event.seq)
+        self.take(self.sequencer.reset("c", self.now, top=top, adopt=False, known_ids=known))
+
+    @invariant()
+    def nothing_is_delivered_twice_and_order_holds_in_each_epoch(self) -> None:
+        ids = [one.id for one in self.journal]
+        assert len(ids) == len(set(ids))
+        in_order = [(one.epoch, one.seq) for one in self.journal if not one.late]
+        assert in_order == sorted(set(in_order))
+
+    def teardown(self) -> None:
+        """Let everything through, and what the server shows at the mark be compared; then all it has is on disk."""
+        if not hasattr(self, "sequencer"):
+            return
+        for _ in range(60):
+            while self.wire:
+                self.a_frame_arrives()
+            self.the_backlog_is_drained()
+            while self.asks or self.checks or self.resets or self.measured:
+                if self.asks:
+                    self.the_history_answers()
+                if self.checks:
+                    self.the_disk_answers()
+                if self.measured:
+                    self.a_reset_is_made()
+                if self.resets:
+                    self.a_reset_is_measured()
+            self.audit()
+            self.time_passes(9.0)
+        assert not self.unacked
+        got = {one.id for one in self.journal}
+        assert {one.id for one in self.history.values()} <= got
+
+    def audit(self) -> None:
+        line = self.sequencer.lines.get("c")
+        if line is None or line.anchor is None or not self.history:
+            return
+        row = self.history.get(line.mark) or self.history[max(self.history)]
+        if row.seq > line.mark:
+            self.sequencer.stands_at("c", row.seq, self.now)
+        elif row.seq not in line.absent and self.recorded(row, (line.epoch, row.seq)) != row.id:
+            self.resets.append(self.sequencer.doubted(row))
+
+
+AnyReset.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAnyReset = AnyReset.TestCase

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from agentd.core.events import Content, Send
 from agentd.dispatcher import Dispatcher, Elsewhere, Over, Turn
+from agentd.dispatcher.room import Room
 from agentd.host.context import TurnContext
 from agentd.host.faults import taken_apart
 from agentd.host.shipped import TurnOut
@@ -93,6 +97,36 @@ async def test_the_turns_that_run_are_listed_with_the_places_of_their_events() -
         await asyncio.sleep(0.01)
         assert rig.queued == []
         assert len(gate.begun) == 2, "nothing is handed out any more"
+
+
+async def test_nothing_is_let_go_before_what_has_ended_is_on_disk() -> None:
+    rig, gate = Rig(), Gate()
+    rig.plugin("echo", gate)
+    gate.open.set()
+    async with rig.running() as dispatcher:
+        rig.journal.full = True
+        dispatcher.offer([rig.said("a")])
+        await until(rig.journal.waiting_effects)
+        holding = asyncio.create_task(dispatcher.hold(10.0))
+        await asyncio.sleep(0.02)
+        assert not holding.done()
+        rig.journal.has_room()
+        await holding
+        assert [send.content.text for send in rig.queued] == ["to 1"]
+        dispatcher.take_back()
+
+
+async def test_a_turn_that_waits_for_room_in_the_outbox_does_not_keep_the_journal_here() -> None:
+    rig, gate = Rig(), Gate()
+    rig.plugin("echo", gate)
+    gate.open.set()
+    async with rig.running() as dispatcher:
+        dispatcher._engine.room = Room(lambda identity: 0)
+        dispatcher.offer([rig.said("a")])
+        await until(lambda: len(dispatcher._engine.room))
+        await dispatcher.hold(1.0)
+        assert [send.content.text for send in rig.queued] == ["to 1"]
+        dispatcher.take_back()
 
 
 async def test_what_ends_is_decided_here_if_there_is_no_successor_after_all() -> None:
@@ -184,3 +218,21 @@ async def test_a_turn_of_a_plugin_that_is_not_served_is_declined() -> None:
         await dispatcher.start(tasks, [Elsewhere(turn, declined.set)])
         assert declined.is_set()
         await dispatcher.stop(0.0)
+
+
+async def test_what_a_turn_noted_before_its_lane_came_to_it_is_not_forgotten() -> None:
+    elsewhere = Elsewhere(Turn("signal", "echo", "me"), lambda: None)
+    elsewhere.got_on(b"[1]")
+    elsewhere.got_on(b"[2]")
+    ctx: Any = SimpleNamespace(progressed=None, owner=None)
+    elsewhere.take_up(ctx)
+    assert ctx.progressed == b"[2]"
+
+
+async def test_a_turn_that_nobody_wants_does_not_wait_to_say_something() -> None:
+    elsewhere = Elsewhere(Turn("signal", "echo", "me"), lambda: None)
+    saying = asyncio.create_task(elsewhere.says_now())
+    await asyncio.sleep(0)
+    elsewhere.decline()
+    with pytest.raises(RuntimeError, match="not served any more"):
+        await asyncio.wait_for(saying, 10)

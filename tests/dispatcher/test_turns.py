@@ -5,12 +5,13 @@ import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from agentd.config import CatchUp, LoopGuard
 from agentd.core.events import Digest, Timer
 from agentd.errors import GiveUp, RetryLater
-from agentd.journal.storage import DeadRow, Paused
+from agentd.journal.storage import Change, DeadRow, Paused, StatePut
 from agentd.plugin import Context, Message, Plugin
 from agentd.testing import Harness
 
@@ -395,6 +396,30 @@ async def test_a_replay_handles_recorded_events_again_in_order_before_what_is_ne
         assert h.pending == 0
 
 
+async def test_a_replay_that_begins_before_another_has_ended_goes_as_far_as_that() -> None:
+    seen: Seen = []
+    go = asyncio.Event()
+    plugin = Plugin("counting")
+
+    @plugin.on(Message)
+    async def work(message: Message, ctx: Context) -> None:
+        seen.append(message.text)
+        if len(seen) == 6:
+            await go.wait()
+        ctx.reply(f"heard {message.text}")
+
+    async with Harness(plugin) as h:
+        await say(h, "1", "2", "3", "4")
+        dispatcher(h).rewind("counting", "me", 1, 0)
+        while len(seen) < 6:
+            await asyncio.sleep(0)
+        dispatcher(h).rewind("counting", "me", 1, 0)
+        go.set()
+        await h.settle()
+        assert seen == ["1", "2", "3", "4", "1", "2", "1", "2", "3", "4"]
+        assert h.texts[4:] == [f"heard {text}" for text in ("1", "2", "1", "2", "3", "4")]
+
+
 async def test_a_replay_never_gets_between_the_events_of_a_batch_that_runs() -> None:
     seen: Seen = []
     go = asyncio.Event()
@@ -437,6 +462,25 @@ async def test_a_replay_survives_a_crash_and_repeats_no_send() -> None:
         await dispatcher(h).rewind("counting", "me", 1, 2)
         await h.settle()
         assert h.texts[6:] == ["got 3"]
+
+
+async def test_a_replay_right_after_a_start_knows_nothing_of_what_failed_before_it() -> None:
+    attempts: list[tuple[str | None, int]] = []
+    plugin = Plugin("counting")
+
+    @plugin.on(Message)
+    async def work(message: Message, ctx: Context) -> None:
+        attempts.append((message.text, ctx.attempt))
+        if message.text == "2" and len(attempts) == 2:
+            raise GiveUp("not now")
+
+    async with Harness(plugin, on_dead="hold") as h:
+        await say(h, "1", "2")
+        await h.crash(settle=False)
+        await dispatcher(h).rewind("counting", "me", 1, 0)
+        await h.settle()
+        assert attempts == [("1", 1), ("2", 1), ("1", 1), ("2", 1)]
+        assert dispatcher(h).standing("counting")["held"] == []
 
 
 async def test_a_replay_from_beyond_the_end_does_nothing() -> None:
@@ -573,6 +617,26 @@ async def test_held_stale_mail_waits_for_a_decision_and_then_all_of_it_is_handle
         await h.settle()
         assert seen == ["1", "2", "3"]
         assert h.journal.paused == {}
+
+
+async def test_who_only_watches_and_holds_stale_mail_by_a_policy_of_its_own_goes_on_when_it_is_told_to() -> None:
+    seen: Seen = []
+    plugin = Plugin("watching", watches=True)
+
+    @plugin.on(Message)
+    async def look(message: Message, ctx: Context) -> None:
+        seen.append(message.text)
+
+    h = Harness(plugin)
+    h._settings = msgspec.structs.replace(h._settings, catch_up=CatchUp(policy="hold", after_s=60))
+    async with h:
+        await say(h, "1", created_at=past(h, 600))
+        await h.advance(3)
+        assert seen == []
+        assert dispatcher(h).pause_for("watching", 1).reason == "held: stale mail"
+        await dispatcher(h).resume(1)
+        await say(h, "2")
+        assert seen == ["1", "2"]
 
 
 async def test_a_failure_does_not_make_an_event_stale() -> None:
@@ -775,6 +839,42 @@ async def test_another_generation_handles_what_comes_from_then_on_and_the_old_on
         await h.settle()
         assert seen == [("new", "x"), ("old", "slow"), ("new", "waits")]
         assert h.state("count", int, conversation="conv_a") == 2
+
+
+async def test_another_generation_sees_what_the_old_one_has_on_its_way_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Seen = []
+    on_its_way: list[asyncio.Future[None]] = []
+
+    def generation() -> Plugin[Any]:
+        plugin = Plugin("counting")
+
+        @plugin.on(Message)
+        async def work(message: Message, ctx: Context) -> None:
+            seen.append(count := await ctx.plugin_state.get("count", int, 0) + 1)
+            ctx.plugin_state.put("count", count)
+
+        return plugin
+
+    async with Harness(generation()) as h:
+        commit = h.journal.commit
+
+        def slowly(*changes: Change) -> asyncio.Future[None]:
+            if not on_its_way and any(isinstance(change, StatePut) for change in changes):
+                on_its_way.append(asyncio.get_running_loop().create_future())
+                return on_its_way[0]
+            return commit(*changes)
+
+        monkeypatch.setattr(h.journal, "commit", slowly)
+        await h.message("1", sender="@a", settle=False)
+        while not on_its_way:
+            await asyncio.sleep(0)
+        dispatcher(h).swap(await h.load(generation()))
+        await h.message("2", sender="@b", settle=False)
+        while len(seen) < 2:
+            await asyncio.sleep(0)
+        on_its_way[0].set_result(None)
+        await h.settle()
+        assert seen == [1, 2]
 
 
 async def test_what_the_new_generation_does_not_want_any_more_is_passed_over() -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import msgspec
 import pytest
 
 from agentd.control.api import ControlServer, HandOverRequest
+from agentd.control.client import Client
 from agentd.control.refusal import ControlError
 from agentd.core.events import Content, Send, Sent
 from agentd.dispatcher import Turn
-from agentd.handover import messages
+from agentd.handover import arriving, messages
 from agentd.handover.arriving import Arrival, NotHandedOver
 from agentd.handover.line import Line
 from agentd.host.shipped import TurnOut
@@ -81,6 +83,17 @@ async def test_a_refusal_is_told_with_its_remedy(tmp_path: Path) -> None:
     async with served(tmp_path, Predecessor()) as predecessor:
         predecessor.error = ControlError(409, "NOT_HANDED_OVER", "it is stopping", "wait for its end")
         with pytest.raises(NotHandedOver, match="it is stopping; wait for its end"):
+            await asked(tmp_path)
+
+
+async def test_a_process_that_does_not_answer_is_not_taken_for_one_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arriving, "Client", partial(Client, patience_s=0.05))
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "control.sock"))
+        deaf.listen()
+        with pytest.raises(NotHandedOver, match="does not answer in time"):
             await asked(tmp_path)
 
 

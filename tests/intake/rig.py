@@ -11,7 +11,7 @@ import msgspec
 from agentd import config
 from agentd.core.events import Record, Signal
 from agentd.intake.actor import Intake
-from agentd.journal.storage import Change, Conversation, Totals
+from agentd.journal.storage import Appended, Change, Conversation, Totals
 from agentd.wire.agentchat import AgentChat
 
 
@@ -33,8 +33,10 @@ class SlowJournal:
 
     async def sync(self, count: int | None = None) -> None:
         """The first so many commits reach the disk."""
-        for _, future in self.handed_in[:count]:
+        for changes, future in self.handed_in[:count]:
             if not future.done():
+                events = [change.record.event for change in changes if isinstance(change, Appended)]
+                self.recorded.update(((event.epoch, event.seq), event.id) for event in events)
                 future.set_result(None)
         await asyncio.sleep(0)
 

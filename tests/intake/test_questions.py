@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
+import pytest
 
+from agentd.core.events import StreamReset
 from agentd.errors import CredentialsRefused
 from agentd.intake import Questions
 from agentd.wire.platform import Request, Response
-from tests.intake.rig import Bench
+from tests.intake.rig import Bench, frame
 
 
 async def no_request(request: Request) -> Response:
@@ -94,3 +96,42 @@ async def test_a_conversation_that_started_over_waits_for_no_answer_about_its_fo
         bench.push(4)
         await settle(bench)
         assert bench.records[-1].event.seq == 4
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+async def test_several_events_that_tell_of_one_reset_make_one_and_none_of_them_comes_before_it(workers: int) -> None:
+    history: dict[int, dict[str, object]] = {}
+    measured = asyncio.Event()
+
+    async def history_of(request: Request) -> Response:
+        if "after_seq" not in request.query:
+            await measured.wait()
+        after = int(request.query.get("after_seq", max(history) - 1))
+        rows = [row for seq, row in history.items() if seq > after]
+        return Response(status=200, headers={}, body=msgspec.json.encode(rows))
+
+    bench = Bench()
+    await bench.intake.load()
+    bench.intake.settings = msgspec.structs.replace(bench.intake.settings, refetch_concurrency=workers)
+    questions = Questions(bench.intake, history_of, on_credentials=no_refusal)
+    bench.intake._on_question = questions.ask
+    bench.push(*range(1, 6))
+    await bench.journal.sync()
+    bench.journal.recorded = {(1, seq): f"msg_{seq}" for seq in range(1, 6)}
+    run = asyncio.create_task(questions.run())
+    for seq in range(1, 8):  # the sixth would be the next in the old numbering
+        pushed = frame(seq, msg_id=f"new_{seq}")
+        history[seq] = msgspec.json.decode(pushed)["payload"]
+        bench.intake.frame(pushed)
+        bench.intake.flush()
+        await settle(bench)
+    assert [record.event.id for record in bench.records[5:]] == []
+    measured.set()
+    await settle(bench)
+    bench.intake.apply(bench.intake.sequencer.wake(asyncio.get_running_loop().time() + 100))
+    await settle(bench)
+    told = [(record.event.epoch, record.event.id) for record in bench.records[5:]]
+    assert told == [(2, f"new_{seq}") for seq in range(1, 8)]
+    assert [signal.epoch for signal in bench.signals if isinstance(signal, StreamReset)] == [2]
+    run.cancel()
+    await asyncio.wait([run])

@@ -182,6 +182,17 @@ async def test_a_damaged_journal_is_kept_with_its_last_commits_when_it_is_replac
     assert await last_position(closed, settings) == 199
 
 
+async def test_last_commits_of_a_journal_that_is_gone_are_not_read_into_the_restored_one(closed, settings, tmp_path):
+    copies.back_up(closed, tmp_path / "copy")
+    closed.unlink()
+    left = [closed.with_name(f"journal.db{suffix}") for suffix in ("-wal", "-shm")]
+    for each in left:
+        each.write_bytes(b"of another")
+    assert copies.restore(tmp_path / "copy", closed) is None
+    assert not any(each.exists() for each in left)
+    assert await last_position(closed, settings) == 199
+
+
 async def test_a_backup_is_restored_where_there_is_no_journal_yet(closed, settings, tmp_path):
     copies.back_up(closed, tmp_path / "copy")
     elsewhere = tmp_path / "elsewhere" / "journal.db"

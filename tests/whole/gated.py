@@ -51,6 +51,12 @@ async def handle(message: Message, ctx: Context[Config]) -> None:
     ctx.reply(f"{count} {text} attempt {ctx.attempt} in {os.getpid()}")
 
 
+@plugin.on(Message, text="^call ")
+async def call(message: Message, ctx: Context[Config]) -> None:
+    await passed(ctx, message.text)
+    ctx.reply(f"called as {(await ctx.api.profile.get()).handle} in {os.getpid()}")
+
+
 @plugin.on(Message, text="^thread ")
 def handle_in_thread(message: Message, ctx: Context[Config]) -> None:
     note(ctx, [message.text, os.getpid()], ".begun")

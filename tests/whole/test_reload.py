@@ -14,12 +14,16 @@ from typing import Any
 import pytest
 
 from agentd import config
+from agentd.control.api import HandOverRequest
+from agentd.control.refusal import ControlError
 from agentd.daemon import Daemon
 from agentd.errors import ConfigError
+from agentd.handover import PROTOCOL, Departure
 from agentd.hub.server import Hub
 from agentd.hub.settings import HubSettings
 from agentd.identities import key_reader
 from agentd.journal.sqlite import open_journal
+from agentd.journal.sqlite.opening import SCHEMA
 
 PLUGIN = """
 import asyncio
@@ -517,6 +521,20 @@ async def test_a_plugin_in_a_process_of_its_own_is_taken_over_the_same_way(world
     assert world.unnoticed("alice") == before
 
 
+async def test_a_handler_that_recurs_and_is_new_in_a_changed_file_runs(world: World) -> None:
+    file = world.plugin("notes")
+    world.identity("alice", "notes")
+    await world.start(watch_files=True)
+    beats = """
+@plugin.every("0.1s")
+async def beat(timer: Timer, ctx: Context) -> None:
+    note("beat")
+"""
+    text = PLUGIN.format(name="notes", word="anew", setup="") + beats
+    file.write_text(text.replace("import Context", "import Timer, Context"))
+    await world.until(lambda: world.notes().count("beat") > 1)
+
+
 async def test_who_blocks_the_loop_is_named_by_the_generation_that_runs(world: World) -> None:
     world.plugin("first", "old")
     world.identity("alice", "first")
@@ -588,6 +606,29 @@ async def heard(manager: socket.socket, word: bytes) -> bytes:
             told = await asyncio.get_running_loop().sock_recv(manager, 500)
             if told.startswith(word):
                 return told
+
+
+async def test_a_change_that_begins_while_a_process_is_being_answered_comes_before_its_take_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.plugin("notes")
+    world.identity("alice", "notes")
+    await world.start()
+    assert world.daemon is not None
+    world.plugin("notes", "anew", setup="await asyncio.sleep(0.3)")
+    changing = []
+
+    async def connect(departure: Departure, path: str) -> None:
+        changing.append(asyncio.create_task(world.reload()))
+        await world.until(lambda: "setup anew" in world.notes())
+
+    monkeypatch.setattr(Departure, "connect", connect)
+    wanted = HandOverRequest(protocol=PROTOCOL, tables=SCHEMA.version, version="0", pid=os.getpid(), socket="nowhere")
+    with pytest.raises(ControlError, match="its configuration is being changed; try again in a moment"):
+        await world.daemon.operations.hand_over(wanted)
+    assert (await changing[0])["plugins"]["reloaded"] == ["notes"]
+    world.post("alice", "hi")
+    await world.until_answers("alice", "anew hi")
 
 
 async def test_a_process_reloads_at_a_word_and_at_a_signal_and_tells_its_manager(world: World) -> None:

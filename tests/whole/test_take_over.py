@@ -145,6 +145,20 @@ async def test_such_a_turn_reads_and_sends_through_the_successor(tmp_path: Path,
         await gated.ends_well()
 
 
+@pytest.mark.parametrize("isolate", ["none", "process"])
+async def test_such_a_turn_calls_the_platform_itself(tmp_path: Path, isolate: str) -> None:
+    async with Gated(tmp_path, f'isolate = "{isolate}"') as gated:
+        gated.post("call a")
+        await gated.until_begun("call a")
+        former = gated.process.pid
+        await gated.take_over()
+        gated.open("a")
+        await gated._until(gated.heard)
+        assert gated.heard()[0].startswith(f"called as {gated.identities[0]} in ")
+        assert isolate == "process" or gated.heard()[0].endswith(str(former))
+        await gated.ends_well()
+
+
 async def test_threads_and_batches_end_where_they_began(tmp_path: Path) -> None:
     async with Gated(tmp_path) as gated:
         other = gated.peer("other")

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd.core.events import (
+    LAST_SEQ,
     Content,
     Event,
     GroupDeleted,
@@ -147,6 +148,17 @@ def test_the_text_of_a_malformed_message_is_not_repeated() -> None:
     assert isinstance(found, Malformed)
     assert "secret" not in found.what
     assert "seq" in found.what
+
+
+@pytest.mark.parametrize("seq", [-1, LAST_SEQ + 1, 2**63, 2**70])
+def test_a_seq_that_no_journal_can_hold_is_malformed_wherever_it_stands(seq: int) -> None:
+    row = ROW | {"seq": seq}
+    assert isinstance(platform().decode(frame("message.new", row)), Malformed)
+    assert isinstance(platform().read_drain(answer(200, [row])).malformed, Malformed)
+    with pytest.raises(WireViolation):
+        platform().read_send(answer(201, row), send())
+    with pytest.raises(WireViolation):
+        platform().read_conversations(answer(200, [{"id": "conv_1", "newest_unread_seq": seq}]))
 
 
 def test_the_key_is_in_the_hello_frame_and_not_in_the_url() -> None:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from agentd import apis
+from agentd.core.events import LAST_SEQ
 
 # --- Addresses, headers ---------------------------------------------------------------------------------------------
 
@@ -417,7 +418,7 @@ class MessageRow(Row, frozen=True, kw_only=True, gc=False):
 
     id: str
     conversation_id: str
-    seq: Annotated[int, msgspec.Meta(ge=0)]
+    seq: Annotated[int, msgspec.Meta(ge=0, le=LAST_SEQ)]
     sender: str
     content: MessageContent | None = None
     type: str | None = None
