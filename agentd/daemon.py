@@ -18,7 +18,6 @@ import resource
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,8 +27,7 @@ import uvloop
 
 from agentd import __version__, config, logs
 from agentd.control.address import listening_paths
-from agentd.control.api import ControlServer, HandOverRequest
-from agentd.control.refusal import ControlError
+from agentd.control.api import ControlServer
 from agentd.control.systemd import ServiceManager
 from agentd.core.events import Event, Record, Send, Signal, Source
 from agentd.core.reconnect import Throttle
@@ -37,7 +35,7 @@ from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, Unavailable, first_of
 from agentd.generations import Generations
-from agentd.handover import PROTOCOL, Arrival, Departure, Upgrade, Whereabouts, own_command
+from agentd.handover import RESTART, Arrival, Asked, Departure, Whereabouts
 from agentd.host.api import Port
 from agentd.host.stalls import StallWatch
 from agentd.identities import Identities, key_reader
@@ -45,6 +43,7 @@ from agentd.journal.retention import Retention, below
 from agentd.journal.running import open_running
 from agentd.journal.sqlite import SCHEMA, SqliteJournal
 from agentd.journal.storage import Carried, StoredRecord
+from agentd.keepalive import Keepalive
 from agentd.operations import Followers, Operations, Parts, Sending, Vitals
 from agentd.reloading import Reloading
 from agentd.retracing import retrace
@@ -70,7 +69,6 @@ _REST_S = 0.3  # for answers to sends; what is not answered then is asked for ag
 _GONE_S = 2.0  # for the lock of a process that was killed while it handed over
 _BEYOND_S = 30.0  # past the time that turns may take in the process before us, which gives them back itself
 _LAST_CALLS_S = 0.05  # for who had connected before our successor had the name of the socket
-_RESTART = "stop this one, then start that one"
 _EMBEDDED_USER = "me"
 _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
 """Identity to its handle on the embedded hub and its plugins."""
@@ -225,14 +223,12 @@ class Daemon:
         )
         self._arrival: Arrival | None = None
         self._tracer: Tracer | None = None
-        self._departing: asyncio.Future[Departure] = self._loop.create_future()
-        self._upgrading: asyncio.Future[Upgrade] | None = None
         self._vitals = Vitals(_JOURNAL_LOOK_S, settings.agentd.health.lag_window_s)
         # Whoever takes over takes over the watchdog, too, which was meant for the process before.
         meant_for = "WATCHDOG_PID" if take_over else ""
         self._manager = ServiceManager({name: value for name, value in os.environ.items() if name != meant_for})
-        self._fed_at = float("-inf")
-        self._feeding: asyncio.Task[None] | None = None
+        self._keepalive = Keepalive(self._manager, journal, self._supervisors)
+        self._asked = Asked(self._manager, SCHEMA.version, self._keeps_everything)
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -271,7 +267,12 @@ class Daemon:
             if self._tracer is not None:
                 await retrace(self._tracer.traces, self._journal, self._settings.identity, self._revive)
             self.operations = Operations(
-                self._parts(), self._sending, self._followers, self._reload, self._hand_over_wanted, self._upgrade
+                self._parts(),
+                self._sending,
+                self._followers,
+                self._reload,
+                self._asked.hand_over,
+                self._asked.have_replaced,
             )
             control = ControlServer(self.operations, listening_paths(Path(self._settings.agentd.state), os.environ))
             stack.push_async_callback(self._close_http)
@@ -303,7 +304,7 @@ class Daemon:
 
     def _begin(self, tasks: asyncio.TaskGroup) -> None:
         """Start what needs the journal to be ours, the dispatcher excepted."""
-        self._feed_no_more()
+        self._keepalive.goes_by_the_journal()
         self._around = [
             tasks.create_task(self._takeover.run(), name="takeover"),
             tasks.create_task(self._watch_journal(), name="journal pressure"),
@@ -316,22 +317,21 @@ class Daemon:
         """Return when told to stop, or, with the departure, when another process has taken over."""
         stopping = tasks.create_task(self._stopping.wait(), name="told to stop")
         while True:
-            either: list[asyncio.Future[Any]] = [stopping, self._departing]
+            departing = self._asked.departing
+            either: list[asyncio.Future[Any]] = [stopping, departing]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if stopping.done():
-                if self._departing.done():
-                    self._departing.result().call_off("it is stopping")
+                if departing.done():
+                    departing.result().call_off("it is stopping")
                 return None
-            departure = self._departing.result()
+            departure = departing.result()
             control.handing_over = True
             if await self._hand_over(departure):
                 stopping.cancel()
                 return departure
             control.handing_over = False
-            if (upgrade := self._upgrade_begun) is not None:
-                upgrade.kept()
+            self._asked.kept()
             self._turns_find.back()
-            self._departing = self._loop.create_future()
             self._begin(tasks)
             await self._start_http()
 
@@ -339,7 +339,7 @@ class Daemon:
         log.info("stopping")
         self._manager.stopping()
         self._manager.status("stopping: running handlers may finish")
-        if (upgrade := self._upgrade_begun) is not None:
+        if (upgrade := self._asked.upgrade) is not None:
             upgrade.call_off()
         await _cancelled(self._around)
         # A change that is under way is made, so that what it began can be stopped.
@@ -363,88 +363,15 @@ class Daemon:
             await self._journal.open(checked=True)
             await self._arrival.taken()
             self._arrival.bound(self._settings.agentd.dispatch.hand_over_timeout_s + _BEYOND_S)
-            stack.callback(self._feed_no_more)
-            self._feed_meanwhile()
+            stack.callback(self._keepalive.goes_by_the_journal)
+            self._keepalive.goes_by_the_loop()
 
-    async def _upgrade(self) -> dict[str, Any]:
-        """See control.api.Daemon."""
-        if (why := self._keeps_to_itself()) is not None:
-            raise ControlError(409, "NOT_UPGRADED", *why)
-        if not self._manager.listens:
-            told = "no service manager looks after this daemon, nor would any after its successor"
-            raise ControlError(409, "NOT_UPGRADED", told, "start that one yourself: agentd run --take-over")
-        if self._upgrading is not None:
-            raise ControlError(409, "NOT_UPGRADED", "another process is to take over already", "wait for it")
-        self._upgrading = asyncio.ensure_future(Upgrade.begin(own_command()))
-        try:
-            upgrade = await self._upgrading
-            departure, version = await upgrade.outcome()
-        except ControlError as refused:
-            log.warning("not upgraded: %s", refused)
-            raise
-        finally:
-            self._upgrading = None
-        former = {"former_version": __version__, "former_pid": os.getpid()}
-        return {"version": version, "pid": upgrade.pid, **former, "turns": departure.open}
-
-    @property
-    def _upgrade_begun(self) -> Upgrade | None:
-        begun = self._upgrading
-        return begun.result() if begun is not None and begun.done() and not begun.exception() else None
-
-    async def _hand_over_wanted(self, wanted: HandOverRequest) -> dict[str, Any]:
-        """See control.api.Daemon."""
-        upgrade = self._upgrade_begun
-        ours = upgrade is not None and upgrade.pid == wanted.pid
-        try:
-            departure = await self._accepted(wanted)
-        except ControlError as refused:
-            if upgrade is not None and ours:
-                upgrade.refused(refused)
-            raise
-        if upgrade is not None and ours:
-            upgrade.accepted(departure, wanted.version)
-        return {"version": __version__, "pid": os.getpid()}
-
-    async def _accepted(self, wanted: HandOverRequest) -> Departure:
-        """Begin to hand over. Raises ControlError if that cannot be."""
-        if (why := self._keeps_everything(wanted)) is not None:
-            raise ControlError(409, "NOT_HANDED_OVER", *why)
-        departure = Departure(wanted.pid)
-        try:
-            await departure.connect(wanted.socket)
-        except OSError as error:
-            why = f"nobody listens at {wanted.socket} ({error.strerror})", "start that one again"
-            raise ControlError(409, "NOT_HANDED_OVER", *why) from None
-        if (begun := self._keeps_everything(wanted)) is not None:  # meanwhile
-            departure.forget()
-            raise ControlError(409, "NOT_HANDED_OVER", *begun)
-        log.info("agentd %s takes over, pid %d", wanted.version, wanted.pid)
-        self._departing.set_result(departure)
-        return departure
-
-    def _keeps_everything(self, wanted: HandOverRequest) -> tuple[str, str] | None:
-        """Why there can be no hand-over to this process, and what to do instead."""
-        if (why := self._keeps_to_itself()) is not None:
-            return why
-        theirs = f"agentd {wanted.version}"
-        if wanted.protocol != PROTOCOL:
-            return f"it hands over by protocol {PROTOCOL}, and {theirs} takes over by {wanted.protocol}", _RESTART
-        if wanted.tables != SCHEMA.version:
-            told = f"its journal is of version {SCHEMA.version}, and {theirs} works with {wanted.tables}"
-            return told, f"{_RESTART}, which upgrades it (agentd upgrade-check)"
-        if self._manager.listens and wanted.manager != self._manager.address:
-            return "its service manager would lose sight of its successor", "have it start that one: agentd upgrade"
-        return None
-
-    def _keeps_to_itself(self) -> tuple[str, str] | None:
-        """Why there can be no hand-over to anybody, and what to do instead."""
+    def _keeps_everything(self) -> tuple[str, str] | None:
+        """Why there can be no hand-over now, and what to do instead."""
         if self._hub is not None:
-            return "this daemon runs its own hub, which ends with it", _RESTART
+            return "this daemon runs its own hub, which ends with it", RESTART
         if self._stopping.is_set():
             return "it is stopping", "wait for its end, then start"
-        if self._departing.done():
-            return "another process is taking over already", "look at that one: agentd status"
         if self._arrival is not None and self._arrival.open:
             return f"{self._arrival.open} turns still run in the process before it", "wait for their end"
         if self._generations.changing.locked():
@@ -455,7 +382,7 @@ class Daemon:
 
     async def _hand_over(self, departure: Departure) -> bool:
         """End what needs the journal, and let it go. False if it is here again."""
-        self._feed_meanwhile()
+        self._keepalive.goes_by_the_loop()
         async with self._generations.changing:  # files of plugins may have changed at the last moment
             await _cancelled(self._around)
         await self._close_http()
@@ -469,8 +396,8 @@ class Daemon:
 
     async def _depart(self, departure: Departure, control: ControlServer) -> None:
         """Another process has everything but the turns that run: wait for their end."""
-        self._feed_no_more()
-        if (upgrade := self._upgrade_begun) is not None:
+        self._keepalive.goes_by_the_journal()
+        if (upgrade := self._asked.upgrade) is not None:
             await upgrade.released()
         self._manager.succeeded_by(departure.successor)
         leaving = asyncio.ensure_future(_left(departure, control))
@@ -586,7 +513,7 @@ class Daemon:
         """See control.api.Daemon."""
         if self._stopping.is_set():
             raise Unavailable("the daemon is stopping")
-        if self._departing.done():
+        if self._asked.departing.done():
             raise Unavailable("another process is taking over")
         self._manager.reloading()
         try:
@@ -693,8 +620,7 @@ class Daemon:
             self._vitals.slept(self._loop.time())
             await asyncio.sleep(_JOURNAL_LOOK_S)
             self._vitals.woke(self._loop.time())
-            self._feed_watchdog()
-            self._tell_status()
+            self._keepalive.look()
             # An outbox may have got room while its sender was not running, which rings nobody.
             self._dispatcher.room_again()
             if (now := self._journal_trouble()) != trouble:
@@ -713,39 +639,6 @@ class Daemon:
     @property
     def _journal_behind(self) -> bool:
         return self._journal.waiting > self._settings.agentd.journal.waiting_max
-
-    def _feed_watchdog(self) -> None:
-        """Alive means that the loop breathes (we are here) and that commits are carried out, or the disk is known full.
-
-        A platform that does not answer is no reason to restart us, nor is a disk that a restart cannot empty.
-        """
-        watchdog_s = self._manager.watchdog_s
-        if watchdog_s is None or self._loop.time() - self._fed_at < watchdog_s / 4:
-            return
-        waiting = self._journal.waiting_since
-        if waiting is None or self._journal.full or self._loop.time() - waiting < watchdog_s:
-            self._fed_at = self._loop.time()
-            self._manager.alive()
-
-    def _feed_meanwhile(self) -> None:
-        """While the journal changes hands there are no commits to go by: the loop alone tells, for some seconds."""
-        if self._manager.watchdog_s is not None:
-            self._feeding = asyncio.ensure_future(self._feed_by_the_loop(self._manager.watchdog_s / 4))
-
-    async def _feed_by_the_loop(self, every_s: float) -> None:
-        while True:
-            await asyncio.sleep(every_s)
-            self._manager.alive()
-
-    def _feed_no_more(self) -> None:
-        if self._feeding is not None:
-            self._feeding.cancel()
-
-    def _tell_status(self) -> None:
-        if self._manager.listens:
-            states = Counter(supervisor.state for supervisor in self._supervisors.values())
-            told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-            self._manager.status(told or "no identities")
 
     def _revive(self, stored: StoredRecord) -> Event:
         platform = self._identities.platforms[stored.identity]

@@ -2,6 +2,7 @@
 
     messages.py   what passes between the two, and its version
     line.py       the connection that it passes over
+    asked.py      whether this process hands over, when it is asked to or has itself replaced
     departing.py  the process that hands over: its turns run on, what they read and end with goes to the other
     arriving.py   the process that takes over: asks, opens the journal, and gives those turns their fates
     upgrading.py  the process that hands over starts the other one itself, as it must under a service manager
@@ -29,8 +30,7 @@ Not here: what the dispatchers do with such turns (dispatcher/handing, dispatche
 """
 
 from agentd.handover.arriving import Arrival
+from agentd.handover.asked import RESTART, Asked
 from agentd.handover.departing import Departure, Whereabouts
-from agentd.handover.messages import PROTOCOL
-from agentd.handover.upgrading import Upgrade, own_command
 
-__all__ = ["PROTOCOL", "Arrival", "Departure", "Upgrade", "Whereabouts", "own_command"]
+__all__ = ["RESTART", "Arrival", "Asked", "Departure", "Whereabouts"]

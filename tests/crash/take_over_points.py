@@ -17,7 +17,7 @@ _DEPARTURE = "agentd.handover.departing:Departure"
 _ARRIVAL = "agentd.handover.arriving:Arrival"
 
 PREDECESSOR: Mapping[str, Point] = {
-    "predecessor: asked": Point("agentd.daemon:Daemon._hand_over_wanted", False),
+    "predecessor: asked": Point("agentd.handover.asked:Asked.hand_over", False),
     "predecessor: about to let go": Point("agentd.daemon:Daemon._hand_over", False),
     "predecessor: connections ended": Point("agentd.dispatcher.actor:Dispatcher.hold", False),
     "predecessor: holding": Point("agentd.dispatcher.actor:Dispatcher.hold", True),

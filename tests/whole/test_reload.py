@@ -18,7 +18,8 @@ from agentd.control.api import HandOverRequest
 from agentd.control.refusal import ControlError
 from agentd.daemon import Daemon
 from agentd.errors import ConfigError
-from agentd.handover import PROTOCOL, Departure
+from agentd.handover import Departure
+from agentd.handover.messages import PROTOCOL
 from agentd.hub.server import Hub
 from agentd.hub.settings import HubSettings
 from agentd.identities import key_reader
