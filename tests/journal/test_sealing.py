@@ -5,7 +5,7 @@ import contextlib
 import sqlite3
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentd.config import Encryption, JournalSettings, KeySource
@@ -338,6 +338,7 @@ def sealed_and_plain(path, source):
     return connection, sealing.seals_of(connection)
 
 
+@settings(deadline=None)  # each example makes a journal
 @given(value=st.binary(), text=st.text(), place=st.tuples(st.text(), st.integers()))
 def test_any_value_comes_back_as_it_was_and_only_in_its_place(tmp_path_factory, value, text, place):
     folder = tmp_path_factory.mktemp("values")
