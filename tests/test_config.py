@@ -668,3 +668,29 @@ def test_traces_without_opentelemetry_name_what_to_install(folder: Folder) -> No
 )
 def test_what_a_setting_has_to_be_is_told_in_the_words_of_the_file(kind: Any, told: str) -> None:
     assert expected(kind) == told
+
+
+def test_encryption_without_cryptography_names_what_to_install(folder: Folder) -> None:
+    folder.key_file("journal.key", "5a" * 32)
+    folder.file.write_text('[agentd.journal.encryption]\nkey = { file = "journal.key" }\n')
+    check = (
+        f"import sys; sys.modules['cryptography'] = None; sys.argv[1:] = ['check', '--config', {str(folder.file)!r}]"
+    )
+    command = [sys.executable, "-c", f"{check}; from agentd.cli import main; main()"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 78
+    assert "agentd.toml:1: agentd.journal.encryption: cryptography is not installed" in done.stdout + done.stderr
+    assert "pip install 'agentd[encryption]'" in done.stdout + done.stderr
+
+
+def test_the_key_that_encrypts_is_read_like_any_other_and_is_32_bytes(folder: Folder) -> None:
+    text = '[agentd.journal.encryption]\nkey = { file = "journal.key" }\nold_key = { file = "old.key" }\n'
+    folder.key_file("journal.key", "5a" * 32)
+    folder.key_file("old.key", OTHER_KEY)
+    told = folder.problem(text)
+    assert ":3: agentd.journal.encryption.old_key: it is not 32 bytes in base64 or hexadecimal" in told
+    assert OTHER_KEY not in told
+    folder.key_file("old.key", "WlpaWlpaWlpaWlpaWlpaWlpaWlpaWlpaWlpaWlpaWlo=")
+    assert folder.load(text).agentd.journal.encryption.old_key is not None
+    folder.key_file("journal.key", "5a" * 32, mode=0o644)
+    assert "chmod 600" in folder.problem(text)

@@ -41,7 +41,15 @@ def import_file(
     with click.open_file(str(file), "rb") as lines:
         progress = Progress("importing")
         told = numbered(_watched(lines, file, progress))
-        imported = import_events(journal, told, identity=identity, platform=AgentChat.name, fit=fit, now=time.time())
+        imported = import_events(
+            journal,
+            told,
+            identity=identity,
+            platform=AgentChat.name,
+            fit=fit,
+            now=time.time(),
+            settings=configured.agentd.journal,
+        )
         progress.over()
     if as_json:
         echo_json({"journal": str(journal), "file": str(file), **msgspec.structs.asdict(imported)})

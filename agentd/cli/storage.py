@@ -23,7 +23,7 @@ from agentd.cli.agreeing import agree
 from agentd.cli.printing import count_column, echo_json, echo_table
 from agentd.cli.progress import Progress
 from agentd.cli.tables import Column
-from agentd.config import SERVICE_STATE, JournalSettings, Retention, find_configuration, find_state, load
+from agentd.config import SERVICE_STATE, Agentd, JournalSettings, Retention, find_configuration, find_state, load
 from agentd.errors import JournalUnusable
 from agentd.journal.retention import SLICE, bounds_of_age, excess
 from agentd.journal.retention import Retention as Keeper
@@ -43,11 +43,11 @@ def journal_of(config: Path | None, environ: Mapping[str, str]) -> Path:
     return of_service
 
 
-def bounds(config: Path | None, environ: Mapping[str, str]) -> Retention:
-    """The bounds that the configuration sets. Raises ConfigError."""
+def configured(config: Path | None, environ: Mapping[str, str]) -> Agentd:
+    """What the configuration says of the daemon, the defaults without one. Raises ConfigError."""
     if (config or find_configuration(environ)) is None:
-        return Retention()
-    return load(config, environ, with_keys=False).agentd.retention
+        return Agentd()
+    return load(config, environ, with_keys=False).agentd
 
 
 def backup(journal: Path, file: Path, *, force: bool, as_json: bool) -> None:
@@ -79,9 +79,11 @@ def restore(journal: Path, file: Path, *, yes: bool, as_json: bool) -> None:
         click.echo(f"the former one is kept as {kept}", err=True)
 
 
-def vacuum(journal: Path, *, as_json: bool) -> None:
-    """Shrink the file."""
-    before, after = copies.vacuum(journal)
+def vacuum(journal: Path, settings: JournalSettings, *, as_json: bool) -> None:
+    """Shrink the file, and bring what is in it under the key that it has now."""
+    progress = Progress("writing values anew")
+    before, after = copies.vacuum(journal, settings, progress)
+    progress.over()
     if as_json:
         echo_json({"journal": str(journal), "bytes_before": before, "bytes": after})
     else:
@@ -121,10 +123,11 @@ def _rehearsed(file: Path) -> float:
         return copies.rehearse(file, Path(folder))
 
 
-def retention(journal: Path, settings: Retention, *, dry_run: bool, as_json: bool) -> None:
+def retention(journal: Path, configured: Agentd, *, dry_run: bool, as_json: bool) -> None:
     """Show what would go, or let it go."""
+    settings = configured.retention
     if not dry_run:
-        _let_go(journal, settings)
+        _let_go(journal, settings, configured.journal)
     found = {} if not dry_run else _found(journal, settings)
     traces = copies.trimmed(journal, _TRACES)
     with copies.reading(journal) as connection:
@@ -142,9 +145,9 @@ def retention(journal: Path, settings: Retention, *, dry_run: bool, as_json: boo
         _echo_traces(traces)
 
 
-def _let_go(journal: Path, settings: Retention) -> None:
+def _let_go(journal: Path, settings: Retention, of_journal: JournalSettings) -> None:
     async def once() -> int:
-        opened = await open_journal(journal, JournalSettings())
+        opened = await open_journal(journal, of_journal)
         try:
             return await Keeper(opened, settings).once(time.time())
         finally:

@@ -16,7 +16,7 @@ Not here: what only a server can tell, such as two keys of one account, or a key
 
 from agentd.config.changes import Changes, attainable, changes, used_plugins
 from agentd.config.collector import collector_of
-from agentd.config.keys import Secret, resolve_header, resolve_key
+from agentd.config.keys import Secret, resolve_encryption_key, resolve_header, resolve_key
 from agentd.config.listening import is_address, is_loopback, listening_address
 from agentd.config.loader import is_path, load
 from agentd.config.search import (
@@ -32,6 +32,7 @@ from agentd.config.settings import (
     Conduct,
     Control,
     Dispatch,
+    Encryption,
     Health,
     Http,
     Identity,
@@ -57,6 +58,7 @@ __all__ = [
     "Conduct",
     "Control",
     "Dispatch",
+    "Encryption",
     "Health",
     "Http",
     "Identity",
@@ -85,6 +87,7 @@ __all__ = [
     "listening_address",
     "load",
     "looking_at_the_service",
+    "resolve_encryption_key",
     "resolve_header",
     "resolve_key",
     "spelled",

@@ -7,11 +7,14 @@ Not here: which keys a server accepts.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hmac
 import os
 import shlex
 import stat
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +23,7 @@ from agentd.config.settings import KeySource
 from agentd.errors import ConfigError
 
 _KEY_MIN_CHARS = 8  # anything shorter is a slip of the pen, and hiding it in logs would blot out ordinary words
+_ENCRYPTION_KEY_BYTES = 32
 _KEY_MAX_BYTES = 8_192  # a header longer than this is refused by common servers
 _COMMAND_TIMEOUT_S = 15.0  # a password store may ask an agent, but nobody is there to type
 
@@ -70,6 +74,18 @@ def resolve_header(source: KeySource, environ: Mapping[str, str] | None = None) 
         if len(word) >= _KEY_MIN_CHARS:
             logs.conceal(word)
     return Secret(value)
+
+
+def resolve_encryption_key(source: KeySource, environ: Mapping[str, str] | None = None) -> bytes:
+    """The same for the 32 bytes that the journal is encrypted under."""
+    text = resolve_key(source, environ).reveal()
+    for decoded in (bytes.fromhex, partial(base64.b64decode, validate=True)):
+        with contextlib.suppress(ValueError):
+            if len(key := decoded(text)) == _ENCRYPTION_KEY_BYTES:
+                return key
+    raise _no_key(
+        f"it is not {_ENCRYPTION_KEY_BYTES} bytes in base64 or hexadecimal; make such a key: openssl rand -base64 32"
+    )
 
 
 def _read(source: KeySource, environ: Mapping[str, str]) -> str:

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agentd.config.collector import COLLECTOR, collector_of
-from agentd.config.keys import Secret, resolve_header, resolve_key
+from agentd.config.keys import Secret, resolve_encryption_key, resolve_header, resolve_key
 from agentd.config.lines import KeyLines, KeyPath
 from agentd.config.listening import is_loopback, listening_address
 from agentd.config.search import find_configuration, state_folder
@@ -70,8 +70,10 @@ def load(path: Path | None, environ: Mapping[str, str], *, with_keys: bool = Tru
     _check_tracing(settings, reading, environ)
     _check_plugins(settings, reading)
     _check_identities(raw, reading)
+    _check_encryption(settings, reading)
     if with_keys:
         _check_keys(settings, reading, environ)
+        _check_encryption_keys(settings, reading, environ)
         _check_secrets(settings, reading, environ)
     reading.conclude()
     named = raw.get("agentd", {}).get("state")
@@ -200,7 +202,7 @@ def _holds_nul(raw: Any) -> bool:
 def _shown(raw: Any, path: KeyPath) -> str:
     """Numbers and choices are quoted; nothing beside a key is, and no long text."""
     if (
-        {"key", "secrets", "headers"}.intersection(path)
+        {"key", "old_key", "secrets", "headers"}.intersection(path)
         or isinstance(raw, (list, dict))
         or (isinstance(raw, str) and len(raw) > 40)
     ):
@@ -230,9 +232,16 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
     tracing = settings.agentd.tracing
     headers = {name: _anchored_key(source, folder) for name, source in tracing.headers.items()}
     tracing = msgspec.structs.replace(tracing, headers=headers)
+    encryption = settings.agentd.journal.encryption
+    encryption = msgspec.structs.replace(
+        encryption,
+        key=encryption.key and _anchored_key(encryption.key, folder),
+        old_key=encryption.old_key and _anchored_key(encryption.old_key, folder),
+    )
+    journal = msgspec.structs.replace(settings.agentd.journal, encryption=encryption)
     return msgspec.structs.replace(
         settings,
-        agentd=msgspec.structs.replace(settings.agentd, tracing=tracing),
+        agentd=msgspec.structs.replace(settings.agentd, tracing=tracing, journal=journal),
         identity={name: _anchored_identity(each, folder) for name, each in settings.identity.items()},
         plugin={name: _anchored_plugin(each, folder) for name, each in settings.plugin.items()},
     )
@@ -297,6 +306,13 @@ def _check_tracing(settings: Settings, reading: _Reading, environ: Mapping[str, 
         reading.problem((*path, "endpoint"), problem)
     for name, source in tracing.headers.items():
         _check_source((*path, "headers", name), source, reading, environ, resolve_header)
+
+
+def _check_encryption(settings: Settings, reading: _Reading) -> None:
+    encryption = settings.agentd.journal.encryption
+    if (encryption.key or encryption.old_key) and not _is_installed("cryptography"):
+        path = ("agentd", "journal", "encryption")
+        reading.problem(path, "cryptography is not installed; run: pip install 'agentd[encryption]'")
 
 
 def _is_installed(*modules: str) -> bool:
@@ -395,6 +411,14 @@ def _check_keys(settings: Settings, reading: _Reading, environ: Mapping[str, str
             )
 
 
+def _check_encryption_keys(settings: Settings, reading: _Reading, environ: Mapping[str, str]) -> None:
+    encryption = settings.agentd.journal.encryption
+    for name, source in (("key", encryption.key), ("old_key", encryption.old_key)):
+        if source is not None:
+            path = ("agentd", "journal", "encryption", name)
+            _check_source(path, source, reading, environ, resolve_encryption_key)
+
+
 def _check_secrets(settings: Settings, reading: _Reading, environ: Mapping[str, str]) -> None:
     for name, plugin in settings.plugin.items():
         for secret, source in plugin.secrets.items():
@@ -406,7 +430,7 @@ def _check_source(
     source: KeySource,
     reading: _Reading,
     environ: Mapping[str, str],
-    resolve: Callable[[KeySource, Mapping[str, str]], Secret],
+    resolve: Callable[[KeySource, Mapping[str, str]], object],
 ) -> None:
     if not reading.is_sound(path):
         return

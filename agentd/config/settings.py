@@ -113,6 +113,29 @@ class Sending(_Section, frozen=True, kw_only=True):
     lookup_settle_s: Seconds = 60.0  # an unanswered request may still be stored that late; then "not there" is final
 
 
+class KeySource(_Section, frozen=True, kw_only=True):
+    """Where an identity's key or a plugin's secret lies: exactly one of these.
+
+    env: name of an environment variable. file: a path, readable by its owner only. credential: a name under
+    $CREDENTIALS_DIRECTORY. command: what prints the key; a string is split into words, and no shell is run.
+    """
+
+    env: str | None = None
+    file: str | None = None
+    credential: str | None = None
+    command: tuple[str, ...] | str | None = None
+
+
+class Encryption(_Section, frozen=True, kw_only=True):
+    """What people wrote and plugins keep, encrypted in the journal and its backups. Needs `agentd[encryption]`.
+
+    A key is 32 bytes in base64 or hexadecimal; `openssl rand -base64 32` makes one.
+    """
+
+    key: KeySource | None = None  # where it lies, best not on the same disk; without it nothing is encrypted
+    old_key: KeySource | None = None  # what was written under it can be read until `agentd vacuum` has written it anew
+
+
 class JournalSettings(_Section, frozen=True, kw_only=True):
     """How the disk is used."""
 
@@ -120,6 +143,7 @@ class JournalSettings(_Section, frozen=True, kw_only=True):
     full_retry_s: Interval = 1.0  # how often a full disk is tried again
     waiting_max: Limit = 20_000  # commits before a disk that is slow or full, at which intake sheds (about 40 MB)
     max_mb: Count = 0  # size of journal.db at which it counts as a full disk; 0 leaves that to the disk
+    encryption: Encryption = Encryption()
     wal_max_mb: Limit = 64  # what a burst leaves of the file beside it; larger is given back at the next checkpoint
 
 
@@ -163,19 +187,6 @@ class Health(_Section, frozen=True, kw_only=True):
     commit_s: Seconds = 10.0  # for one commit: ten times the worst sync of a slow disk
     lag_s: Seconds = 2.0  # the loop standing still: a page of large messages takes a tenth
     lag_window_s: Interval = 30.0  # how long it speaks against us: longer than most probes are apart
-
-
-class KeySource(_Section, frozen=True, kw_only=True):
-    """Where an identity's key or a plugin's secret lies: exactly one of these.
-
-    env: name of an environment variable. file: a path, readable by its owner only. credential: a name under
-    $CREDENTIALS_DIRECTORY. command: what prints the key; a string is split into words, and no shell is run.
-    """
-
-    env: str | None = None
-    file: str | None = None
-    credential: str | None = None
-    command: tuple[str, ...] | str | None = None
 
 
 class Tracing(_Section, frozen=True, kw_only=True):

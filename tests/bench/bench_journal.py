@@ -5,8 +5,8 @@ Run: python tests/bench/bench_journal.py [--quick]
 The first table hands over one commit and waits for it before the next (closed loop). In "one commit per batch" its
 events share a commit, as intake writes what it has received; in "one commit per event" each has its own, as lanes
 finish. The second table offers commits of one event at a steady rate and shows what waiting for company
-(`linger_ms`) saves, and what it costs in latency. The third runs the same batches beside a loop that never rests.
-Each event is a row of 450 bytes with its conversation's mark and a lane's cursor.
+(`linger_ms`) saves, and what it costs in latency. The third runs batches with and without encryption, the fourth beside
+a loop that never rests. Each event is a row of 450 bytes with its conversation's mark and a lane's cursor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import uvloop
 
-from agentd.config import JournalSettings
+from agentd.config import Encryption, JournalSettings, KeySource
 from agentd.core.events import Message, Record
 from agentd.journal.sqlite import SqliteJournal, open_journal
 from agentd.journal.storage import Appended, Change, Conversation, CursorMoved
@@ -153,6 +153,25 @@ def rows_beside_a_busy_thread() -> Iterator[str]:
             yield f"{batch:>6} {interval_s * 1000:>20} {wall / 20 * 1000:>14.1f}"
 
 
+def rows_encrypted(rounds: int) -> Iterator[str]:
+    yield f"{'batch':>6} {'plain':>34} {'encrypted':>34}"
+    with tempfile.NamedTemporaryFile("w") as key:
+        key.write("5a" * 32)
+        key.flush()
+        encrypted = JournalSettings(encryption=Encryption(key=KeySource(file=key.name)))
+        for batch, events in ((64, 32_000), (512, 51_200)):
+            figures: dict[int, list[tuple[float, float]]] = {0: [], 1: []}
+            for _ in range(rounds):
+                for which, settings in enumerate((JournalSettings(), encrypted)):
+                    figures[which].append(run(batches(batch, events, together=True), settings))
+            cells = []
+            for taken in figures.values():
+                wall = statistics.median(wall for wall, _ in taken)
+                cpu = statistics.median(cpu for _, cpu in taken)
+                cells.append(f"{events / wall:>14,.0f}/s {cpu / events * 1e6:>10.1f} µs CPU")
+            yield f"{batch:>6} " + " ".join(f"{cell:>34}" for cell in cells)
+
+
 def run(work: Work, settings: JournalSettings) -> tuple[float, float]:
     """Measure on the loop that the daemon uses."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -168,6 +187,9 @@ def main() -> None:
         for row in table:
             print(row, flush=True)
         print()
+    for row in rows_encrypted(1 if quick else ROUNDS):
+        print(row, flush=True)
+    print()
     for row in rows_beside_a_busy_thread():
         print(row, flush=True)
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 import pytest_asyncio
 
-from agentd.config import JournalSettings
+from agentd.config import Encryption, JournalSettings, KeySource
 from agentd.core.events import Content, Message, Record, Send
 from agentd.journal.sqlite import open_journal
 from agentd.journal.storage import Appended, Conversation
@@ -17,9 +17,19 @@ def path(tmp_path):
     return tmp_path / "state" / "journal.db"
 
 
+@pytest.fixture(params=["plain", "encrypted"])
+def encryption(request, tmp_path):
+    if request.param == "plain":
+        return Encryption()
+    key = tmp_path / "journal.key"
+    key.write_text("4f" * 32)
+    key.chmod(0o600)
+    return Encryption(key=KeySource(file=str(key)))
+
+
 @pytest.fixture
-def settings():
-    return JournalSettings(linger_ms=2.0, full_retry_s=0.01)
+def settings(encryption):
+    return JournalSettings(linger_ms=2.0, full_retry_s=0.01, encryption=encryption)
 
 
 @pytest_asyncio.fixture

@@ -78,6 +78,7 @@ async def test_a_backup_of_a_journal_that_is_written_is_whole_and_takes_part_of_
     assert tops[-1] > tops[0], "it was written meanwhile"
 
 
+@pytest.mark.parametrize("encryption", ["plain"], indirect=True)  # it opens the file itself
 async def test_a_backup_without_a_daemon_is_the_same_and_leaves_nothing_else_behind(closed, settings, tmp_path):
     copies.back_up(closed, tmp_path / "copy")
     assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["copy"]
@@ -102,6 +103,7 @@ async def test_the_journal_itself_is_no_place_for_its_backup(closed, tmp_path):
     assert closed.read_bytes() == content
 
 
+@pytest.mark.parametrize("encryption", ["plain"], indirect=True)  # it opens the file itself
 async def test_a_backup_that_cannot_be_finished_leaves_no_half_of_itself(closed, tmp_path):
     content = bytearray(closed.read_bytes())
     content[8_192:40_960] = b"\xa5" * 32_768
@@ -190,6 +192,7 @@ async def test_a_backup_from_a_newer_agentd_is_not_restored(closed, settings, tm
     assert closed.read_bytes() == before
 
 
+@pytest.mark.parametrize("encryption", ["plain"], indirect=True)  # it opens the file itself
 async def test_a_vacuum_gives_back_what_is_not_used(closed, settings):
     connection = sqlite3.connect(closed)
     connection.execute("DELETE FROM event")

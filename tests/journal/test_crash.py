@@ -31,6 +31,7 @@ def run_and_kill(path, acks):
     return [int(line) for line in told[1:] if line.endswith(b"\n")]
 
 
+@pytest.mark.parametrize("encryption", ["plain"], indirect=True)  # its child opens the file
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_a_journal_survives_being_killed_again_and_again(path, settings, seed):
     chance = random.Random(seed)

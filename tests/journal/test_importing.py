@@ -2,6 +2,7 @@
 
 import pytest
 
+from agentd.config import Encryption, JournalSettings
 from agentd.core import exported
 from agentd.core.events import Message, Record
 from agentd.errors import ExportMisfit, ExportUnreadable, JournalUnusable
@@ -10,6 +11,12 @@ from agentd.journal.sqlite.importing import NOT_IN_THE_FILE, Imported, import_ev
 from agentd.journal.storage import SUBSCRIPTIONS, Account, StatePut
 
 NOW = 1_767_225_600.0
+
+
+@pytest.fixture
+def encryption():
+    """None; test_sealing imports with it."""
+    return Encryption()
 
 
 def event(seq, *, identity="alice", conversation="conv_a", epoch=1, **fields):
@@ -31,7 +38,15 @@ def lines(*events):
 
 
 def take(path, *given, identity=None, fit=lambda event: None):
-    return import_events(path, exported.numbered(given), identity=identity, platform="agentchat", fit=fit, now=NOW)
+    return import_events(
+        path,
+        exported.numbered(given),
+        identity=identity,
+        platform="agentchat",
+        fit=fit,
+        now=NOW,
+        settings=JournalSettings(),
+    )
 
 
 async def read(path, settings, question):

@@ -46,6 +46,7 @@ async def test_an_empty_value_is_a_value(journal):
     assert await journal.state_get("echo", 0, "blank") == b""
 
 
+@pytest.mark.parametrize("encryption", ["plain"], indirect=True)  # it counts bytes
 async def test_what_a_plugin_keeps_is_counted_in_bytes_of_keys_and_values(journal, path, settings):
     await journal.commit(
         StatePut("echo", 0, "süß", b"12345"), StatePut("echo", 7, "a", b""), StatePut("log", 0, "b", b"1")
@@ -59,6 +60,7 @@ async def test_what_a_plugin_keeps_is_counted_in_bytes_of_keys_and_values(journa
     await reopened.close()
 
 
+@pytest.mark.parametrize("encryption", ["plain"], indirect=True)  # it counts bytes
 async def test_what_a_full_disk_has_not_taken_is_not_counted(journal, logged):
     await journal.commit(StatePut("echo", 0, "a", b"1"))
     await journal._connection.run(lambda db: db.execute("PRAGMA max_page_count = 1"))

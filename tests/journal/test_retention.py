@@ -46,6 +46,7 @@ async def run(journal, settings=AGED, now=NOW):
     return await Retention(journal, settings).once(now)
 
 
+@pytest.mark.parametrize("encryption", ["plain"], indirect=True)  # it counts bytes
 async def test_old_events_that_every_plugin_has_handled_lose_their_payload_and_keep_their_place(journal, arrived):
     for seq in range(1, 6):
         journal.commit(*arrived(seq=seq, payload=bytes([seq]) * 100))
@@ -245,6 +246,7 @@ async def test_freed_room_is_used_again(journal, arrived):
     assert await journal.used_bytes() < full / 4
 
 
+@pytest.mark.parametrize("encryption", ["plain"], indirect=True)  # it counts bytes
 async def test_what_is_found_says_how_much_and_how_old(journal, arrived):
     journal.commit(*arrived(payload=bytes(70)), *arrived(seq=2, payload=bytes(30)))
     await journal.commit()

@@ -46,11 +46,12 @@ def restore(file: Path, yes: bool, config: Path | None, state: Path | None, as_j
 def vacuum(config: Path | None, state: Path | None, as_json: bool) -> None:
     """Give unused room of the journal back to the disk.
 
-    The daemon must be stopped.
+    What is not encrypted as [agentd.journal.encryption] says is written anew. The daemon must be stopped.
     """
     from agentd.cli import storage
 
-    storage.vacuum(storage.journal_of(config, environ_with(state)), as_json=as_json)
+    environ = environ_with(state)
+    storage.vacuum(storage.journal_of(config, environ), storage.configured(config, environ).journal, as_json=as_json)
 
 
 @click.command()
@@ -64,8 +65,8 @@ def retention(dry_run: bool, config: Path | None, state: Path | None, as_json: b
     from agentd.cli import storage
 
     environ = environ_with(state)
-    bounds = storage.bounds(config, environ)
-    storage.retention(storage.journal_of(config, environ), bounds, dry_run=dry_run, as_json=as_json)
+    configured = storage.configured(config, environ)
+    storage.retention(storage.journal_of(config, environ), configured, dry_run=dry_run, as_json=as_json)
 
 
 @click.command("upgrade-check")

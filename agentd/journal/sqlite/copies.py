@@ -22,7 +22,7 @@ import msgspec
 
 from agentd.config import JournalSettings
 from agentd.errors import JournalFull, JournalUnusable
-from agentd.journal.sqlite import opening, trimming
+from agentd.journal.sqlite import opening, resealing, trimming
 from agentd.journal.sqlite.lock import OwnerLock
 from agentd.journal.sqlite.opening import SCHEMA, Schema
 
@@ -30,6 +30,7 @@ Progress = Callable[[int, int], None]
 """Told how many pages are done, of how many."""
 
 _PAGES_PER_STEP = 1_024
+_ANY = JournalSettings()
 
 
 def nobody_watches(done: int, of: int) -> None:
@@ -65,7 +66,7 @@ def rehearse(path: Path, folder: Path, schema: Schema = SCHEMA) -> float:
     copy = folder / "rehearsal.db"
     _copy(path, copy, nobody_watches)
     started = time.monotonic()
-    opening.open_writer(copy, JournalSettings(), schema).close()
+    opening.open_writer(copy, JournalSettings(), schema, content=False).close()
     return time.monotonic() - started
 
 
@@ -106,17 +107,19 @@ def restore(backup: Path, path: Path, *, progress: Progress = nobody_watches, sc
         raise JournalUnusable(f"{path} cannot be replaced: {error.strerror}. Check its folder and owner.") from error
 
 
-def vacuum(path: Path) -> tuple[int, int]:
+def vacuum(path: Path, settings: JournalSettings = _ANY, progress: Progress = nobody_watches) -> tuple[int, int]:
     """Give the room of what was let go back to the disk. Returns the file's size before and after.
 
+    What is not encrypted as the settings say is written anew, so that nothing of it is left.
     Raises JournalUnusable if a daemon holds it, JournalFull if the disk has no room for the copy that this takes.
     """
     if not path.exists():
         raise _missing(path)
-    with owned(path), contextlib.closing(opening.open_writer(path, JournalSettings())) as connection:
+    with owned(path), contextlib.closing(opening.open_writer(path, settings)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         before = path.stat().st_size
         with opening.told(path):
+            resealing.reseal(connection, progress)
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return before, path.stat().st_size
@@ -207,7 +210,7 @@ def _keep(path: Path) -> Path:
     os.link(path, kept)
     with contextlib.suppress(JournalUnusable, JournalFull):  # what cannot be opened is kept as it is
         # The last connection to close writes the -wal file into the journal.
-        opening.open_writer(path, JournalSettings()).close()
+        opening.open_writer(path, JournalSettings(), content=False).close()
         kept_wal.unlink(missing_ok=True)
     opening.sync(path.parent)
     return kept

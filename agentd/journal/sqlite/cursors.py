@@ -10,8 +10,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
+import msgspec
+
 from agentd.journal.sqlite.names import Names
-from agentd.journal.sqlite.statements import SQL, write_rows
+from agentd.journal.sqlite.sealing import Seals, seals_of
+from agentd.journal.sqlite.statements import SQL, Row, write_rows
 from agentd.journal.storage import Attempt, CursorMoved, Rewound
 
 Lane = tuple[int, int]
@@ -89,13 +92,17 @@ def write(
 
 
 def _write_attempts(connection: sqlite3.Connection, failed: FailedLanes, rows: Sequence[tuple[Lane, Attempt]]) -> None:
-    write_rows(
-        connection,
-        SQL["attempt_put"],
-        [(*lane, a.position, a.count, a.error, a.not_before, a.deaths, a.until, a.progress) for lane, a in rows],
-    )
+    seals = seals_of(connection)
+    write_rows(connection, SQL["attempt_put"], [_attempt_row(lane, attempt, seals) for lane, attempt in rows])
     for lane, attempt in rows:
         failed.noted(lane, attempt.position)
+
+
+def _attempt_row(lane: Lane, a: Attempt, seals: Seals) -> Row:
+    place = (*lane, a.position)
+    error = seals.seal_text(a.error, "attempt.error", *place)
+    progress = None if a.progress is None else seals.seal(a.progress, "attempt.progress", *place)
+    return (*place, a.count, error, a.not_before, a.deaths, a.until, progress)
 
 
 def cursors(connection: sqlite3.Connection, plugin: str) -> dict[int, int]:
@@ -111,4 +118,15 @@ def replays(connection: sqlite3.Connection, plugin: str) -> dict[int, tuple[int,
 
 def attempts(connection: sqlite3.Connection, plugin: str) -> list[Attempt]:
     """Every failed event of a plugin."""
-    return [Attempt(*row) for row in connection.execute(SQL["attempt_list"], (plugin,))]
+    seals = seals_of(connection)
+    found = connection.execute(SQL["attempt_list"], (plugin,))
+    return [_attempt(seals, number, Attempt(*row)) for number, *row in found]
+
+
+def _attempt(seals: Seals, plugin: int, a: Attempt) -> Attempt:
+    place = (plugin, a.conversation, a.position)
+    return msgspec.structs.replace(
+        a,
+        error=seals.open_text(a.error, "attempt.error", *place),
+        progress=None if a.progress is None else seals.open(a.progress, "attempt.progress", *place),
+    )

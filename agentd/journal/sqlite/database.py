@@ -158,7 +158,7 @@ class SqliteJournal:
             self._writer, self._counters = await self._connection.run(
                 lambda db: (Writer(db, path, limited=bool(settings.max_mb)), Counters(db))
             )
-            self._reader = await Connection(lambda: open_reader(path)).open()
+            self._reader = await Connection(lambda: open_reader(path, encryption=settings.encryption)).open()
             opened.push_async_callback(self._reader.close)
         except BaseException:
             await opened.aclose()

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 
 from agentd.journal.sqlite.names import Names
+from agentd.journal.sqlite.sealing import Seals, seals_of
 from agentd.journal.sqlite.statements import SQL, Row, write_rows
 from agentd.journal.storage import Appended, StoredRecord
 
@@ -21,13 +22,14 @@ _EARLY_MAX_S = 600.0
 
 def write(connection: sqlite3.Connection, identities: Names, changes: Sequence[Appended]) -> None:
     """Append the records and count them for their identities."""
-    write_rows(connection, SQL["event_append"], [_row(change) for change in changes])
+    seals = seals_of(connection)
+    write_rows(connection, SQL["event_append"], [_row(change, seals) for change in changes])
     counts = collections.Counter([change.record.event.identity for change in changes])
     for identity, count in counts.items():
         connection.execute(SQL["identity_count_events"], (count, identities.number(identity)))
 
 
-def _row(change: Appended) -> Row:
+def _row(change: Appended, seals: Seals) -> Row:
     record = change.record
     event = record.event
     # Plain int and str: sqlite3 looks for an adapter for anything else, which costs more than the binding.
@@ -40,7 +42,7 @@ def _row(change: Appended) -> Row:
         str(event.source),
         record.received_at,
         event.id,
-        event.payload,
+        seals.seal(event.payload, "event.payload", record.position),
     )
 
 
@@ -68,8 +70,19 @@ def read_log(connection: sqlite3.Connection, identity: str | None, after: int, l
 
 
 def _records(rows: sqlite3.Cursor) -> list[StoredRecord]:
+    unseal = seals_of(rows.connection).open
     return [
-        StoredRecord(position, conversation, identity, id_, epoch, bool(late), source, payload, received_at)
+        StoredRecord(
+            position,
+            conversation,
+            identity,
+            id_,
+            epoch,
+            bool(late),
+            source,
+            unseal(payload, "event.payload", position),
+            received_at,
+        )
         for position, conversation, identity, id_, epoch, late, source, payload, received_at in rows
     ]
 

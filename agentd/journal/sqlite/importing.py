@@ -48,7 +48,14 @@ class Imported(msgspec.Struct, frozen=True):
 
 
 def import_events(
-    path: Path, lines: Iterable[tuple[int, Exported]], *, identity: str | None, platform: str, fit: Fit, now: float
+    path: Path,
+    lines: Iterable[tuple[int, Exported]],
+    *,
+    identity: str | None,
+    platform: str,
+    fit: Fit,
+    now: float,
+    settings: JournalSettings,
 ) -> Imported:
     """Put these events into the journal, which is made if there is none.
 
@@ -60,7 +67,7 @@ def import_events(
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with owned(path):
             found = path.exists()
-            opened = opening.open_writer(path, JournalSettings())
+            opened = opening.open_writer(path, settings)
             with contextlib.closing(opened) as connection, opening.told(path):
                 imported = _in_one_transaction(connection, lines, _Importing(connection, identity, platform, fit, now))
             if not found:

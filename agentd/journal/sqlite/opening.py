@@ -19,9 +19,9 @@ from pathlib import Path
 
 import msgspec
 
-from agentd.config import JournalSettings
+from agentd.config import Encryption, JournalSettings
 from agentd.errors import JournalFull, JournalUnusable
-from agentd.journal.sqlite import faults
+from agentd.journal.sqlite import faults, sealing
 
 _APPLICATION_ID = 0x41676474  # "Agdt": tells a journal from any other SQLite file
 _VERSION = re.compile(r"^PRAGMA user_version = (\d+);$", re.MULTILINE)
@@ -70,33 +70,37 @@ SCHEMA = load_schema(resources.files(__package__))
 
 
 def open_writer(
-    path: Path, settings: JournalSettings, schema: Schema = SCHEMA, *, checked: bool = False
-) -> sqlite3.Connection:
+    path: Path, settings: JournalSettings, schema: Schema = SCHEMA, *, checked: bool = False, content: bool = True
+) -> sealing.Connection:
     """The one connection that writes: file made if it is new, checked, upgraded, and set to sync every commit.
 
     A file that is larger than `max_mb` allows is opened all the same: it is full. checked: its pages were, by whoever
-    had it until now.
+    had it until now. content: what people wrote will be read or written, for which there has to be the key.
 
-    Raises JournalUnusable (damaged, foreign, newer, locked, not ours to write) or JournalFull.
+    Raises JournalUnusable (damaged, foreign, newer, locked, not ours to write), JournalFull, or ConfigError for a key
+    that cannot be read.
     """
     try:
         with told(path):
             if not path.exists():
                 _create(path, schema)
-            return _open_existing(path, settings, schema, checked=checked)
+            return _open_existing(path, settings, schema, checked=checked, content=content)
     except OSError as error:
         raise JournalUnusable(f"{path} cannot be opened: {error.strerror}. Check its folder and owner.") from error
 
 
-def open_reader(path: Path, *, at_rest: bool = False) -> sqlite3.Connection:
+def open_reader(path: Path, *, at_rest: bool = False, encryption: Encryption | None = None) -> sealing.Connection:
     """A connection that only reads; in WAL it never waits for the writer.
 
-    at_rest: nobody has the file open, so that it is read without locks and without files beside it.
+    at_rest: nobody has the file open, so that it is read without locks and without files beside it. encryption: what
+    its values are sealed with; None for who reads none.
     """
     with told(path):
         connection = _connect(path, "ro&immutable=1" if at_rest else "ro")
         try:
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            if encryption is not None:
+                sealing.unlock(connection, encryption, to_write=False)
         except BaseException:
             connection.close()
             raise
@@ -123,11 +127,12 @@ def _refusal_to_wait(path: Path, wait: faults.MustWait) -> JournalFull | Journal
     )
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
+def _connect(path: Path, mode: str) -> sealing.Connection:
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,
         timeout=_BUSY_TIMEOUT_S,
+        factory=sealing.Connection,
         isolation_level=None,  # transactions are begun and ended by name, in writer.py
         cached_statements=_STATEMENTS,
     )
@@ -150,7 +155,9 @@ def _create(path: Path, schema: Schema) -> None:
     sync(path.parent)
 
 
-def _open_existing(path: Path, settings: JournalSettings, schema: Schema, *, checked: bool) -> sqlite3.Connection:
+def _open_existing(
+    path: Path, settings: JournalSettings, schema: Schema, *, checked: bool, content: bool
+) -> sealing.Connection:
     if path.is_file() and not path.stat().st_size:
         raise JournalUnusable(f"{path} is empty, and a journal never is. Put a backup in its place, or remove it.")
     connection = _connect(path, "rw")
@@ -168,6 +175,8 @@ def _open_existing(path: Path, settings: JournalSettings, schema: Schema, *, che
             pages = (settings.max_mb << 20) // _pragma(connection, "page_size")
             connection.execute(f"PRAGMA max_page_count = {pages}")
         connection.execute("PRAGMA foreign_keys = ON")
+        if content:
+            sealing.unlock(connection, settings.encryption, to_write=True)
         connection.executescript("BEGIN IMMEDIATE; ROLLBACK;")  # a lock that another process holds shows now
     except BaseException:
         connection.close()

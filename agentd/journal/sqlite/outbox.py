@@ -15,6 +15,7 @@ import msgspec
 from agentd.core.events import Content, Position, Send
 from agentd.journal.sqlite.faults import BrokenChange
 from agentd.journal.sqlite.names import Names
+from agentd.journal.sqlite.sealing import Seals, seals_of
 from agentd.journal.sqlite.statements import SQL, Row, write_rows
 from agentd.journal.storage import Carried, OutboxRow, Queued, Retried
 
@@ -29,7 +30,8 @@ def write(connection: sqlite3.Connection, identities: Names, changes: Sequence[Q
     Raises BrokenChange for news of a send that was never queued.
     """
     queued = [change for change in changes if isinstance(change, Queued)]
-    write_rows(connection, SQL["outbox_queue"], [_row(identities, change) for change in queued])
+    seals = seals_of(connection)
+    write_rows(connection, SQL["outbox_queue"], [_row(identities, change, seals) for change in queued])
     for change in changes:
         if isinstance(change, Carried):
             _write_carried(connection, identities, change)
@@ -37,13 +39,13 @@ def write(connection: sqlite3.Connection, identities: Names, changes: Sequence[Q
             _update(connection, identities, change, SQL["outbox_retried"], (change.at,))
 
 
-def _row(identities: Names, change: Queued) -> Row:
+def _row(identities: Names, change: Queued, seals: Seals) -> Row:
     send = change.send
     return (
         identities.number(send.identity),
         send.client_msg_id,
         send.target,
-        msgspec.json.encode(send.content).decode(),
+        seals.seal_text(msgspec.json.encode(send.content).decode(), "outbox.content", send.client_msg_id),
         send.cause,
         send.state,
         send.attempts,
@@ -73,7 +75,8 @@ def _update(
 
 def open_sends(connection: sqlite3.Connection, identity: str) -> list[Send]:
     """Sends that are not settled, in the order of queueing."""
-    return [_send(*row) for row in connection.execute(SQL["outbox_open"], (identity,))]
+    seals = seals_of(connection)
+    return [_send(seals, *row) for row in connection.execute(SQL["outbox_open"], (identity,))]
 
 
 def answers_since(connection: sqlite3.Connection, identity: str, since: float) -> list[tuple[str, str, float]]:
@@ -84,20 +87,22 @@ def answers_since(connection: sqlite3.Connection, identity: str, since: float) -
 def find(connection: sqlite3.Connection, client_msg_id: str, identity: str) -> OutboxRow | None:
     """The send under this key, with what became of it."""
     row = connection.execute(SQL["outbox_find"], (client_msg_id, identity)).fetchone()
-    return _outbox_row(row) if row else None
+    return _outbox_row(seals_of(connection), row) if row else None
 
 
 def listed(connection: sqlite3.Connection, identity: str, states: Sequence[str], limit: int) -> list[OutboxRow]:
     """Sends in any of these states, newest first."""
     wanted = msgspec.json.encode(list(states)).decode()
-    return [_outbox_row(row) for row in connection.execute(SQL["outbox_list"], (identity, wanted, limit))]
+    seals = seals_of(connection)
+    return [_outbox_row(seals, row) for row in connection.execute(SQL["outbox_list"], (identity, wanted, limit))]
 
 
-def _outbox_row(row: Sequence[Any]) -> OutboxRow:
-    return OutboxRow(_send(*row[:_SEND_COLUMNS]), *row[_SEND_COLUMNS:])
+def _outbox_row(seals: Seals, row: Sequence[Any]) -> OutboxRow:
+    return OutboxRow(_send(seals, *row[:_SEND_COLUMNS]), *row[_SEND_COLUMNS:])
 
 
 def _send(
+    seals: Seals,
     identity: str,
     target: str,
     content: str,
@@ -114,7 +119,7 @@ def _send(
     return Send(
         identity=identity,
         target=target,
-        content=_decode_content(content),
+        content=_decode_content(seals.open_text(content, "outbox.content", client_msg_id)),
         client_msg_id=client_msg_id,
         cause=cause,
         attempts=attempts,

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from agentd.journal.sqlite.names import Names
+from agentd.journal.sqlite.sealing import seals_of
 from agentd.journal.sqlite.statements import SQL, read_rows, write_rows
-from agentd.journal.storage import StatePut
+from agentd.journal.storage import SUBSCRIPTIONS, StatePut
 
 
 class StateSizes:
@@ -50,7 +51,13 @@ class StateSizes:
 def write(connection: sqlite3.Connection, plugins: Names, sizes: StateSizes, changes: Sequence[StatePut]) -> None:
     """Put values, and remove those that became None."""
     names = {plugins.number(c.plugin): c.plugin for c in changes}
-    newest = {(plugins.number(c.plugin), c.conversation, c.key): c.value for c in changes}
+    seal = seals_of(connection).seal
+    newest = {
+        (plugins.number(c.plugin), c.conversation, c.key): c.value
+        if c.value is None or c.plugin == SUBSCRIPTIONS  # retention asks the disk for these
+        else seal(c.value, "state.value", plugins.number(c.plugin), c.conversation, c.key)
+        for c in changes
+    }
     grown: Counter[int] = Counter()
     for number, size in read_rows(connection, SQL["state_replaced"], list(newest)):
         grown[number] -= size
@@ -68,4 +75,4 @@ def write(connection: sqlite3.Connection, plugins: Names, sizes: StateSizes, cha
 def get(connection: sqlite3.Connection, plugin: str, conversation: int, key: str) -> bytes | None:
     """A plugin's value, or None."""
     row = connection.execute(SQL["state_get"], (plugin, conversation, key)).fetchone()
-    return row[0] if row else None
+    return seals_of(connection).open(row[0], "state.value", row[1], conversation, key) if row else None

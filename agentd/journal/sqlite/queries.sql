@@ -242,7 +242,7 @@ SELECT plugin, conversation, max(position) FROM attempt GROUP BY plugin, convers
 
 -- name: attempt_list
 -- Failed events of one plugin.
-SELECT p.name, a.conversation, a.position, a.count, a.error, a.not_before, a.deaths, a.until, a.progress
+SELECT a.plugin, p.name, a.conversation, a.position, a.count, a.error, a.not_before, a.deaths, a.until, a.progress
   FROM attempt AS a JOIN plugin AS p ON p.number = a.plugin
  WHERE p.name = ?
  ORDER BY a.conversation, a.position;
@@ -253,7 +253,7 @@ INSERT INTO outcome (plugin, conversation, first, last, word, data, at) VALUES (
 
 -- name: outcome_list
 -- What became of one recorded event with a plugin, oldest first.
-SELECT p.name, o.conversation, o.first, o.last, o.word, o.data, o.at
+SELECT o.plugin, p.name, o.conversation, o.first, o.last, o.word, o.data, o.at
   FROM outcome AS o JOIN plugin AS p ON p.number = o.plugin
  WHERE p.name = ? AND o.conversation = ? AND o.last >= ?3 AND o.first <= ?3
  ORDER BY o.number;
@@ -291,7 +291,7 @@ UPDATE dead SET dropped_at = ? WHERE number = ?;
 -- name: dead_list
 -- Dead letters of one identity (or of all, where ?1 is null), newest first; those that were dropped if ?3.
 SELECT p.name, d.conversation, d.position, d.attempts, d.error, d.traceback, d.plugin_version, d.died_at,
-       d.number, i.name, c.id, d.dropped_at
+       d.number, i.name, c.id, d.dropped_at, d.plugin
   FROM dead AS d
   JOIN plugin AS p ON p.number = d.plugin
   JOIN conversation AS c ON c.number = d.conversation
@@ -303,7 +303,7 @@ SELECT p.name, d.conversation, d.position, d.attempts, d.error, d.traceback, d.p
 -- name: dead_find
 -- One dead letter.
 SELECT p.name, d.conversation, d.position, d.attempts, d.error, d.traceback, d.plugin_version, d.died_at,
-       d.number, i.name, c.id, d.dropped_at
+       d.number, i.name, c.id, d.dropped_at, d.plugin
   FROM dead AS d
   JOIN plugin AS p ON p.number = d.plugin
   JOIN conversation AS c ON c.number = d.conversation
@@ -313,7 +313,7 @@ SELECT p.name, d.conversation, d.position, d.attempts, d.error, d.traceback, d.p
 -- name: dead_at
 -- The dead letters of one event, one for each plugin that gave it up.
 SELECT p.name, d.conversation, d.position, d.attempts, d.error, d.traceback, d.plugin_version, d.died_at,
-       d.number, i.name, c.id, d.dropped_at
+       d.number, i.name, c.id, d.dropped_at, d.plugin
   FROM dead AS d
   JOIN plugin AS p ON p.number = d.plugin
   JOIN conversation AS c ON c.number = d.conversation
@@ -398,7 +398,8 @@ DELETE FROM state WHERE plugin = ? AND conversation = ? AND key = ?;
 
 -- name: state_get
 -- One value.
-SELECT value FROM state WHERE plugin = (SELECT number FROM plugin WHERE name = ?) AND conversation = ? AND key = ?;
+SELECT value, plugin FROM state
+ WHERE plugin = (SELECT number FROM plugin WHERE name = ?) AND conversation = ? AND key = ?;
 
 -- name: state_keys
 -- What a plugin keeps that belongs to no conversation.
@@ -446,6 +447,18 @@ SELECT t.id, p.name, i.name, t.conversation, t.conversation_id, t.name, t.due_at
   JOIN identity AS i ON i.number = t.identity
  WHERE p.name = ?
  ORDER BY t.due_at, t.id;
+
+-- name: sealing_list
+-- What values are sealed with, the oldest first.
+SELECT number, salt, proof FROM sealing ORDER BY number;
+
+-- name: sealing_add
+-- Another process begins to write.
+INSERT INTO sealing (number, salt, proof, made_at) VALUES (?, ?, ?, ?);
+
+-- name: sealing_forget
+-- Nothing is sealed with those any more.
+DELETE FROM sealing WHERE number NOT IN (SELECT value FROM json_each(?));
 
 -- name: trimmable_event
 -- Events of a stretch of the log whose payload nobody needs any more: older than ?3, not empty yet, and passed by every

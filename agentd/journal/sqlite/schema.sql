@@ -207,6 +207,15 @@ CREATE TABLE timer (
     progress        BLOB
 ) STRICT, WITHOUT ROWID;
 
+-- What values are sealed with, one row per process that wrote any: the key of the configuration and this salt give the
+-- data key, which proof was encrypted with. made_at: Unix seconds.
+CREATE TABLE sealing (
+    number  INTEGER PRIMARY KEY,
+    salt    BLOB NOT NULL,
+    proof   BLOB NOT NULL,
+    made_at REAL NOT NULL
+) STRICT;
+
 -- What retention let go, one row per run and table: the payloads of events, the contents of settled sends, outcomes.
 -- start, stop: half-open, positions or numbers. Events and sends themselves stay, as their ids and keys are taken for
 -- ever.

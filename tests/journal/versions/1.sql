@@ -143,6 +143,12 @@ CREATE TABLE plugin (
     name   TEXT NOT NULL UNIQUE
 ) STRICT;
 INSERT INTO "plugin" VALUES(1,'echo');
+CREATE TABLE sealing (
+    number  INTEGER PRIMARY KEY,
+    salt    BLOB NOT NULL,
+    proof   BLOB NOT NULL,
+    made_at REAL NOT NULL
+) STRICT;
 CREATE TABLE state (
     plugin       INTEGER NOT NULL REFERENCES plugin,
     conversation INTEGER NOT NULL,
