@@ -281,6 +281,38 @@ async def test_what_comes_while_a_plugin_joins_is_its_own_in_order() -> None:
         assert h.pending == 0
 
 
+async def test_what_comes_while_it_is_counted_how_far_behind_a_plugin_is_counts_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: Seen = []
+    go, counting_begun, counted = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    async with Harness(counting([], "first")) as h:
+        await dispatcher(h).add(await h.load(waiting(seen, go)))
+        await serve(h, "first", "waiting")
+        await h.message("0")
+        await serve(h, "first")
+        await h.message("1")
+        count = h.journal.count_between
+
+        async def slowly(conversation: int, after: int, upto: int) -> int:
+            counting_begun.set()
+            await counted.wait()
+            return await count(conversation, after, upto)
+
+        monkeypatch.setattr(h.journal, "count_between", slowly)
+        await serve(h, "first", "waiting")
+        await counting_begun.wait()
+        await h.message("slow", settle=False)
+        counted.set()
+        while "slow" not in seen:
+            await asyncio.sleep(0)
+        assert h.pending == 1
+        go.set()
+        await h.message("2")
+        assert seen == ["0", "1", "slow", "2"]
+        assert h.pending == 0
+
+
 async def test_the_conversations_of_a_plugin_that_is_busy_with_another_do_not_wait_for_one_that_joins() -> None:
     seen: Seen = []
     go = asyncio.Event()
