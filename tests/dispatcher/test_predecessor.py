@@ -17,6 +17,7 @@ from agentd.host.context import TurnContext
 from agentd.host.faults import taken_apart
 from agentd.host.shipped import TurnOut
 from agentd.host.turns import Failure
+from agentd.journal.storage import Attempt
 from agentd.plugin import Context, Message
 from tests.test_dispatcher import Rig
 
@@ -204,6 +205,20 @@ async def test_a_failure_elsewhere_is_an_attempt_like_any_other() -> None:
         await until(lambda: gate.begun)
         await dispatcher.quiet()
         assert gate.attempts == [2]
+
+
+async def test_attempts_that_failed_before_one_elsewhere_count_with_it() -> None:
+    gate = Gate()
+    rig = await serving(gate, attempts=3)
+    record = rig.said("a")
+    await rig.journal.commit(Attempt("echo", record.conversation, 1, 2, "ValueError: here, twice", 0.0))
+    turn = Turn("events", "echo", "me", record.conversation, 1, 1, 3)
+    async with inheriting(rig, turn) as (dispatcher, [there]):
+        there.ended(Over(TurnOut(fault=taken_apart(ValueError("there"))), "gate"))
+        await until(lambda: rig.journal.dead)
+        await dispatcher.quiet()
+        assert [(dead.attempts, dead.error) for dead in rig.journal.dead] == [(3, "ValueError: there")]
+        assert gate.begun == []
 
 
 async def test_a_turn_of_a_plugin_that_is_not_served_is_declined() -> None:
