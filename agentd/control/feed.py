@@ -1,8 +1,9 @@
 """Keeps pages up to date: which of their parts have changed, and records as they are committed.
 
-Always true: a part is made at most once a second, however many pages look at it, and not at all while none does; that
-is done in a thread, beside the loop. A flood of records costs a page no more than the newest few of each moment: what
-it leaves out, it counts.
+Always true: parts are made at most once a second, however many pages look at them, and not at all while none does;
+where that takes long, it is done more seldom, so that it takes a small share of the time. They become HTML in a thread,
+beside the loop. A flood of records costs a page no more than the newest few of each moment: what it leaves out, it
+counts.
 Not here: what a part shows (page.py), who may look (http.py).
 """
 
@@ -21,6 +22,8 @@ from agentd.core.health import Limits
 
 _TICK_S = 0.5
 _FRESH_S = 1.0
+_SHARE = 0.1  # of the time may go into making parts: hundreds of identities are asked one by one
+_STALE_MAX_S = 10.0  # one look at a disk that stood still does not stop the page for minutes
 _SHOWN_MAX = 40  # records per tick: more than anybody can read
 _BEFORE = 20  # records from before the page was opened, so that it is not empty
 _LISTED = 20  # sends, letters and gaps: the rest is a number, and a command's
@@ -36,16 +39,16 @@ class Feed:
         self._streams = 0
         self._parts: dict[str, str] = {}
         self._position = 0
-        self._made_at = float("-inf")
+        self._stale_at = float("-inf")
         self._making = asyncio.Lock()
 
     async def parts(self) -> dict[str, str]:
-        """Every part of the page by its name, as HTML, not much older than a second."""
+        """Every part of the page by its name, as HTML; not much older than a second, unless making it takes long."""
         async with self._making:
-            now = asyncio.get_running_loop().time()
-            if now - self._made_at >= _FRESH_S:
+            clock = asyncio.get_running_loop().time
+            if (began := clock()) >= self._stale_at:
                 self._parts = await self._make()
-                self._made_at = now
+                self._stale_at = began + min(max(_FRESH_S, (clock() - began) / _SHARE), _STALE_MAX_S)
             return self._parts
 
     async def _make(self) -> dict[str, str]:
