@@ -6,14 +6,11 @@ Not here: finding it out (operations/explaining.py), its words (fates.py), the p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from agentd.control.fates import MATCHES, filter_passed, told_fate, told_filter, told_outcome, told_pause
 from agentd.control.markup import NOTHING, Markup, joined, markup
-from agentd.control.pieces import ago, button, clock, pill, short
-
-Row = Mapping[str, Any]
+from agentd.control.pieces import Row, ago, clock, pause_button, pill, resume_button, sentence, short
 
 _FATES = {
     "handled": ("good", "handled"),
@@ -43,35 +40,13 @@ def explanation(found: Row, pause: Row | None) -> dict[str, Markup]:
     html = markup(
         "{event} {pause} {plugins}",
         event=_event(event),
-        pause=NOTHING if pause is None else markup('<p class="why">{told}</p>', told=_sentence(told_pause(pause))),
+        pause=NOTHING if pause is None else markup('<p class="why">{told}</p>', told=sentence(told_pause(pause))),
         plugins=_plugins(found["plugins"]),
     )
-    pausing = pause_button(event, "Pause the conversation", key="explained")
-    return {"html": html, "act": pausing if pause is None else resume_button(event)}
-
-
-def pause_button(row: Row, words: str, *, key: str) -> Markup:
-    """Asks how long, and then keeps handlers out of the conversation of this row. key: which of its buttons this is."""
-    return markup(
-        """<button type="button" id="{key}:{identity}:{conversation}" data-pause="{identity}"
-data-conversation="{conversation}" aria-label="Pause {conversation}">{words}</button>""",
-        key=key,
-        identity=row["identity"],
-        conversation=row["conversation"],
-        words=words,
-    )
-
-
-def resume_button(row: Row) -> Markup:
-    """Lets handlers run again in the conversation of this row."""
-    conversation = row["conversation"]
-    return button(
-        "Resume",
-        "/api/resume",
-        {"identity": row["identity"], "conversation": conversation},
-        f"{conversation} goes on",
-        about=conversation,
-    )
+    key = "explained"
+    if pause is None:
+        return {"html": html, "act": pause_button(event, "Pause the conversation", key=key)}
+    return {"html": html, "act": resume_button(event, key=key)}
 
 
 def _event(row: Row) -> Markup:
@@ -79,9 +54,9 @@ def _event(row: Row) -> Markup:
     told = (
         ("from", short(row["sender"])),
         ("to", row["identity"]),
-        ("in", markup("<code>{conversation}</code> #{seq}", conversation=row["conversation"], seq=row["seq"])),
+        ("in", markup("<code>{conversation}</code> #{seq}", conversation=short(row["conversation"]), seq=row["seq"])),
         ("came", markup("{at}, {how}", at=ago(row["received_at"]), how=how)),
-        ("id", markup("<code>{id}</code>, position {position}", id=row["id"], position=row["position"])),
+        ("id", markup("<code>{id}</code>, position {position}", id=short(row["id"]), position=row["position"])),
         ("text", short(row["text"]) if row["text"] else row["type"]),
     )
     return markup(
@@ -106,7 +81,7 @@ def _lane(lane: Row) -> Markup:
 </section>""",
         plugin=lane["plugin"],
         pill=pill(*_FATES[lane["fate"]["state"]]),
-        fate=_sentence(short(told_fate(lane))),
+        fate=sentence(short(told_fate(lane))),
         outcomes=joined(
             markup('<p class="dim">{at} {told}</p>', at=clock(each["at"]), told=short(told_outcome(each)))
             for each in lane.get("outcomes", ())
@@ -134,7 +109,3 @@ def _handler(row: Row) -> Markup:
 def _filter(row: Row) -> Markup:
     said = filter_passed(row)
     return markup("<li>{pill} <span>{told}</span></li>", pill=pill(_PASSED[said], said), told=short(told_filter(row)))
-
-
-def _sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}."

@@ -15,6 +15,8 @@
     POST /api/dead/drop             {number}; the same for replay
     GET  /api/explanation?position=N&identity=NAME
                                     {html, act}: what the plugins make of an event, and what to do about it
+    GET  /api/conversations?identity=NAME[&prefix=TEXT]
+                                    {conversations: [id]} that begin so, those with the newest records first
     POST /api/pause                 {conversation, identity, for_s: seconds, or null for until it is resumed}
     POST /api/resume                {conversation, identity}
     POST /api/outbox/retry          {client_msg_id, identity}; the same for drop
@@ -68,6 +70,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _COOKIE = "agentd_session"
 _SAY_WAIT_S = 10.0
 _SAID_MAX_CHARS = 10_000
+_SUGGESTED = 20  # conversations, to somebody who names one
 _SHUTDOWN_TIMEOUT_S = 0.3
 _BODY_WAIT_S = 10.0  # far more than it takes; who sends one byte a minute keeps a connection from others
 _STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
@@ -213,6 +216,7 @@ class HttpServer:
         routes.add_post("/api/outbox/drop", self._drop_send)
         routes.add_post("/api/release", self._release)
         routes.add_get("/api/explanation", self._explanation)
+        routes.add_get("/api/conversations", self._conversations)
         routes.add_post("/api/pause", self._pause)
         routes.add_post("/api/resume", self._resume)
         routes.add_post("/api/say", self._say)
@@ -357,6 +361,11 @@ class HttpServer:
         pauses = self._daemon.status()["pauses"]
         pause = next((each for each in pauses if (each["identity"], each["conversation"]) == place), None)
         return _json(explanation(found, pause))
+
+    async def _conversations(self, request: web.Request) -> web.StreamResponse:
+        identity = self._known(request.query.get("identity", ""))
+        found = await self._daemon.conversations(identity, request.query.get("prefix", ""), _SUGGESTED)
+        return _json({"conversations": [each["conversation"] for each in found]})
 
     async def _pause(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, Pause)

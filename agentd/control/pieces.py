@@ -1,30 +1,64 @@
-"""Pieces that every part of the page is made of: buttons, pills, times, what somebody wrote.
+"""Pieces that every part of the page is made of: lists, buttons, pills, times, what somebody wrote.
 
 Always true: a time is given as such, so that a piece does not change with the clock. What somebody wrote is cut, and
-shows what could hide in it.
-Not here: what stands where (page.py, explained.py), how it looks (static/page.css).
+shows what could hide in it. A list is as long as its caller says, and tells what it leaves out.
+Not here: what stands where (page.py), how it looks (static/page.css).
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from agentd.control.markup import NOTHING, Markup, markup
+from agentd.control.markup import NOTHING, Markup, joined, markup
 from agentd.core import moments
 from agentd.logs import printable
 
+Row = Mapping[str, Any]
+
 TEXT_MAX_CHARS = 400  # of what is shown; the whole text is in the journal
+
+DURATIONS = ((900, "15 minutes"), (3_600, "1 hour"), (28_800, "8 hours"), (86_400, "1 day"), ("", "until resumed"))
+"""How long a conversation may be paused from the page: seconds, and their words."""
+
+
+def listed(rows: Sequence[Row], shown: Callable[[Row], Markup], empty: str, more: Markup = NOTHING) -> Markup:
+    """Rows below each other, or what is said when there are none. more: what is left out."""
+    if not rows:
+        return markup('<p class="empty">{empty}</p>', empty=empty)
+    return markup('<ul class="rows">{rows}</ul>{more}', rows=joined(shown(row) for row in rows), more=more)
+
+
+def and_more(count: int, see: str) -> Markup:
+    """That a list leaves so many out, and where they are to be seen; nothing if it leaves none out."""
+    if count <= 0:
+        return NOTHING
+    return markup('<p class="more">and {count} more; see: <code>{see}</code></p>', count=f"{count:,}", see=see)
+
+
+def place(row: Row) -> Markup:
+    """An identity and its conversation."""
+    return markup(
+        "{identity} <code>{conversation}</code>", identity=row["identity"], conversation=short(row["conversation"])
+    )
 
 
 def button(
-    label: str, path: str, body: Mapping[str, Any], done: str, *, about: str, ask: tuple[str, str, str] | None = None
+    label: str,
+    path: str,
+    body: Mapping[str, Any],
+    done: str,
+    *,
+    about: str,
+    key: str = "",
+    ask: tuple[str, str, str] | None = None,
 ) -> Markup:
     """A button that posts. done: what is said when it worked. about: what it acts on, for those who do not see it.
 
-    ask: (question, what it means, the answer that does it), for what cannot be undone.
+    key: which of several that do the same. ask: (question, what it means, the answer that does it), for what cannot be
+    undone.
     """
     asked = (
         markup(
@@ -37,13 +71,39 @@ def button(
     return markup(
         '<button type="button" id="{id}" data-post="{path}" data-body="{body}" data-done="{done}"'
         ' aria-label="{label} {about}"{asked}>{label}</button>',
-        id=f"{path}:{posted}",
+        id=f"{key}{path}:{posted}",
         path=path,
         body=posted,
         done=done,
-        about=about,
+        about=short(about),
         asked=asked,
         label=label,
+    )
+
+
+def pause_button(row: Row, words: str, *, key: str) -> Markup:
+    """Asks how long, and then keeps handlers out of the conversation of this row. key: which of its buttons this is."""
+    return markup(
+        """<button type="button" id="{key}:{identity}:{conversation}" data-pause="{identity}"
+data-conversation="{conversation}" aria-label="Pause {about}">{words}</button>""",
+        key=key,
+        identity=row["identity"],
+        conversation=row["conversation"],
+        about=short(row["conversation"]),
+        words=words,
+    )
+
+
+def resume_button(row: Row, *, key: str) -> Markup:
+    """Lets handlers run again in the conversation of this row."""
+    conversation = row["conversation"]
+    return button(
+        "Resume",
+        "/api/resume",
+        {"identity": row["identity"], "conversation": conversation},
+        f"{short(conversation)} goes on",
+        about=conversation,
+        key=key,
     )
 
 
@@ -55,6 +115,11 @@ def pill(look: str, word: str) -> Markup:
 def many(count: int, one: str, several: str) -> str:
     """So many of something."""
     return f"{count:,} {one if count == 1 else several}"
+
+
+def sentence(words: str) -> str:
+    """With a capital, and a full stop unless it ends in something like one."""
+    return f"{words[:1].upper()}{words[1:]}{'' if words.endswith(('.', '!', '?', '…')) else '.'}"
 
 
 def short(text: str) -> str:

@@ -54,6 +54,7 @@ def plugin(name: str, **fields: Any) -> dict[str, Any]:
         "identities": ["alice"],
         "breaker": "closed",
         "trial_in_s": None,
+        "trouble": "",
         "waiting_identities": [],
         "lanes": 0,
         "deepest": [],
@@ -113,6 +114,7 @@ class PageDaemon(ScriptedDaemon):
         self.said: dict[str, Any] = {}
         self.position = 0
         self.log: list[dict[str, Any]] = []
+        self.quiet: list[str] = []
         self.news = asyncio.Event()
 
     def status(self) -> dict[str, Any]:
@@ -183,10 +185,16 @@ class PageDaemon(ScriptedDaemon):
             identity("bob", "deaf", state_reason="3 events were found that this connection had not pushed", deaf=True),
             identity("carol", "connecting", state_reason="connection ended (1006)", last_live_age_s=95.0),
         ]
-        waits = {"identity": "bob", "breaker": "open", "trial_in_s": 5.0}
+        why = "ConnectError: [Errno 111] refused"
         self.plugins = [
-            plugin("greeter", breaker="open", trial_in_s=12.0),
-            plugin("log", waiting_identities=[waits]),
+            plugin("greeter", breaker="open", trial_in_s=12.0, trouble=why),
+            plugin(
+                "log",
+                waiting_identities=[{"identity": "bob", "breaker": "open", "trial_in_s": 5.0, "trouble": why}],
+                reload_error="SyntaxError: line 3",
+                worker={"up": False, "reason": "killed by signal 9"},
+                timers_given_up=[{"id": "t", "identity": "carol", "error": "KeyError: 'x'"}],
+            ),
         ]
         self.said = {
             "journal": {"full": True, "bytes": 81_920, "wal_bytes": 4_152, "waiting_s": 33.0},
@@ -195,6 +203,54 @@ class PageDaemon(ScriptedDaemon):
             "loop_lag_s": 4.2,
             "loop_lag_age_s": 3.0,
         }
+
+    def hostile(self) -> None:
+        """Whatever anybody else can write is an attempt to run as a script."""
+        self.said = {"hub_url": "http://127.0.0.1:1"}
+        self.identities = [identity("alice", "parked", state_reason=HOSTILE, outbox_refused=1, last_live_age_s=900.0)]
+        at = {"identity": "alice", "conversation": HOSTILE}
+        self.plugins = [
+            plugin(
+                "greeter",
+                lanes=1,
+                deepest=[{**at, "conversation": f"{HOSTILE}2", "depth": 1}],
+                held=[{**at, "event_id": HOSTILE}],
+                breaker="open",
+                trouble=HOSTILE,
+                waiting_identities=[{"identity": "alice", "breaker": "open", "trial_in_s": 5.0, "trouble": HOSTILE}],
+                timers_given_up=[{"id": HOSTILE, "identity": "alice", "error": HOSTILE}],
+                reload_error=HOSTILE,
+                worker={"up": False, "reason": HOSTILE},
+                use=HOSTILE,
+            )
+        ]
+        content = {"text": HOSTILE}
+        self.sends = {HOSTILE: send_row(HOSTILE, target=HOSTILE, error=HOSTILE, code=HOSTILE, content=content)}
+        self.letters = {3: letter_row(plugin="greeter", conversation=HOSTILE, error=HOSTILE, plugin_version=HOSTILE)}
+        self.pauses = [pause_row(HOSTILE, reason=HOSTILE), pause_row("conv_2", reason=HOSTILE)]
+        self.gap_list = [gap(1, 2, conversation=HOSTILE, absent=1, reason=HOSTILE, outcome="absent", closed_at=iso(1))]
+        self.log = [record(1, HOSTILE, sender=HOSTILE, conversation=HOSTILE, id=HOSTILE, type=HOSTILE)]
+
+    def crowd(self) -> None:
+        """Hundreds of identities, thousands of everything else."""
+        names = [f"agent-{number:03}" for number in range(200)]
+        self.identities = [
+            identity(
+                name,
+                "live" if number % 9 else "connecting",
+                last_live_age_s=0.0 if number % 9 else 95.0,
+                dead=10,
+                outbox_refused=10,
+            )
+            for number, name in enumerate(names)
+        ]
+        lanes = [{"identity": "agent-001", "conversation": f"conv_{at}", "depth": 900 - at} for at in range(10)]
+        held = [{"identity": "agent-002", "conversation": f"held_{at}", "event_id": "msg_1"} for at in range(3_000)]
+        self.plugins = [plugin("greeter", identities=names, lanes=9_000, deepest=lanes, held=held)]
+        self.pauses = [pause_row(f"conv_{number}") for number in range(5_000)]
+        self.sends = {f"{at}": send_row(f"{at}", identity=names[at % 200]) for at in range(2_000)}
+        self.letters = {at: letter_row(at) for at in range(1, 2_001)}
+        self.gap_list = [gap(1, 2, identity=name) for name in names]
 
     def happen(self, *records: dict[str, Any]) -> None:
         self.log += records
@@ -209,8 +265,18 @@ class PageDaemon(ScriptedDaemon):
                 yield each
             await self.news.wait()
 
+    async def conversations(self, identity: str | None, prefix: str, limit: int) -> list[dict[str, Any]]:
+        await super().conversations(identity, prefix, limit)
+        named = [each for each in self.quiet if each.startswith(prefix)]
+        return [{"identity": identity, "conversation": each} for each in named[:limit]]
+
+    async def gaps(self, identity: str | None, open_only: bool, limit: int) -> list[dict[str, Any]]:
+        rows = await super().gaps(identity, open_only, limit)
+        asked = [row for row in rows if identity in (None, row["identity"]) and not (open_only and row["closed_at"])]
+        return asked[:limit]
+
     async def dead(self, identity: str | None, dropped_too: bool, limit: int) -> list[dict[str, Any]]:
-        return [each for each in self.letters.values() if dropped_too or each["dropped_at"] is None]
+        return [each for each in self.letters.values() if dropped_too or each["dropped_at"] is None][:limit]
 
     async def dead_replay(self, number: int) -> dict[str, Any]:
         self.letters[number] = await super().dead_replay(number)
@@ -221,7 +287,8 @@ class PageDaemon(ScriptedDaemon):
         return self.letters[number]
 
     async def outbox(self, identity: str | None, states: Any, limit: int) -> list[dict[str, Any]]:
-        return [each for each in self.sends.values() if each["identity"] == identity and each["state"] in states]
+        kept = [each for each in self.sends.values() if each["identity"] == identity and each["state"] in states]
+        return kept[:limit]
 
     async def outbox_drop(self, identity: str | None, client_msg_id: str) -> dict[str, Any]:
         self.sends[client_msg_id] = await super().outbox_drop(identity, client_msg_id)
@@ -233,7 +300,7 @@ class PageDaemon(ScriptedDaemon):
 
     async def pause(self, identity: str | None, conversation: str, for_s: float | None) -> dict[str, Any]:
         row = await super().pause(identity, conversation, for_s)
-        row = {**row, "paused_at": iso(0), "until": None if for_s is None else iso(-for_s)}
+        row = {**row, "identity": identity, "paused_at": iso(0), "until": None if for_s is None else iso(-for_s)}
         self.pauses = [row, *(each for each in self.pauses if each["conversation"] != conversation)]
         return row
 

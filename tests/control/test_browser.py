@@ -1,104 +1,23 @@
-"""The page in a real Chromium: what it shows, and that every button does what it says.
-
-AGENTD_SCREENSHOTS names a folder for pictures to look at; without it they go to the test's own and away.
-"""
+"""The page in a real Chromium: who gets in, what it shows, and that everybody can use it."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.control.pages import HOSTILE, Page, iso, record
+from agentd.control.refusal import ControlError
+from tests.control.browsing import DESK, PHONE, focused, needs_chromium, picture
+from tests.control.pages import HOSTILE, Page, gap, identity, iso, record
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-    from playwright.sync_api import Page as Tab
 
-CHROMIUM = shutil.which("chromium")
-DESK, PHONE = (1280, 900), (360, 740)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-]
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and os.environ.get("CI") != "true",
-    reason="Chromium is not installed; on Debian and Ubuntu: apt-get install -y chromium",
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    assert CHROMIUM is not None, "Chromium is not installed; on Debian and Ubuntu: apt-get install -y chromium"
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
-    (tmp_path / "state").mkdir()
-    served = Page(tmp_path / "state")
-    yield served
-    served.close()
-
-
-@pytest.fixture
-def visit(browser: Browser, page: Page) -> Callable[..., Any]:
-    """Opens the page by a link that works once. Afterwards: no request went elsewhere, and nothing failed on it."""
-
-    @contextmanager
-    def visit(size: tuple[int, int] = DESK, scheme: str = "light", **options: Any) -> Iterator[Tab]:
-        context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]},
-            color_scheme=scheme,
-            reduced_motion="reduce",
-            locale="en-GB",
-            **options,
-        )
-        tab = context.new_page()
-        tab.set_default_timeout(8_000)
-        elsewhere: list[str] = []
-        failures: list[str] = []
-        tab.on("request", lambda request: request.url.startswith(page.url) or elsewhere.append(request.url))
-        tab.on("pageerror", lambda error: failures.append(str(error)))
-        tab.on(
-            "console",
-            lambda told: (
-                told.type == "error" and "Failed to load resource" not in told.text and failures.append(told.text)
-            ),
-        )
-        try:
-            tab.goto(f"{page.url}/#{page.invitation()}")
-            tab.wait_for_selector("#part-health")
-            yield tab
-        finally:
-            context.close()
-        assert elsewhere == []
-        assert failures == []
-
-    return visit
-
-
-def picture(tab: Tab, folder: Path, name: str) -> None:
-    folder = Path(os.environ.get("AGENTD_SCREENSHOTS", folder))
-    tab.screenshot(path=str(folder / f"{name}.png"), full_page=not tab.locator("dialog[open]").count())
+pytestmark = needs_chromium
 
 
 # --- the way in
@@ -195,19 +114,53 @@ def test_hold_the_list_holds_it_and_goes_on_where_it_was(page: Page, visit: Call
 def test_what_a_stranger_wrote_is_shown_as_it_was_written_and_runs_nowhere(
     page: Page, visit: Callable[..., Any]
 ) -> None:
-    page.daemon.busy()
-    page.daemon.identities[0]["state_reason"] = HOSTILE
+    page.daemon.hostile()
     with visit() as tab:
-        tab.locator("#events").get_by_text(HOSTILE).wait_for()
-        tab.get_by_role("button", name="Show dead letter 3").click()
-        tab.locator("#letter-event").get_by_text(HOSTILE).wait_for()
-        assert tab.title() == "agentd"
+        for part in ("health", "identity-alice", "plugins", "pauses", "outbox", "dead", "gaps"):
+            tab.locator(f"#part-{part}").get_by_text(HOSTILE).first.wait_for()
+        event = tab.locator("#events > li").first
+        assert event.locator("b").inner_text() == HOSTILE
+        assert event.locator(".text").inner_text() == HOSTILE
+        dialogs = [
+            tab.locator("#part-dead").get_by_role("button", name="Show"),
+            event.get_by_role("button", name="Explain"),
+            *(tab.locator("#part-outbox").get_by_role("button", name=name) for name in ("Send it", "Drop")),
+            *(tab.locator("#part-dead").get_by_role("button", name=name) for name in ("Replay", "Drop")),
+            tab.locator("#part-plugins").get_by_role("button", name="Release"),
+        ]
+        for opener in dialogs:
+            opener.click()
+            dialog = tab.locator("dialog[open]")
+            dialog.wait_for()
+            if opener is not dialogs[5]:  # which tells a number, and nothing that anybody wrote
+                assert HOSTILE in dialog.inner_text()
+            tab.keyboard.press("Escape")
+            dialog.wait_for(state="detached")
+        tab.locator("#part-plugins").get_by_role("button", name="Pause").click()
+        assert tab.get_by_label("Conversation", exact=True).input_value() == f"{HOSTILE}2"
+        tab.keyboard.press("Escape")
+        page.daemon.error = ControlError(409, "NO", HOSTILE, HOSTILE)
+        resume = tab.locator("#part-pauses").get_by_role("button", name="Resume").first
+        resume.click()
+        tab.locator("#failed").get_by_text(f"Not done: {HOSTILE}; {HOSTILE}").wait_for()
+        page.daemon.error = None
+        resume.click()
+        tab.locator("#said").get_by_text(f"Done: {HOSTILE} goes on").wait_for()
+        assert ("resume", "alice", HOSTILE) in page.daemon.asked
+        assert tab.title() == "Not flowing: agentd"
         assert tab.locator("img[src='x']").count() == 0
 
 
-def test_a_gap_is_seen_to_open_and_to_close(page: Page, visit: Callable[..., Any]) -> None:
-    from tests.control.pages import gap
+def test_what_could_hide_or_turn_the_writing_around_is_written_out(page: Page, visit: Callable[..., Any]) -> None:
+    page.happen(record(1, "safe\u202eexe.txt", sender="@a\u2066b", conversation="c\u200f\u202ed"))
+    with visit() as tab:
+        tab.locator("#events li").first.wait_for()
+        told = tab.locator("#events li").first.inner_text()
+        for shown in ("safe\\u202eexe.txt", "@a\\u2066b", "\\u202ed"):
+            assert shown in told
 
+
+def test_a_gap_is_seen_to_open_and_to_close(page: Page, visit: Callable[..., Any]) -> None:
     with visit() as tab:
         tab.get_by_text("No gap was found.").wait_for()
         page.daemon.gap_list = [gap(17, 20)]
@@ -217,356 +170,41 @@ def test_a_gap_is_seen_to_open_and_to_close(page: Page, visit: Callable[..., Any
         tab.locator("#part-gaps .pill", has_text="filled").wait_for()
 
 
+def test_what_keeps_a_plugin_from_working_is_told_beside_it(page: Page, visit: Callable[..., Any]) -> None:
+    page.daemon.broken()
+    with visit() as tab:
+        greeter = tab.locator("#plugin-greeter")
+        assert greeter.locator(".pill").inner_text() == "out of order"
+        assert greeter.locator(".why").all_inner_texts() == [
+            "It failed in several conversations in a row, and all of them wait for a trial: ConnectError: [Errno 111] "
+            "refused"
+        ]
+        assert tab.locator("#plugin-log .why").all_inner_texts() == [
+            "For bob it failed in several conversations in a row, and these wait for a trial: ConnectError: [Errno "
+            "111] refused",
+            "It was not reloaded, and the generation before runs: SyntaxError: line 3",
+            "It has no process at this moment: killed by signal 9",
+            "It gave a timer of carol up: KeyError: 'x'",
+        ]
+
+
+def test_the_counts_at_a_glance_lead_to_where_they_are_told_in_full(page: Page, visit: Callable[..., Any]) -> None:
+    page.daemon.busy()
+    with visit(PHONE) as tab:
+        glance = tab.get_by_role("navigation", name="At a glance").get_by_role("link")
+        assert [each.inner_text().split("\n")[0] for each in glance.all()] == ["2/3", "819", "2", "3", "1", "3"]
+        for link, heading in ((glance.nth(4), "Dead letters"), (glance.nth(2), "Paused conversations")):
+            link.focus()
+            tab.keyboard.press("Enter")
+            assert tab.evaluate("document.activeElement.textContent") == heading
+            assert 0 <= tab.get_by_role("heading", name=heading).bounding_box()["y"] < PHONE[1]
+
+
 def test_a_daemon_that_went_away_is_said_to_be_gone(page: Page, visit: Callable[..., Any]) -> None:
     with visit() as tab:
         tab.wait_for_selector("#part-identity-alice")
         page.call(page.server.close())
-        tab.get_by_role("alert").wait_for()
-        assert "does not answer" in tab.get_by_role("alert").inner_text()
-
-
-# --- buttons
-
-
-def test_a_dead_letter_is_shown_with_its_traceback(page: Page, visit: Callable[..., Any]) -> None:
-    page.daemon.busy()
-    with visit() as tab:
-        tab.get_by_role("button", name="Show dead letter 3").click()
-        dialog = tab.get_by_role("dialog")
-        dialog.wait_for()
-        assert "Traceback" in dialog.locator("pre").inner_text()
-        assert "@eve" in dialog.inner_text()
-        dialog.get_by_role("button", name="Close").click()
-        dialog.wait_for(state="hidden")
-
-
-def test_a_dead_letter_is_dropped_when_that_is_confirmed_and_not_before(page: Page, visit: Callable[..., Any]) -> None:
-    page.daemon.busy()
-    with visit() as tab:
-        drop = tab.get_by_role("button", name="Drop dead letter 3")
-        drop.click()
-        tab.get_by_role("button", name="Cancel").click()
-        assert ("dead_drop", 3) not in page.daemon.asked
-        drop.click()
-        tab.get_by_role("button", name="Drop it").click()
-        drop.wait_for(state="detached")
-        assert ("dead_drop", 3) in page.daemon.asked
-        assert tab.locator("#said").inner_text() == "Done: dead letter 3 was dropped."
-
-
-@pytest.mark.parametrize(
-    ("number", "means"),
-    [
-        (3, "It comes to echo by itself, marked late, and echo may send."),
-        (5, "greeter handles it before anything else in conv_held, which waits for it, and may send."),
-    ],
-)
-def test_a_dead_letter_is_delivered_again_when_it_is_clear_what_that_does(
-    page: Page, visit: Callable[..., Any], number: int, means: str
-) -> None:
-    page.daemon.busy()
-    with visit() as tab:
-        again = tab.get_by_role("button", name=f"Deliver again dead letter {number}")
-        again.click()
-        assert means in tab.get_by_role("dialog").inner_text()
-        assert tab.evaluate("document.activeElement.textContent") == "Cancel"
-        tab.keyboard.press("Escape")
-        tab.get_by_role("dialog").wait_for(state="hidden")
-        assert ("dead_replay", number) not in page.daemon.asked
-        again.click()
-        tab.get_by_role("button", name="Deliver it again").click()
-        tab.get_by_text(f"Done: the event of dead letter {number} is delivered again.").wait_for()
-        assert ("dead_replay", number) in page.daemon.asked
-        again.wait_for(state="detached")
-
-
-def test_an_event_is_explained_handler_by_handler(page: Page, visit: Callable[..., Any]) -> None:
-    page.daemon.busy()
-    with visit() as tab:
-        explain = tab.get_by_role("button", name="Explain conv_9f31b2c4 #1")
-        explain.focus()
-        tab.keyboard.press("Enter")
-        dialog = tab.get_by_role("dialog", name="What became of an event")
-        dialog.wait_for()
-        assert ("explain", "1", "alice", None) in page.daemon.asked
-        assert tab.evaluate("document.activeElement.id") == "explained-title"
-        assert "Could you book the 9:40 train" in dialog.locator(".facts").inner_text()
-        greeter = dialog.get_by_role("region", name="Plugin greeter")
-        assert greeter.locator(".pill").first.inner_text() == "handled"
-        assert [each.locator(".pill").first.inner_text() for each in greeter.locator(".rows > li").all()] == [
-            "no match",
-            "matches",
-            "raised",
-        ]
-        assert 'text: wanted "^bye", had "hello"' in greeter.inner_text()
-        log = dialog.get_by_role("region", name="Plugin log").inner_text()
-        assert "behind which the conversation is held, after 5 attempts" in log
-        assert "somebody wanted its dead letter to be delivered again" in log
-        assert HOSTILE in log
-        tab.keyboard.press("Escape")
-        dialog.wait_for(state="hidden")
-        assert tab.evaluate("document.activeElement.getAttribute('aria-label')") == "Explain conv_9f31b2c4 #1"
-
-
-def test_an_event_that_cannot_be_explained_is_said_to_be_so(page: Page, visit: Callable[..., Any]) -> None:
-    from agentd.control.refusal import ControlError
-
-    page.daemon.busy()
-    page.daemon.error = ControlError(409, "UNREADABLE_EVENT", "event 1 cannot be read", "is the identity configured?")
-    with visit() as tab:
-        tab.get_by_role("button", name="Explain conv_9f31b2c4 #1").click()
-        tab.get_by_text("Not explained: event 1 cannot be read; is the identity configured?.").wait_for()
-
-
-@pytest.mark.parametrize(
-    ("length", "for_s", "end"), [("1 hour", 3_600.0, "for another"), ("until resumed", None, "until")]
-)
-def test_the_conversation_of_any_event_is_paused_and_goes_on_again(
-    page: Page, visit: Callable[..., Any], length: str, for_s: float | None, end: str
-) -> None:
-    page.happen(record(1, "one too many"))
-    with visit() as tab:
-        tab.get_by_text("No conversation is paused.").wait_for()
-        tab.get_by_role("button", name="Explain conv_9f31b2c4 #1").click()
-        tab.get_by_role("button", name="Pause conv_9f31b2c4").click()
-        asked = tab.get_by_role("dialog", name="Pause a conversation?")
-        assert "conv_9f31b2c4 of alice" in asked.inner_text()
-        asked.get_by_role("button", name="Cancel").click()
-        asked.wait_for(state="hidden")
-        assert not any(each[0] == "pause" for each in page.daemon.asked)
-        tab.get_by_role("button", name="Pause conv_9f31b2c4").click()
-        asked.get_by_label("For how long").select_option(length)
-        asked.get_by_role("button", name="Pause it").click()
-        tab.get_by_text("Done: conv_9f31b2c4 is paused.").wait_for()
-        assert tab.locator("dialog[open]").count() == 0, "what is said could not be seen"
-        assert ("pause", "alice", "conv_9f31b2c4", for_s) in page.daemon.asked
-        row = tab.locator("#part-pauses li")
-        row.wait_for()
-        assert "By command" in row.inner_text()
-        assert end in row.inner_text()
-
-        tab.get_by_role("button", name="Explain conv_9f31b2c4 #1").click()
-        dialog = tab.get_by_role("dialog", name="What became of an event")
-        assert "The conversation is paused until" in dialog.inner_text()
-        assert dialog.get_by_role("button", name="Pause conv_9f31b2c4").count() == 0
-        dialog.get_by_role("button", name="Resume conv_9f31b2c4").click()
-        tab.get_by_text("Done: conv_9f31b2c4 goes on.").wait_for()
-        assert ("resume", "alice", "conv_9f31b2c4") in page.daemon.asked
-        tab.get_by_text("No conversation is paused.").wait_for()
-
-
-def test_a_lane_that_has_much_to_do_is_paused_where_it_stands(page: Page, visit: Callable[..., Any]) -> None:
-    page.daemon.busy()
-    with visit() as tab:
-        lanes = tab.locator("#plugin-greeter .lanes li")
-        assert lanes.nth(1).locator(".pill").inner_text() == "paused"
-        assert lanes.nth(1).get_by_role("button").count() == 0
-        pause = lanes.first.get_by_role("button", name="Pause conv_0a7f3c21e")
-        pause.focus()
-        tab.keyboard.press("Enter")
-        tab.get_by_role("dialog", name="Pause a conversation?").get_by_role("button", name="Pause it").click()
-        lanes.first.locator(".pill", has_text="paused").wait_for()
-        assert ("pause", "alice", "conv_0a7f3c21e", 900.0) in page.daemon.asked
-
-
-def test_what_is_paused_is_shown_with_reason_and_end_and_goes_on(page: Page, visit: Callable[..., Any]) -> None:
-    page.daemon.busy()
-    with visit() as tab:
-        rows = tab.locator("#part-pauses li")
-        rows.first.wait_for()
-        noisy, person = rows.all_inner_texts()
-        assert "paused 5 min ago, for another 55 min" in noisy
-        assert "until it is resumed" in person
-        assert HOSTILE in person
-        tab.get_by_role("button", name="Resume conv_person").click()
-        tab.get_by_text("Done: conv_person goes on.").wait_for()
-        assert ("resume", "alice", "conv_person") in page.daemon.asked
-        tab.get_by_role("button", name="Resume conv_person").wait_for(state="detached")
-
-
-def test_of_thousands_of_pauses_some_are_shown_and_the_others_counted(page: Page, visit: Callable[..., Any]) -> None:
-    from tests.conftest import pause_row
-
-    page.daemon.pauses = [pause_row(f"conv_{number}") for number in range(1_234)]
-    with visit() as tab:
-        tab.get_by_text("and 1,214 more; see: agentd status --json").wait_for()
-        assert tab.locator("#part-pauses li").count() == 20
-
-
-def test_a_send_leaves_or_is_dropped(page: Page, visit: Callable[..., Any]) -> None:
-    page.daemon.busy()
-    with visit() as tab:
-        tab.get_by_role("button", name="Send it @bob").click()
-        tab.get_by_text("Done: the send to @bob leaves.").wait_for()
-        assert ("outbox_retry", "alice", "agentd-7-0") in page.daemon.asked
-        tab.get_by_role("button", name="Drop @bob").first.click()
-        tab.get_by_role("button", name="Drop it").click()
-        tab.get_by_text("Done: the send to @bob was dropped.").wait_for()
-        tab.locator("#part-outbox .pill", has_text="refused").wait_for(state="detached")
-        assert tab.locator("#part-outbox .rows > li").count() == 1
-        assert any(asked[0] == "outbox_drop" for asked in page.daemon.asked)
-
-
-def test_a_conversation_that_is_held_is_released(page: Page, visit: Callable[..., Any]) -> None:
-    page.daemon.busy()
-    with visit() as tab:
-        tab.get_by_role("button", name="Release conv_held").click()
-        tab.get_by_text("Done: greeter goes on in conv_held.").wait_for()
-        assert ("release", "greeter", "alice", "conv_held") in page.daemon.asked
-        tab.get_by_role("button", name="Release conv_held").wait_for(state="detached")
-
-
-def test_what_cannot_be_done_is_said_with_the_remedy(page: Page, visit: Callable[..., Any]) -> None:
-    from agentd.control.refusal import ControlError
-
-    page.daemon.busy()
-    page.daemon.error = ControlError(409, "NOTHING_TO_RETRY", "agentd-7-0 is sent", "nothing is left to do")
-    with visit() as tab:
-        tab.get_by_role("button", name="Send it @bob").click()
-        tab.get_by_text("Not done: agentd-7-0 is sent; nothing is left to do.").wait_for()
-
-
-def test_one_talks_to_the_embedded_hubs_agent_and_only_there(page: Page, visit: Callable[..., Any]) -> None:
-    with visit() as tab:
-        assert tab.get_by_label("Your message").count() == 0
-    page.daemon.said = {"hub_url": "http://127.0.0.1:1"}
-    with visit() as tab:
-        tab.get_by_label("Your message").fill("hello")
-        tab.keyboard.press("Enter")
-        tab.locator("#talk .theirs").wait_for()
-        assert tab.locator("#talk li").all_inner_texts() == ["hello", "hello back"]
-        assert page.daemon.asked[-1][:3] == ("send", None, "@echo")
-
-
-# --- a real daemon behind it
-
-ANSWERS = """
-from pathlib import Path
-
-from agentd.plugin import Context, GiveUp, Message, Plugin
-
-plugin = Plugin("echo")
-
-
-@plugin.on(Message)
-async def answer(message: Message, ctx: Context) -> None:
-    if message.text == "poison" and not Path("cured").exists():
-        raise GiveUp("this one is poison")
-    ctx.reply(f"you said {message.text}")
-"""
-
-
-def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "agentd", *words, "--state", str(folder / "state")],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        cwd=folder,
-    )
-
-
-@pytest.fixture
-def embedded(tmp_path: Path) -> Iterator[Path]:
-    """A daemon process with its own hub, live. Gives its folder."""
-    (tmp_path / "answers.py").write_text(ANSWERS)
-    (tmp_path / "agentd.toml").write_text(
-        '[agentd.http]\nlisten = "127.0.0.1:0"\n[plugin.echo]\nuse = "./answers.py"\n'
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "agentd", "run"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        live = 0
-        while live < 2:
-            line = process.stdout.readline()
-            assert line, "the daemon ended"
-            live += '"message":"live"' in line
-        yield tmp_path
-    finally:
-        process.terminate()
-        output, _ = process.communicate(timeout=30)
-    assert process.returncode == 0, output
-
-
-def test_a_real_daemon_answers_gives_up_and_forgets_what_was_dropped(
-    browser: Browser, embedded: Path, tmp_path: Path
-) -> None:
-    context = browser.new_context(viewport={"width": DESK[0], "height": DESK[1]}, reduced_motion="reduce")
-    tab = context.new_page()
-    tab.set_default_timeout(15_000)
-    tab.goto(json.loads(command(embedded, "dashboard", "--json").stdout)["url"])
-    tab.get_by_role("heading", name="Mail is flowing").wait_for()
-    tab.get_by_label("Your message").fill("hello")
-    tab.get_by_role("button", name="Send", exact=True).click()
-    tab.locator("#talk").get_by_text("you said hello").wait_for()
-    tab.locator("#events li.own", has_text="you said hello").first.wait_for()
-    tab.get_by_label("Your message").fill("poison")
-    tab.keyboard.press("Enter")
-    tab.get_by_role("button", name="Show dead letter 1").click()
-    tab.get_by_role("dialog").get_by_text("GiveUp").first.wait_for()
-    tab.get_by_role("button", name="Close").click()
-    picture(tab, tmp_path, "real-desk-light")
-    tab.get_by_role("button", name="Drop dead letter 1").click()
-    tab.get_by_role("button", name="Drop it").click()
-    tab.get_by_text("No event was given up.").wait_for()
-    assert json.loads(command(embedded, "dead", "ls", "--json").stdout) == []
-    context.close()
-
-
-def test_a_real_daemon_explains_pauses_goes_on_and_delivers_again(
-    browser: Browser, embedded: Path, tmp_path: Path
-) -> None:
-    context = browser.new_context(viewport={"width": DESK[0], "height": DESK[1]}, reduced_motion="reduce")
-    tab = context.new_page()
-    tab.set_default_timeout(15_000)
-    tab.goto(json.loads(command(embedded, "dashboard", "--json").stdout)["url"])
-
-    def speak(text: str) -> None:
-        tab.get_by_label("Your message").fill(text)
-        tab.keyboard.press("Enter")
-
-    def explain(text: str) -> None:
-        heard = tab.locator("#events li.in", has_text=text)
-        heard.filter(has_text="to echo").get_by_role("button", name="Explain").first.click()
-
-    speak("hello")  # once it was answered, one may say more than one message in a row
-    tab.locator("#talk").get_by_text("you said hello").wait_for()
-    speak("poison")
-    explain("poison")
-    dialog = tab.get_by_role("dialog", name="What became of an event")
-    lane = dialog.get_by_role("region", name="Plugin echo")
-    assert lane.locator(".pill").first.inner_text() == "dead"
-    assert "answer" in lane.locator(".rows").inner_text()
-    assert "this one is poison" in lane.inner_text()
-    picture(tab, tmp_path, "real-explained")
-
-    dialog.get_by_role("button", name="Pause").click()
-    tab.get_by_label("For how long").select_option("until resumed")
-    tab.get_by_role("button", name="Pause it").click()
-    tab.locator("#part-pauses li", has_text="until it is resumed").wait_for()
-    speak("are you there")
-    explain("are you there")
-    assert dialog.get_by_role("region", name="Plugin echo").locator(".pill").first.inner_text() == "paused"
-    tab.keyboard.press("Escape")
-    assert json.loads(command(embedded, "status", "--json").stdout)["pauses"][0]["reason"] == "by command"
-    tab.locator("#part-pauses").get_by_role("button", name="Resume").click()
-    tab.locator("#events li.own", has_text="you said are you there").first.wait_for()
-    assert json.loads(command(embedded, "status", "--json").stdout)["pauses"] == []
-
-    (embedded / "cured").touch()
-    again = tab.get_by_role("button", name="Deliver again dead letter 1")
-    again.click()
-    tab.get_by_role("button", name="Deliver it again").click()
-    tab.locator("#events li.own", has_text="you said poison").first.wait_for()
-    again.wait_for(state="detached")
-    assert json.loads(command(embedded, "dead", "ls", "--json").stdout) == []
-    context.close()
+        tab.get_by_role("alert").get_by_text("The daemon does not answer.").wait_for()
 
 
 # --- by keyboard, on a phone, for a screen reader
@@ -596,6 +234,96 @@ def test_it_works_by_keyboard_alone_and_keeps_the_place_when_a_part_changes(
         assert ("dead_drop", 3) not in page.daemon.asked
 
 
+def test_whoever_was_at_a_row_that_went_goes_on_at_the_next(page: Page, visit: Callable[..., Any]) -> None:
+    page.daemon.busy()
+    with visit() as tab:
+        tab.get_by_role("button", name="Drop dead letter 3").focus()
+        tab.keyboard.press("Enter")
+        tab.keyboard.press("Tab")
+        tab.keyboard.press("Enter")
+        tab.get_by_role("button", name="Drop dead letter 3").wait_for(state="detached")
+        assert "no. 5" in tab.evaluate("document.activeElement.innerText")
+        tab.keyboard.press("Tab")
+        assert focused(tab) == "Show dead letter 5"
+
+
+def test_a_dialog_gives_the_place_back_though_its_part_was_replaced_meanwhile(
+    page: Page, visit: Callable[..., Any]
+) -> None:
+    page.daemon.busy()
+    with visit() as tab:
+        for name in ("Show dead letter 5", "Drop dead letter 5", "Pause conv_2a7f3c21e"):
+            tab.get_by_role("button", name=name).focus()
+            tab.keyboard.press("Enter")
+            tab.locator("dialog[open]").wait_for()
+            number = max(page.daemon.letters) + 1
+            page.daemon.letters = {**page.daemon.letters, number: {**page.daemon.letters[3], "number": number}}
+            lanes = [{**each, "depth": each["depth"] + number} for each in page.daemon.plugins[0]["deepest"]]
+            page.daemon.plugins = [{**page.daemon.plugins[0], "deepest": lanes}, *page.daemon.plugins[1:]]
+            tab.locator(f"#show-{number}").wait_for(state="attached")
+            tab.keyboard.press("Escape")
+            tab.locator(f"[aria-label='{name}']:focus").wait_for()
+
+
+def test_everything_is_done_by_keyboard_alone(page: Page, visit: Callable[..., Any]) -> None:
+    page.daemon.busy()
+    with visit() as tab:
+
+        def go_to(name: str) -> None:
+            for _ in range(60):
+                tab.keyboard.press("Tab")
+                if focused(tab) == name:
+                    return
+            raise AssertionError(f"no way leads to {name}")
+
+        tab.get_by_role("button", name="Explain conv_9f31b2c4 #1").wait_for()
+        go_to("Explain conv_9f31b2c4 #1")
+        tab.keyboard.press("Enter")
+        tab.get_by_role("dialog", name="What became of an event").wait_for()
+        tab.keyboard.press("Escape")
+        go_to("say-text")
+        tab.keyboard.type("hello")
+        tab.keyboard.press("Enter")
+        tab.locator("#talk .theirs").wait_for()
+        go_to("Release conv_held")
+        tab.keyboard.press("Enter")
+        tab.keyboard.press("Tab")
+        tab.keyboard.press("Enter")
+        tab.get_by_text("Done: greeter goes on in conv_held.").wait_for()
+        go_to("Pause conv_2a7f3c21e")
+        tab.keyboard.press("Enter")
+        assert focused(tab) == "pause-for"
+        tab.keyboard.press("ArrowDown")
+        go_to("pause-yes")
+        tab.keyboard.press("Enter")
+        tab.get_by_text("Done: conv_2a7f3c21e is paused.").wait_for()
+        assert ("pause", "alice", "conv_2a7f3c21e", 3_600.0) in page.daemon.asked
+
+
+def test_a_screen_reader_hears_once_that_mail_does_not_flow_and_no_seconds(
+    page: Page, visit: Callable[..., Any]
+) -> None:
+    with visit() as tab:
+        assert tab.locator("#flows").inner_text() == ""
+        assert tab.title() == "agentd"
+        page.daemon.broken()
+        heard = tab.locator("#flows")
+        heard.get_by_text("Mail is not flowing.").wait_for(state="attached")
+        assert "alice: the platform refused the key" in heard.inner_text()
+        assert tab.title() == "Not flowing: agentd"
+        tab.evaluate(
+            """() => { window.changes = 0; new MutationObserver((all) => { window.changes += all.length; })
+               .observe(document.getElementById('flows'), { childList: true, characterData: true, subtree: true }); }"""
+        )
+        tab.wait_for_timeout(2_500)
+        assert tab.evaluate("window.changes") == 0
+        live = "[aria-live], [role=status], [role=alert], [role=log]"
+        assert tab.evaluate(f"document.querySelectorAll('{live}').length") >= 4
+        assert (
+            tab.evaluate(f"[...document.querySelectorAll('{live}')].filter(e => e.querySelector('time')).length") == 0
+        )
+
+
 def test_history_that_was_opened_stays_open_when_the_part_changes(page: Page, visit: Callable[..., Any]) -> None:
     with visit() as tab:
         tab.locator("#history-alice summary").click()
@@ -605,9 +333,21 @@ def test_history_that_was_opened_stays_open_when_the_part_changes(page: Page, vi
         assert tab.evaluate("document.activeElement.tagName") == "SUMMARY"
 
 
-def test_an_identity_that_joins_appears_and_one_that_left_goes(page: Page, visit: Callable[..., Any]) -> None:
-    from tests.control.pages import identity
+def test_a_long_list_scrolls_in_its_place_and_stays_there_when_it_changes(
+    page: Page, visit: Callable[..., Any]
+) -> None:
+    page.daemon.crowd()
+    with visit() as tab:
+        tab.get_by_role("button", name="Drop dead letter 19", exact=True).scroll_into_view_if_needed()
+        at = "document.querySelector('#part-dead > .rows').scrollTop"
+        before = tab.evaluate(at)
+        assert before > 500
+        page.daemon.letters = {number: row for number, row in page.daemon.letters.items() if number != 20}
+        tab.get_by_role("button", name="Drop dead letter 21", exact=True).wait_for(state="attached")
+        assert tab.evaluate(at) == before
 
+
+def test_an_identity_that_joins_appears_and_one_that_left_goes(page: Page, visit: Callable[..., Any]) -> None:
     with visit() as tab:
         page.daemon.identities = [identity("alice"), identity("zoe", "catching_up")]
         tab.locator("#part-identity-zoe .pill").first.wait_for()
@@ -617,7 +357,34 @@ def test_an_identity_that_joins_appears_and_one_that_left_goes(page: Page, visit
         tab.locator("#part-identity-zoe .pill", has_text="live").first.wait_for()
 
 
-@pytest.mark.parametrize("state", ["empty", "busy", "broken"])
+def test_hundreds_of_identities_and_thousands_of_everything_are_cut_and_counted(
+    page: Page, visit: Callable[..., Any]
+) -> None:
+    page.daemon.crowd()
+    with visit() as tab:
+        tab.locator("#part-identity-agent-198").wait_for()
+        shown = tab.locator("#part-identities > ul > li")
+        assert shown.count() == 50
+        assert shown.locator(".line .pill", has_text="connecting").count() == 23, "who is in trouble is not left out"
+        tab.locator("#part-identities").get_by_text("and 150 more; see: agentd status").wait_for()
+        for part, more in (
+            ("health", "and 15 more; see: agentd status"),
+            ("plugins", "and 2,990 more; see: agentd status --json"),
+            ("pauses", "and 4,980 more; see: agentd status --json"),
+            ("outbox", "and 1,980 more; see: agentd outbox ls"),
+            ("dead", "and 1,980 more; see: agentd dead ls"),
+            ("gaps", "and 180 more; see: agentd gaps"),
+        ):
+            assert more in tab.locator(f"#part-{part}").inner_text()
+        assert "9,000 conversations with something to do, the deepest 10:" in tab.locator("#part-plugins").inner_text()
+        assert "agent-000, agent-001, agent-002, agent-003, agent-004 and 195 more" in tab.content()
+        assert tab.evaluate("document.querySelectorAll('*').length") < 5_000
+        page.happen(*[record(number) for number in range(1, 1_000)])
+        tab.locator("#events").get_by_text("more, too fast to show").wait_for()
+        assert tab.locator("#events > li").count() <= 100
+
+
+@pytest.mark.parametrize("state", ["empty", "busy", "broken", "hostile", "crowd"])
 def test_nothing_is_wider_than_a_phone_and_everything_is_large_enough_to_touch(
     page: Page, visit: Callable[..., Any], state: str
 ) -> None:
@@ -628,7 +395,8 @@ def test_nothing_is_wider_than_a_phone_and_everything_is_large_enough_to_touch(
         tab.wait_for_timeout(800)
         assert tab.evaluate("document.documentElement.scrollWidth") == PHONE[0]
         small = tab.evaluate(
-            """[...document.querySelectorAll('button, input, select')].filter((each) => each.checkVisibility())
+            """[...document.querySelectorAll('button, input, select, summary, .glance a')]
+               .filter((each) => each.checkVisibility())
                .map((each) => [each.textContent, each.getBoundingClientRect().height])
                .filter(([, tall]) => tall < 44)"""
         )
@@ -678,6 +446,13 @@ CONTRAST = """() => {
     const [a, b] = [luminance(rgba(getComputedStyle(element).color)), luminance(back(element))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) poor.push([element.className, element.textContent.trim().slice(0, 40), ratio]);
+  }
+  for (const field of document.querySelectorAll('input[placeholder]')) {
+    if (!field.checkVisibility()) continue;
+    const [a, b] = [getComputedStyle(field, '::placeholder').color, getComputedStyle(field).backgroundColor]
+      .map((colour) => luminance(rgba(colour)));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) poor.push([field.id, field.placeholder, ratio]);
   }
   return poor;
 }"""
@@ -733,3 +508,20 @@ def test_the_door_and_the_dialogs_can_be_read(
             picture(tab, tmp_path, f"pause-{name}-{scheme}")
             assert tab.evaluate(CONTRAST) == []
             assert tab.evaluate(WIDER_THAN_ITS_DIALOG) == []
+            tab.keyboard.press("Escape")
+            tab.keyboard.press("Escape")
+            page.daemon.error = ControlError(503, "UNAVAILABLE", "the disk takes no commits", "make room")
+            tab.get_by_role("button", name="Pause one").click()
+            tab.locator("#pause-conversation:focus").wait_for()
+            tab.keyboard.type("conv_x")
+            tab.keyboard.press("Enter")
+            tab.get_by_text("Not paused: the disk takes no commits").wait_for()
+            picture(tab, tmp_path, f"pause-one-{name}-{scheme}")
+            assert tab.evaluate(CONTRAST) == []
+            assert tab.evaluate(WIDER_THAN_ITS_DIALOG) == []
+            tab.keyboard.press("Escape")
+            tab.get_by_role("button", name="Resume conv_noisy").click()
+            tab.locator("#failed p").wait_for()
+            picture(tab, tmp_path, f"failed-{name}-{scheme}")
+            assert tab.evaluate(CONTRAST) == []
+            page.daemon.error = None

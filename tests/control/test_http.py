@@ -17,7 +17,7 @@ import pytest
 from agentd import logs
 from agentd.control.http import _HEADERS
 from agentd.control.sessions import Sessions, take_token
-from tests.control.pages import HOSTILE, Page, identity, record
+from tests.control.pages import Page, identity, record
 
 SECRET_PATHS = [
     ("GET", "/readyz"),
@@ -29,6 +29,7 @@ SECRET_PATHS = [
     ("GET", "/api/explanation?position=1&identity=alice"),
     ("POST", "/api/dead/replay"),
     ("POST", "/api/dead/drop"),
+    ("GET", "/api/conversations?identity=alice"),
     ("POST", "/api/pause"),
     ("POST", "/api/resume"),
     ("POST", "/api/outbox/retry"),
@@ -310,10 +311,14 @@ def test_the_page_loads_nothing_from_elsewhere_and_nothing_inline(page: Page) ->
 
 
 def test_whatever_a_peer_wrote_is_text(page: Page) -> None:
-    page.daemon.busy()
+    page.daemon.hostile()
     html = page.ask("GET", "/")[2]
-    assert HOSTILE not in html
-    assert "&lt;script&gt;document.title=" in html
+    told = page.ask("GET", "/api/explanation?position=1&identity=alice")[2]
+    records = stream(page, 10)[-1][1]["html"]
+    for each in (html, json.loads(told)["html"], json.loads(told)["act"], records):
+        assert "<img src=x" not in each
+        assert "<script>" not in each
+        assert "&lt;script&gt;document.title=" in each
 
 
 def test_who_was_not_let_in_sees_how_to_get_there_and_no_data(page: Page) -> None:
@@ -346,9 +351,10 @@ def stream(page: Page, count: int, **headers: str) -> list[tuple[str, dict[str, 
 
 def test_a_stream_begins_with_every_part_and_the_newest_records(page: Page) -> None:
     page.daemon.busy()
-    *parts, (last, records) = stream(page, 11)
+    *parts, (last, records) = stream(page, 12)
     assert {data["name"] for name, data in parts if name == "part"} == {
         "health",
+        "glance",
         "identities",
         "identity-alice",
         "identity-a-rather-long-name-for-an-identity.example",
@@ -425,6 +431,8 @@ def test_what_cannot_be_done_says_why_and_what_to_do(page: Page) -> None:
     assert (status, json.loads(text)["code"]) == (404, "UNKNOWN_IDENTITY")
     status, _, text = page.ask("POST", "/api/pause", {"conversation": "c", "identity": "alice", "for_s": -1})
     assert (status, json.loads(text)["code"]) == (400, "BAD_REQUEST")
+    status, _, text = page.ask("GET", "/api/conversations?identity=nobody")
+    assert (status, json.loads(text)["code"]) == (404, "UNKNOWN_IDENTITY")
     status, _, text = page.ask("POST", "/api/resume", {"conversation": "c", "identity": "nobody"})
     assert (status, json.loads(text)["code"]) == (404, "UNKNOWN_IDENTITY")
     assert page.daemon.asked == []
