@@ -79,6 +79,7 @@ async def test_a_deadline_that_its_worker_does_not_notice_kills_it_and_nobody_el
     assert rig.end_all() == [(True, True)]
 
 
+@pytest.mark.looptime
 async def test_a_call_that_gets_on_may_take_longer_up_to_its_ceiling() -> None:
     rig = Rig(grace_s=0.0)
     call = rig.begin(message("long"), 0.1)
