@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,12 @@ def loop_that_is_closed() -> Iterator[None]:
     asyncio.set_event_loop(loop)
     yield
     loop.close()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """What a shell starts in the background ignores SIGINT, and so would every process that is started here."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def identity_status(name: str, **fields: Any) -> dict[str, Any]:

@@ -529,7 +529,10 @@ def test_a_question_that_is_interrupted_is_a_no_with_the_code_for_it(served: Any
         while stat.read_text().rpartition(")")[2].split()[0] != "S":
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=10)
+        try:
+            _, rest = process.communicate(timeout=10)
+        finally:
+            process.kill()
     os.close(ours)
     assert (process.returncode, rest, served.daemon.asked) == (130, b"\n", [])
 

@@ -98,6 +98,7 @@ async def test_a_dead_letter_that_holds_its_conversation_is_tried_in_its_place(r
     assert rig.daemon is not None
     operations = rig.daemon.operations
     await rig.until(lambda: bool(operations.status()["plugins"][0]["held"]))
+    await rig._journal.commit()  # it is held when that is decided, a moment before it is on disk
     (letter,) = await operations.dead(None, False, 9)
     assert (await operations.dead_show(letter["number"]))["held"] is True
     mend(rig)
