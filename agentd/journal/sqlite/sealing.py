@@ -6,10 +6,11 @@ that what earlier processes wrote can be read.
 
     value     a mark, number of the data key, count under it, ciphertext with its tag
     in text   the mark, and the rest in base 64
+    plain     as it is; behind an escape where it begins with the mark, or with the escape, itself
 
 Always true: a nonce is a count under a key that nobody else has, and so never comes twice. A value opens in its own
-place only: table, column and key of its row are authenticated with it. What was written without a key is read as it is,
-and told from a sealed value by its first byte, which neither JSON nor any text of ours begins with.
+place only: table, column and key of its row are authenticated with it. What was written without a key can be read
+beside it: the first byte tells one from the other, whatever somebody may have written.
 Not here: where the key lies (config), which columns these are (the modules of the tables, resealing.py).
 """
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _MARK = b"\x01"
 _TEXT_MARK = "\x01"
+_ESCAPE, _TEXT_ESCAPE = b"\x02", "\x02"
 _HEAD = struct.Struct(">cIQ")  # mark, number of the data key, count
 _SALT_BYTES = 32
 _PROOF = b"agentd journal"
@@ -53,23 +55,23 @@ class Seals:
 
     def seal(self, value: bytes, *place: Part) -> bytes:
         """The value as it goes to disk. place: table and column, and the key of the row."""
-        return value
+        return _ESCAPE + value if value[:1] in (_MARK, _ESCAPE) else value
 
     def seal_text(self, value: str, *place: Part) -> str:
         """The same for a column of text."""
-        return f" {value}" if value.startswith(_TEXT_MARK) else value
+        return _TEXT_ESCAPE + value if value[:1] in (_TEXT_MARK, _TEXT_ESCAPE) else value
 
     def open(self, value: bytes, *place: Part) -> bytes:
         """The value as it was. Raises JournalUnusable where it does not open."""
         if value[:1] == _MARK:
             raise JournalUnusable(f"{_spelled(place)} is encrypted; name the key under {WHERE}")
-        return value
+        return value.removeprefix(_ESCAPE)
 
     def open_text(self, value: str, *place: Part) -> str:
         """The same for a column of text."""
         if value.startswith(_TEXT_MARK):
             self.open(_MARK, *place)
-        return value
+        return value.removeprefix(_TEXT_ESCAPE)
 
     def is_due(self, value: bytes | str) -> bool:
         """Whether a value is not sealed as it would be today."""
@@ -97,7 +99,7 @@ class Keyed(Seals):
     def seal(self, value: bytes, *place: Part) -> bytes:
         """See Seals. Nothing stays nothing: it says that retention let a value go."""
         if self.current is None or not value:
-            return value
+            return super().seal(value, *place)
         self._count += 1
         head = _HEAD.pack(_MARK, self.current, self._count)
         return head + self._opening[self.current].encrypt(_nonce(self._count), value, head + _authenticated(place))
@@ -113,7 +115,7 @@ class Keyed(Seals):
         from cryptography.exceptions import InvalidTag
 
         if value[:1] != _MARK:
-            return value
+            return value.removeprefix(_ESCAPE)
         try:
             _, number, count = _HEAD.unpack_from(value)
             head = value[: _HEAD.size]
@@ -126,7 +128,7 @@ class Keyed(Seals):
     def open_text(self, value: str, *place: Part) -> str:
         """See Seals."""
         if not value.startswith(_TEXT_MARK):
-            return value
+            return value.removeprefix(_TEXT_ESCAPE)
         try:
             sealed = base64.b64decode(value[1:], validate=True)
         except ValueError:
