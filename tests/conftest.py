@@ -9,7 +9,11 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("agentd", deadline=None)  # several tests run at a time: examples are not timed
+hypothesis.settings.load_profile("agentd")
 
 
 @pytest.fixture(autouse=True, scope="session")
