@@ -4,6 +4,7 @@ import asyncio
 import os
 import sqlite3
 import threading
+import time
 
 import pytest
 
@@ -48,11 +49,15 @@ async def test_a_backup_of_a_journal_that_is_written_is_whole_and_takes_part_of_
     await journal.commit(*arrived(payload=bytes(2_000)))
     stop = threading.Event()
     backups = []
+    committed = [1]
 
     def copy_again_and_again():
         while len(backups) < 5:
             backups.append(tmp_path / f"backup-{len(backups)}")
             copies.back_up(path, backups[-1])
+            before = committed[-1]
+            while committed[-1] == before:
+                time.sleep(0.001)
         stop.set()
 
     copying = asyncio.create_task(asyncio.to_thread(copy_again_and_again))
@@ -62,6 +67,7 @@ async def test_a_backup_of_a_journal_that_is_written_is_whole_and_takes_part_of_
             seq += 1
             journal.commit(*arrived(seq=seq, payload=bytes(2_000)))
         await journal.commit()
+        committed.append(seq)
     await copying
     await journal.close()
     tops = []
