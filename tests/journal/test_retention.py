@@ -52,7 +52,7 @@ async def run(journal, settings=AGED, now=NOW):
 @pytest.mark.parametrize("encryption", ["plain"], indirect=True)  # it counts bytes
 async def test_old_events_that_every_plugin_has_handled_lose_their_payload_and_keep_their_place(journal, arrived):
     for seq in range(1, 6):
-        journal.commit(*arrived(seq=seq, payload=bytes([seq]) * 100))
+        journal.commit(*arrived(seq=seq, payload=bytes([64 + seq]) * 100))
     number = arrived.number("conv_a")
     await journal.commit(subscribed("echo"), CursorMoved("echo", number, 3))
     assert await run(journal) == 3

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from agentd.core import events
 from agentd.core.events import Content, Send
 from agentd.tracing.naming import Name, cause_of, name_of, name_of_send
 
@@ -31,8 +32,7 @@ def test_no_two_events_share_a_name(identity: str, about: str, other_identity: s
 
 @given(IDS, st.integers(0, 99))
 def test_a_send_on_disk_tells_the_event_that_it_answers_whatever_its_id_is(about: str, ordinal: int) -> None:
-    if about == "Typing":
-        return
+    assume(not (isinstance(kind := vars(events).get(about), type) and issubclass(kind, events.Signal)))
     answer = send(f"greeter {about} {ordinal}")
     assert cause_of(answer) == about
     assert name_of_send(answer) == name_of("alice", about)
