@@ -215,7 +215,7 @@ def test_upgrade_check_refuses_a_newer_journal_with_the_remedy(state: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "words", [["backup", "/tmp/x"], ["vacuum"], ["retention"], ["upgrade-check"]], ids=lambda w: w[0]
+    "words", [["backup", "nothing.db"], ["vacuum"], ["retention"], ["upgrade-check"]], ids=lambda w: w[0]
 )
 def test_where_there_is_no_journal_every_verb_says_how_to_name_one(words: list[str], tmp_path: Path) -> None:
     told = agentd_command(*words, state=tmp_path / "nothing")
