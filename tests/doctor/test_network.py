@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 import time
+from contextlib import AbstractAsyncContextManager
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from agentd.doctor.finding import Finding
 from agentd.hub.faults import Action, Point, Rule
 from agentd.hub.server import Hub
 from agentd.hub.settings import HubSettings
+from tests.tcp import tcp_server
 
 CERTIFICATE = Path(__file__).parent.parent / "transport" / "self_signed.pem"
 
@@ -88,22 +90,20 @@ async def test_a_name_that_does_not_exist_is_told(monkeypatch: pytest.MonkeyPatc
     assert finding.remedy
 
 
-async def serving(certificate: bool) -> tuple[asyncio.Server, int]:
+def serving(certificate: bool) -> AbstractAsyncContextManager[int]:
     context = None
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(CERTIFICATE)
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.close()
+        pass
 
-    server = await asyncio.start_server(hang_up, "127.0.0.1", 0, ssl=context)
-    return server, server.sockets[0].getsockname()[1]
+    return tcp_server(hang_up, tls=context)
 
 
 async def test_a_certificate_that_nobody_vouches_for_is_told_with_the_reason() -> None:
-    server, port = await serving(certificate=True)
-    async with server:
+    async with serving(certificate=True) as port:
         finding = (await network.server(f"https://127.0.0.1:{port}", 5.0))[-1]
     assert (finding.check, finding.state) == ("TLS", FAIL)
     assert "not trusted" in finding.told
@@ -111,8 +111,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_told_with_the_reason() -
 
 
 async def test_a_server_that_speaks_no_tls_is_told() -> None:
-    server, port = await serving(certificate=False)
-    async with server:
+    async with serving(certificate=False) as port:
         finding = (await network.server(f"https://127.0.0.1:{port}", 5.0))[-1]
     assert (finding.check, finding.state) == ("TLS", FAIL)
 
@@ -121,8 +120,7 @@ async def test_a_trusted_certificate_tells_its_days(monkeypatch: pytest.MonkeyPa
     context = ssl.create_default_context(cafile=str(CERTIFICATE))
     context.check_hostname = False
     monkeypatch.setattr(network, "tls_context", lambda: context)
-    server, port = await serving(certificate=True)
-    async with server:
+    async with serving(certificate=True) as port:
         finding = (await network.server(f"https://127.0.0.1:{port}", 5.0))[-1]
     assert finding.state in (OK, WARN)
     assert "certificate good for" in finding.told
@@ -131,9 +129,8 @@ async def test_a_trusted_certificate_tells_its_days(monkeypatch: pytest.MonkeyPa
 async def test_behind_a_proxy_the_way_to_it_is_looked_at_and_its_password_not_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    server, port = await serving(certificate=False)
-    monkeypatch.setenv("https_proxy", f"http://user:s3cret-word@127.0.0.1:{port}")
-    async with server:
+    async with serving(certificate=False) as port:
+        monkeypatch.setenv("https_proxy", f"http://user:s3cret-word@127.0.0.1:{port}")
         findings = await network.server("https://api.agentchat.me", 5.0)
     assert told(findings) == {("DNS", f"proxy 127.0.0.1:{port}"): OK, ("TCP", f"proxy 127.0.0.1:{port}"): OK}
     assert "s3cret-word" not in str(findings)

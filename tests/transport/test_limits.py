@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from agentd.errors import Unavailable
 from agentd.transport.link import dial
 from agentd.transport.rest import Rest
 from agentd.wire.platform import Request
+from tests.tcp import tcp_server
 
 from .far_end import KEY, Platform
 
@@ -25,29 +25,17 @@ async def server(
     write: Callable[[asyncio.StreamWriter], object], heads: list[bytes] | None = None
 ) -> AsyncIterator[int]:
     """A server that reads the head of a request and then writes what `write` writes; gives its port."""
-    tasks: set[asyncio.Task[None]] = set()
 
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            head = await reader.readuntil(b"\r\n\r\n")
-            if heads is not None:
-                heads.append(head)
-            result = write(writer)
-            if asyncio.iscoroutine(result):
-                await result
-        writer.close()
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if heads is not None:
+            heads.append(head)
+        result = write(writer)
+        if asyncio.iscoroutine(result):
+            await result
 
-    listening = await asyncio.start_server(accept, "127.0.0.1", 0)
-    try:
-        yield listening.sockets[0].getsockname()[1]
-    finally:
-        listening.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async with tcp_server(answer) as port:
+        yield port
 
 
 async def rest_fails(port: int, base: str = "http://127.0.0.1:{}") -> str:

@@ -22,6 +22,7 @@ from agentd.config import Rest as RestSettings
 from agentd.errors import AgentdError, CredentialsRefused, OutcomeUnknown, Refused, Unavailable, WireViolation
 from agentd.transport.rest import Pool, Rest
 from agentd.wire.platform import Request, Response, Transfer
+from tests.tcp import tcp_server
 
 from .far_end import KEY
 
@@ -67,28 +68,13 @@ async def raw_server() -> AsyncIterator[StartServer]:
     async with AsyncExitStack() as stack:
 
         async def start(answer: bytes, *, hang: bool = False) -> int:
-            over = asyncio.Event()
-            done: set[asyncio.Task[None]] = set()
-
-            async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                task = asyncio.current_task()
-                assert task is not None
-                done.add(task)
+            async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 await reader.readuntil(b"\r\n\r\n")
                 writer.write(answer)
                 if hang:
-                    await over.wait()
-                writer.close()
+                    await asyncio.Event().wait()
 
-            async def stop() -> None:
-                over.set()
-                tcp.close()
-                await asyncio.gather(*done, return_exceptions=True)
-
-            tcp = await asyncio.start_server(accept, "127.0.0.1", 0)
-            stack.push_async_callback(stop)
-            port: int = tcp.sockets[0].getsockname()[1]
-            return port
+            return await stack.enter_async_context(tcp_server(say))
 
         yield start
 

@@ -59,6 +59,7 @@ async def test_a_conversation_goes_on_in_another_journal_and_nothing_is_handled_
     assert rig.seqs(conversation) == [1, 2, 5, 7]
     assert rig.answers("peer") == [f"noted {seq}" for seq in (1, 2, 5, 7)]
     await rig.assert_accounted()
+    await rig.until(lambda: rig.status()[0]["journaled"] == 8)  # the echo of the last answer too
 
     # A replay may go back to what was imported.
     assert rig.daemon is not None
