@@ -225,8 +225,8 @@ class Supervisor:
     async def _until_identified(self) -> None:
         """A handler may run before its identity has been connected for the first time; a moment is worth waiting."""
         until = self._loop.time() + _IDENTIFY_WAIT_S
-        while (parked := self._state == "parked") or self._life is None or not self._life.identified:
-            if parked or self._loop.time() >= until:
+        while (life := self._life) is None or not life.identified:
+            if (life is not None and life.refused is not None) or self._loop.time() >= until:
                 raise NotConnected(f"identity {self.name} is {self._state}: {self.history[-1].reason}")
             await asyncio.sleep(_IDENTIFY_LOOK_S)
 
@@ -294,7 +294,7 @@ class _Life:
         self._shared = shared
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
-        self._refused: CredentialsRefused | None = None
+        self.refused: CredentialsRefused | None = None
         self._fatal: asyncio.Future[None] = self._loop.create_future()
         self._drain_wanted = asyncio.Event()
         self._new_key = asyncio.Event()
@@ -365,16 +365,16 @@ class _Life:
             meaning, asked_s = CloseMeaning.AGAIN, None
             if self._new_key.is_set():
                 self._new_key.clear()
-                self._refused = None
+                self.refused = None
             try:
                 await self._key.refresh()
                 await self._identify()
                 if not self._new_key.is_set():
-                    if self._refused is None:
+                    if self.refused is None:
                         self.sender.resume()
                     meaning = await self._connection()
             except CredentialsRefused as refused:
-                meaning, self._refused = CloseMeaning.REFUSED, refused
+                meaning, self.refused = CloseMeaning.REFUSED, refused
             except AgentdError as failure:
                 asked_s = failure.retry_after_s if isinstance(failure, Unavailable) else None
                 self._owner.enter("connecting", str(failure))
@@ -429,8 +429,11 @@ class _Life:
         ) as self._link:
             self._reconnect.opened(self._loop.time())
             self.intake.attach(self._link)
-            if self._new_key.is_set():  # it came while this connection was opened, perhaps with the old one
+            # Either came while this connection was opened.
+            if self._new_key.is_set():
                 self._link.close(1000, "another key")
+            elif self.refused is not None:
+                self._link.close(1000, "credentials refused")
             try:
                 async with asyncio.TaskGroup() as tasks:
                     catching_up = tasks.create_task(self._catch_up(), name=f"{self._owner.name}: catching up")
@@ -445,11 +448,11 @@ class _Life:
         code = "cut" if closed.code is None else str(closed.code)
         self._owner.reconnects += 1
         metrics.RECONNECTS.inc(self._owner.name, code)
-        if self._refused is not None:
+        if self.refused is not None:
             return CloseMeaning.REFUSED
         meaning = self._platform.close_meaning(closed.code, closed.reason)
         if meaning is CloseMeaning.REFUSED:
-            self._refused = CredentialsRefused(closed.code or 0, "CLOSED", closed.reason)
+            self.refused = CredentialsRefused(closed.code or 0, "CLOSED", closed.reason)
         self._owner.enter("connecting", f"connection ended ({code}) {closed.reason}".strip())
         return meaning
 
@@ -463,6 +466,7 @@ class _Life:
                 await self._drain.drain()
             except CredentialsRefused as refused:
                 self.credentials_refused(refused)
+                return
             except AgentdError as failure:
                 self._owner.enter("catching_up", f"the backlog cannot be read yet: {failure}")
                 await asyncio.sleep(retry_s * random.uniform(0.75, 1.25))
@@ -475,12 +479,12 @@ class _Life:
 
     async def _parked(self) -> Dial | Park:
         """Wait until the key is another one. A refused key is never tried again by itself."""
-        assert self._refused is not None
+        assert self.refused is not None
         self.sender.pause()
-        self._owner.enter("parked", f"the platform refused the key: {self._refused}")
+        self._owner.enter("parked", f"the platform refused the key: {self.refused}")
         while not self._new_key.is_set() and not await self._key_changed():
             await self._sleep(_KEY_POLL_S)
-        self._refused = None
+        self.refused = None
         self.identified = False
         return self._reconnect.key_changed() or Dial()
 
@@ -527,8 +531,10 @@ class _Life:
                 self._owner.enter("live", "hears again")
 
     def credentials_refused(self, refused: CredentialsRefused) -> None:
-        """The platform said so to somebody who used this identity's key."""
-        self._refused = refused
+        """The platform said so to somebody who used this identity's key: nothing more leaves under it."""
+        self.refused = refused
+        self.identified = False
+        self.sender.pause()
         if self._link is not None:
             self._link.close(1000, "credentials refused")
 

@@ -29,7 +29,15 @@ from yarl import URL
 from agentd import __version__
 from agentd.config import Rest as RestSettings
 from agentd.core.reconnect import backoff_s
-from agentd.errors import AgentdError, CredentialsRefused, OutcomeUnknown, Refused, Unavailable, WireViolation
+from agentd.errors import (
+    AgentdError,
+    CredentialsRefused,
+    NotConnected,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+    WireViolation,
+)
 from agentd.transport.address import is_loopback, proxy_for, require_safe
 from agentd.transport.retry_after import retry_after_s
 from agentd.transport.tls import tls_context
@@ -124,18 +132,22 @@ class Rest:
         own. A request that is not `repeatable` is treated so in any case. Otherwise the statuses that pass by
         themselves and broken connections are tried again, `retries` times, waiting as long as the server asks up to
         `backoff_max_s`. Every other status, redirects among them, is an answer for the platform to read.
-        Raises CredentialsRefused on 401. OutcomeUnknown if the one attempt of a writing request may have reached the
-        server and no answer came. Unavailable if nothing useful came otherwise, with the wait that the server asked
-        for. WireViolation if the answer is too large or damaged.
+        Raises CredentialsRefused on 401, NotConnected if that was said of a key that was replaced meanwhile.
+        OutcomeUnknown if the one attempt of a writing request may have reached the server and no answer came.
+        Unavailable if nothing useful came otherwise, with the wait that the server asked for. WireViolation if the
+        answer is too large or damaged.
         Source: AgentChat, the official client's retry table; only 401 speaks of the key, 403 of what it may not do.
         """
         single = once or not request.repeatable
         request_id = uuid.uuid4().hex
         failures = 0
         while True:
-            outcome = await self._attempt(request, request_id)
+            key = self._key()
+            outcome = await self._attempt(request, key, request_id)
             if isinstance(outcome, Response):
                 if outcome.status == 401:
+                    if key != self._key():
+                        raise NotConnected("the key was replaced while this was under way")
                     raise CredentialsRefused(401, "UNAUTHORIZED", request_id=_id_of(outcome, request_id))
                 if single or outcome.status not in _REPEATED_STATUSES:
                     return outcome
@@ -188,11 +200,11 @@ class Rest:
         backoff = backoff_s(failures, self._settings.backoff_first_s, self._settings.backoff_max_s, self._chance())
         return max(backoff, asked or 0.0)
 
-    async def _attempt(self, request: Request, request_id: str) -> Response | _Failure:
+    async def _attempt(self, request: Request, key: str, request_id: str) -> Response | _Failure:
         # Failures are given back, not raised: a cause or context from aiohttp may carry the request's headers, which
         # hold the key.
         progress = _Progress()
-        opened = self._open(request, request_id, progress)
+        opened = self._open(request, key, request_id, progress)
         outcome = await self._outcome(opened, self._settings.timeout_s, self._settings.answer_max_bytes)
         return outcome if isinstance(outcome, Response) else _Failure(outcome.why, progress.connected)
 
@@ -211,12 +223,12 @@ class Rest:
             return _Failure(type(exc).__name__)
 
     def _open(
-        self, request: Request, request_id: str, progress: _Progress
+        self, request: Request, key: str, request_id: str, progress: _Progress
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         headers = {
             **self._headers,
             **request.headers,
-            "Authorization": f"Bearer {self._key()}",
+            "Authorization": f"Bearer {key}",
             "x-request-id": request_id,
         }
         if request.body is not None:

@@ -19,7 +19,15 @@ from aiohttp import web
 
 from agentd import __version__
 from agentd.config import Rest as RestSettings
-from agentd.errors import AgentdError, CredentialsRefused, OutcomeUnknown, Refused, Unavailable, WireViolation
+from agentd.errors import (
+    AgentdError,
+    CredentialsRefused,
+    NotConnected,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+    WireViolation,
+)
 from agentd.transport.rest import Pool, Rest
 from agentd.wire.platform import Request, Response, Transfer
 from tests.tcp import tcp_server
@@ -275,6 +283,20 @@ async def test_a_broken_connection_is_tried_again(server: StartServer) -> None:
 
 
 # No answer
+
+
+async def test_401_says_nothing_of_a_key_that_took_the_place_of_the_one_that_was_asked_with(
+    server: StartServer,
+) -> None:
+    keys = [KEY]
+
+    async def refuse(request: web.BaseRequest) -> web.Response:
+        keys.append("ac_live_another")
+        return web.Response(status=401)
+
+    async with client(await server(refuse), key=lambda: keys[-1]) as rest:
+        with pytest.raises(NotConnected, match="replaced"):
+            await rest.perform(POST, once=True)
 
 
 async def test_401_refuses_the_key(server: StartServer) -> None:

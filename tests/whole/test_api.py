@@ -202,6 +202,23 @@ async def test_a_turn_that_calls_while_its_identity_is_parked_waits_for_the_key_
     assert await rig._journal.dead("agent", 10) == []
 
 
+async def test_nothing_is_called_under_a_refused_key_however_long_its_connection_takes_to_end(rig: Rig) -> None:
+    await begin(rig)
+    await rig.stop()
+    (rig.folder / "calling.py").write_text(_ASKING)
+    await rig.start()
+    rig.hub.post("peer", "agent", "wait")
+    await rig.until(lambda: told(rig) == ["1"])
+    rig.hub.afflict(Action.HALF_OPEN, "agent")  # it answers no close
+    rig.hub.faults.add(Rule(point=Point.REST, action=Action.STATUS, route="create_group", status=401, times=1))
+    (rig.folder / "go").touch()
+    await rig.until(lambda: len(told(rig)) >= 4)
+    assert rig.states() == ["live"], "the connection has not ended yet"
+    assert set(told(rig)) == {"1"}
+    assert rig.hub.counters()["rest.create_group"] == 1
+    assert groups(rig) == []
+
+
 async def test_a_turn_that_calls_while_the_platform_is_gone_waits_for_it_and_spends_no_attempt(rig: Rig) -> None:
     await begin(rig)
     await rig.stop()
