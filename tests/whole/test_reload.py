@@ -457,6 +457,31 @@ async def test_a_broken_configuration_is_refused_whole_and_the_one_before_stays(
     assert world.unnoticed("alice") == before
 
 
+async def test_what_was_refused_with_another_plugin_takes_over_when_that_is_mended(world: World) -> None:
+    for name in ("first", "second"):
+        world.plugin(name, "old")
+    world.identity("alice", "first", "second")
+    await world.start()
+    world.plugin("first", "new")
+    world.plugin("second", text="plugin = (\n")
+    with pytest.raises(ConfigError, match="plugin second"):
+        await world.reload()
+    world.plugin("second", "new")
+    assert sorted((await world.reload())["plugins"]["reloaded"]) == ["first", "second"]
+
+
+async def test_a_plugin_whose_setup_failed_is_tried_again_though_its_file_is_the_same(world: World) -> None:
+    world.plugin("first", "old")
+    world.identity("alice", "first")
+    await world.start()
+    world.plugin("first", "new", setup='assert Path(__file__).with_name("there").exists(), "not there"')
+    with pytest.raises(ConfigError, match="its setup failed: not there"):
+        await world.reload()
+    (world.folder / "there").touch()
+    assert (await world.reload())["plugins"]["reloaded"] == ["first"]
+    assert (await world.reload())["plugins"]["reloaded"] == []
+
+
 async def test_what_cannot_change_while_it_runs_is_named_and_left(world: World) -> None:
     world.plugin("first")
     world.identity("alice", "first")
