@@ -163,14 +163,18 @@ class Reloading:
             await identities.remove(name)
         starting = {name: settings.identity[name] for name in (*found.added, *found.moved)}
         await identities.make(starting, {name: key_reader(identity) for name, identity in starting.items()})
+        leaving = []
         for name in (*found.added, *found.carried):
-            still_running += await self._serve(name)
+            leaving += await self._serve(name)
         for name in starting:
             identities.run(name)
         stay = [name for name in settings.identity if name not in starting]
         rekeyed = await asyncio.gather(*(self._rekey(name, before) for name in stay))
         for name in found.plugins_removed:
             generations.remove(name)
+        # Last, and for all together: nobody is out of service for the time that the turns of others take.
+        left = await self._dispatcher.until_left(leaving, self.settings.agentd.dispatch.drain_timeout_s)
+        still_running += [f"{identity}: {plugin}" for identity, plugin in left]
         return still_running, [name for name, changed in zip(stay, rekeyed, strict=True) if changed]
 
     async def _remove(self, name: str) -> list[str]:
@@ -180,11 +184,9 @@ class Reloading:
         await self._identities.remove(name)
         return [f"{name}: {plugin}" for plugin in left]
 
-    async def _serve(self, name: str) -> list[str]:
+    async def _serve(self, name: str) -> list[tuple[str, str]]:
         identity = self.conduct[name] = self.settings.identity[name]
-        timeout_s = self.settings.agentd.dispatch.drain_timeout_s
-        left = await self._dispatcher.serve(name, identity.plugins, identity, timeout_s)
-        return [f"{name}: {plugin}" for plugin in left]
+        return [(name, plugin) for plugin in await self._dispatcher.serve(name, identity.plugins, identity)]
 
     async def _rekey(self, name: str, before: Settings) -> bool:
         now = self.settings.identity[name].key

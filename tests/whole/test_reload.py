@@ -69,6 +69,7 @@ class World:
         self.hub = hub
         self.file = folder / "agentd.toml"
         self.extra = ""
+        self.drain_timeout_s = 0.5
         self.identities: dict[str, list[str]] = {}
         self.plugins: dict[str, str] = {}
         self.key_files: dict[str, str] = {}
@@ -98,7 +99,7 @@ class World:
             'state = "./state"',
             "link = { backoff_first_s = 0.05, backoff_max_s = 0.3 }",
             "intake = { gap_grace_s = 0.1, audit_interval_s = 300.0 }",
-            "dispatch = { drain_timeout_s = 0.5, retry_first_s = 0.05 }",
+            f"dispatch = {{ drain_timeout_s = {self.drain_timeout_s}, retry_first_s = 0.05 }}",
         ]
         for name, plugins in self.identities.items():
             lines += [
@@ -299,6 +300,30 @@ async def test_an_identity_that_moves_is_dialled_at_its_new_place_and_loses_noth
     await world.until_answers("bob", "first slow 1", "first 2", "first 3")
     assert world.identity_status()["bob"]["url"] == world.urls["bob"]
     assert world.unnoticed("alice") == before
+
+
+async def test_nobody_waits_for_the_last_turns_of_a_plugin_that_was_taken_from_another(world: World) -> None:
+    world.drain_timeout_s = 3_600.0
+    for name in ("first", "second"):
+        world.plugin(name)
+    world.identity("alice", "first")
+    world.identity("bob", "second")
+    await world.start()
+    world.post("alice", "slow")
+    await world.until(lambda: "began slow" in world.notes())
+    world.identities["alice"] = ["second"]
+    world.identity("carol", "second")
+    world.urls["bob"] = world.hub.url.replace("127.0.0.1", "localhost")
+    reloading = asyncio.ensure_future(world.reload())
+    await world.until(lambda: "carol" in world.states())
+    await world.until_live()
+    for name in world.identities:
+        world.post(name, "hello")
+        await world.until(lambda name=name: "second hello" in world.answers(name))
+    assert world.identity_status()["bob"]["url"] == world.urls["bob"]
+    assert not reloading.done()
+    (world.folder / "go").touch()
+    assert (await reloading)["still_running"] == []
 
 
 # --- keys
