@@ -67,7 +67,7 @@ class Status:
 
     def _is_whole(self, name: str) -> bool:
         """It is not on its way in or out."""
-        return name in self._parts.settings.identity and name in self._parts.dispatcher.handled
+        return name in self._parts.settings.identity and name in self._parts.dispatcher.dead  # counted last
 
     def _worker(self, plugin: str) -> dict[str, Any] | None:
         """How the process of a plugin that has one of its own fares."""

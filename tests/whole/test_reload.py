@@ -25,6 +25,7 @@ from agentd.hub.settings import HubSettings
 from agentd.identities import key_reader
 from agentd.journal.sqlite import open_journal
 from agentd.journal.sqlite.opening import SCHEMA
+from agentd.journal.storage import Totals
 
 PLUGIN = """
 import asyncio
@@ -324,6 +325,29 @@ async def test_nobody_waits_for_the_last_turns_of_a_plugin_that_was_taken_from_a
     assert not reloading.done()
     (world.folder / "go").touch()
     assert (await reloading)["still_running"] == []
+
+
+async def test_a_status_that_is_asked_for_while_an_identity_is_on_its_way_in_leaves_it_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.plugin("first")
+    world.identity("alice", "first")
+    await world.start()
+    counting, counted, totals = asyncio.Event(), asyncio.Event(), world.journal.totals
+
+    async def slow(identity: str) -> Totals:
+        counting.set()
+        await counted.wait()
+        return await totals(identity)
+
+    monkeypatch.setattr(world.journal, "totals", slow)
+    world.identity("bob", "first")
+    reloading = asyncio.ensure_future(world.reload())
+    await counting.wait()
+    assert list(world.states()) == ["alice"]
+    counted.set()
+    await reloading
+    assert list(world.states()) == ["alice", "bob"]
 
 
 # --- keys
