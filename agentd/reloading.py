@@ -160,7 +160,7 @@ class Reloading:
         for name, plugin in ready.items():
             await (generations.swap(plugin) if name in generations.plugins else generations.add(plugin))
         for name in found.moved:
-            await identities.remove(name)
+            await identities.end(name)
         starting = {name: settings.identity[name] for name in (*found.added, *found.moved)}
         await identities.make(starting, {name: key_reader(identity) for name, identity in starting.items()})
         leaving = []

@@ -25,7 +25,7 @@ from agentd.hub.settings import HubSettings
 from agentd.identities import key_reader
 from agentd.journal.sqlite import open_journal
 from agentd.journal.sqlite.opening import SCHEMA
-from agentd.journal.storage import Totals
+from agentd.journal.storage import StoredRecord, Totals
 
 PLUGIN = """
 import asyncio
@@ -70,7 +70,7 @@ class World:
         self.hub = hub
         self.file = folder / "agentd.toml"
         self.extra = ""
-        self.drain_timeout_s = 0.5
+        self.dispatch = {"drain_timeout_s": 0.5, "retry_first_s": 0.05}
         self.identities: dict[str, list[str]] = {}
         self.plugins: dict[str, str] = {}
         self.key_files: dict[str, str] = {}
@@ -100,7 +100,7 @@ class World:
             'state = "./state"',
             "link = { backoff_first_s = 0.05, backoff_max_s = 0.3 }",
             "intake = { gap_grace_s = 0.1, audit_interval_s = 300.0 }",
-            f"dispatch = {{ drain_timeout_s = {self.drain_timeout_s}, retry_first_s = 0.05 }}",
+            f"dispatch = {{ {', '.join(f'{name} = {value}' for name, value in self.dispatch.items())} }}",
         ]
         for name, plugins in self.identities.items():
             lines += [
@@ -303,8 +303,42 @@ async def test_an_identity_that_moves_is_dialled_at_its_new_place_and_loses_noth
     assert world.unnoticed("alice") == before
 
 
+async def test_what_a_lane_reads_while_its_identity_moves_is_handled(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.dispatch["lane_memory"] = 1
+    world.plugin("first")
+    world.identity("alice", "first")
+    await world.start()
+    assert world.daemon is not None
+    pending, journal = world.daemon._dispatcher.pending, world.journal
+    world.post("alice", "slow", "1", "2")
+    await world.until(lambda: pending["alice"] == 3)
+    reading, ended, read_lane, handles = asyncio.Event(), asyncio.Event(), journal.read_lane, journal.handles
+
+    async def slow(*place: int) -> list[StoredRecord]:
+        stored = await read_lane(*place)
+        reading.set()
+        await ended.wait()
+        return stored
+
+    async def until_all_is_read() -> dict[str, str]:
+        ended.set()
+        await world.until(lambda: not pending["alice"])
+        return await handles()
+
+    monkeypatch.setattr(journal, "read_lane", slow)
+    monkeypatch.setattr(journal, "handles", until_all_is_read)
+    (world.folder / "go").touch()
+    await reading.wait()
+    world.urls["alice"] = world.hub.url.replace("127.0.0.1", "localhost")
+    await world.reload()
+    assert world.identity_status()["alice"]["dead"] == 0
+    await world.until_answers("alice", "first slow", "first 1", "first 2")
+
+
 async def test_nobody_waits_for_the_last_turns_of_a_plugin_that_was_taken_from_another(world: World) -> None:
-    world.drain_timeout_s = 3_600.0
+    world.dispatch["drain_timeout_s"] = 3_600.0
     for name in ("first", "second"):
         world.plugin(name)
     world.identity("alice", "first")
