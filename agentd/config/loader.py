@@ -323,11 +323,13 @@ def _is_installed(*modules: str) -> bool:
 
 
 def _collector_problem(url: str) -> str | None:
-    if problem := _url_problem(url, f"write it like {COLLECTOR}"):
-        return problem
+    return _url_problem(url, f"write it like {COLLECTOR}") or _plain_text_problem(url, "traces")
+
+
+def _plain_text_problem(url: str, what: str) -> str | None:
     parts = urlsplit(url)
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        return f"http:// would show traces to the network on the way to {parts.hostname}; use https://"
+        return f"http:// would show {what} to the network on the way to {parts.hostname}; use https://"
     return None
 
 
@@ -352,7 +354,7 @@ def _check_identities(raw: Mapping[str, Any], reading: _Reading) -> None:
             case {"platform": str(platform)} if platform not in PLATFORMS:
                 reading.problem((*path, "platform"), f"unknown platform; {_instead(platform, PLATFORMS)}")
         match table:
-            case {"url": str(url)} if problem := _url_problem(url):
+            case {"url": str(url)} if problem := _url_problem(url) or _plain_text_problem(url, "the key"):
                 reading.problem((*path, "url"), problem)
         match table:
             case {"plugins": list(listed)} if reading.is_sound((*path, "plugins")):

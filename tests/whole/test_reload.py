@@ -509,7 +509,7 @@ async def test_a_rotated_secret_takes_over_between_events(world: World, isolate:
 # --- refused
 
 
-@pytest.mark.parametrize("trouble", ["syntax", "key", "setup", "import"])
+@pytest.mark.parametrize("trouble", ["syntax", "key", "url", "setup", "import"])
 async def test_a_broken_configuration_is_refused_whole_and_the_one_before_stays(world: World, trouble: str) -> None:
     world.plugin("first")
     world.identity("alice", "first")
@@ -524,6 +524,9 @@ async def test_a_broken_configuration_is_refused_whole_and_the_one_before_stays(
         case "key":
             (world.folder / "bob.key").unlink()
             expected = "bob.key cannot be read"
+        case "url":
+            world.urls["bob"] = "http://far.example"
+            expected = "identity.bob.url: http:// would show the key to the network on the way to far.example"
         case "setup":
             file = world.plugin("second", setup='raise RuntimeError("no room")')
             line = file.read_text().splitlines().index('    raise RuntimeError("no room")') + 1
