@@ -25,7 +25,7 @@ import msgspec
 from agentd import config, metrics
 from agentd.core.events import Message, RateLimitWarning, Record, Send, Signal
 from agentd.core.health import Pressure, State
-from agentd.core.reconnect import CloseMeaning, Dial, Park, Reconnect, Throttle
+from agentd.core.reconnect import CloseMeaning, Dial, Park, Reconnect, Throttle, backoff_s
 from agentd.errors import AgentdError, CredentialsRefused, JournalError, NotConnected, Unavailable, first_of
 from agentd.intake import Audit, Drain, Intake, Questions
 from agentd.journal.storage import Account, Carried, Journal
@@ -245,8 +245,8 @@ class Supervisor:
             self._life.intake.shedding = bool(self._shedding)
             try:
                 await self._life.run()
-            except ExceptionGroup as broken:
-                failure = first_of(broken)
+            except Exception as broken:
+                failure = first_of(broken) if isinstance(broken, ExceptionGroup) else broken
                 self.enter("off", f"broke: {failure!r}")
                 if isinstance(failure, JournalError):
                     raise failure from None
@@ -255,8 +255,8 @@ class Supervisor:
                 self._life.close()
             if self._loop.time() - began > _RESTART_MAX_S:
                 self.restarts = 0
-            await asyncio.sleep(min(_RESTART_FIRST_S * 2**self.restarts, _RESTART_MAX_S) * random.uniform(0.75, 1.25))
             self.restarts += 1
+            await asyncio.sleep(backoff_s(self.restarts, _RESTART_FIRST_S, _RESTART_MAX_S, random.random()))
 
     def status(self) -> dict[str, Any]:
         """What is known without asking anybody. Ages in seconds, None for never."""
