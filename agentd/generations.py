@@ -106,8 +106,9 @@ class Generations:
 
     async def close(self) -> None:
         """Tear everything down, the last set up first."""
-        for task in self._retiring:
-            task.cancel()
+        for task, plugin in self._retiring.items():
+            if plugin in self._ready:  # it waits for turns; else it is being torn down, which is let finish
+                task.cancel()
         if self._retiring:
             await asyncio.wait(self._retiring)
         for plugin in reversed(self._ready):

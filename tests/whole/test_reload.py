@@ -50,6 +50,7 @@ async def begin(ctx):
 @plugin.teardown
 async def end(ctx):
     note("teardown {word}")
+    {teardown}
 
 
 @plugin.on(Message)
@@ -88,9 +89,13 @@ class World:
             self.key(name, self.hub.create_agent(name))
         self.identities[name] = list(plugins)
 
-    def plugin(self, name: str, word: str = "", *, setup: str = "", text: str | None = None) -> Path:
+    def plugin(
+        self, name: str, word: str = "", *, setup: str = "", teardown: str = "", text: str | None = None
+    ) -> Path:
         file = self.folder / f"{name}.py"
-        file.write_text(PLUGIN.format(name=name, word=word or name, setup=setup) if text is None else text)
+        file.write_text(
+            PLUGIN.format(name=name, word=word or name, setup=setup, teardown=teardown) if text is None else text
+        )
         self.plugins.setdefault(name, f'use = "./{name}.py"')
         return file
 
@@ -129,11 +134,16 @@ class World:
         await self.until_live()
 
     async def stop(self) -> None:
+        (self.folder / "go").touch()
+        await self.end()
+
+    async def end(self) -> None:
+        """Stop, and let nothing go that waits."""
         if self.daemon is not None:
-            (self.folder / "go").touch()
             await self.daemon.stop()
             await self._run
             await self.journal.close()
+            self.daemon = None
 
     async def reload(self) -> dict[str, Any]:
         self.write()
@@ -642,7 +652,7 @@ async def test_a_handler_that_recurs_and_is_new_in_a_changed_file_runs(world: Wo
 async def beat(timer: Timer, ctx: Context) -> None:
     note("beat")
 """
-    text = PLUGIN.format(name="notes", word="anew", setup="") + beats
+    text = PLUGIN.format(name="notes", word="anew", setup="", teardown="") + beats
     file.write_text(text.replace("import Context", "import Timer, Context"))
     await world.until(lambda: world.notes().count("beat") > 1)
 
@@ -698,6 +708,32 @@ async def test_a_folder_is_reloaded_when_one_of_its_modules_changes(world: World
     await world.until(lambda: world.plugin_status("packed")["generation"] == 2)
     world.post("alice", "?")
     await world.until_answers("alice", "one", "two")
+
+
+# --- the end
+
+
+async def test_a_generation_that_is_being_torn_down_when_the_daemon_stops_is_let_finish(world: World) -> None:
+    world.plugin("first", "old", teardown='await asyncio.sleep(0.3)\n    note("torn down old")')
+    world.identity("alice", "first")
+    await world.start()
+    world.plugin("first", "new")
+    await world.reload()
+    await world.until(lambda: "teardown old" in world.notes())
+    await world.stop()
+    assert world.notes() == ["setup old", "setup new", "teardown old", "torn down old", "teardown new"]
+
+
+async def test_a_generation_that_waits_for_its_turns_when_the_daemon_stops_is_torn_down_once(world: World) -> None:
+    world.plugin("first", "old")
+    world.identity("alice", "first")
+    await world.start()
+    world.post("alice", "slow")
+    await world.until(lambda: "began slow" in world.notes())
+    world.plugin("first", "new")
+    await world.reload()
+    await world.end()
+    assert sorted(world.notes()[3:]) == ["teardown new", "teardown old"]
 
 
 # --- a process
@@ -800,7 +836,7 @@ async def test_a_daemon_with_its_own_hub_keeps_its_identities_and_takes_other_pl
         async with asyncio.timeout(20):
             while (await command("send", "@echo", "one"))[1] != "echo: one\n":
                 await asyncio.sleep(0.1)
-        (tmp_path / "shout.py").write_text(PLUGIN.format(name="echo", word="changed", setup=""))
+        (tmp_path / "shout.py").write_text(PLUGIN.format(name="echo", word="changed", setup="", teardown=""))
         (tmp_path / "agentd.toml").write_text('[plugin.echo]\nuse = "./shout.py"\n')
         assert await command("reload") == (0, "plugin reloaded: echo\n", "")
         assert (await command("send", "@echo", "two"))[1] == "echo: changed two\n"
