@@ -342,7 +342,8 @@ class Daemon:
         if (upgrade := self._asked.upgrade) is not None:
             upgrade.call_off()
         await _cancelled(self._around)
-        # A change that is under way is made, so that what it began can be stopped.
+        self._reloading.give_up()
+        # A change that has begun to be made is made, so that what it began can be stopped.
         async with self._generations.changing:
             # First the handlers: one that waits for the answer to a send of its own needs the sender.
             await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)

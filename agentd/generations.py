@@ -25,6 +25,7 @@ from agentd.host.api import Port
 from agentd.host.isolated import Hosted, Isolated, load_hosted
 from agentd.host.lifecycle import load, secrets_of
 from agentd.host.state import Read
+from agentd.host.threads import Threads
 from agentd.host.watching import Snapshot, snapshot
 
 log = logging.getLogger("agentd.generations")
@@ -72,6 +73,7 @@ class Generations:
         self._since: dict[str, float] = {}
         self._failures: dict[str, str] = {}
         self._ready: list[Hosted] = []
+        self._threads = Threads("agentd-loading", 1)
         self._retiring: dict[asyncio.Task[None], Hosted] = {}
 
     def standing(self, name: str) -> dict[str, Any]:
@@ -113,6 +115,7 @@ class Generations:
             await asyncio.wait(self._retiring)
         for plugin in reversed(self._ready):
             await plugin.teardown()
+        self._threads.close()
 
     # --- making one
 
@@ -147,8 +150,8 @@ class Generations:
         secrets = await asyncio.to_thread(secrets_of, name, wanted)  # their sources may be slow
         plugin: Hosted
         if wanted.isolate == "none":
-            # In a thread, since importing may take long, and nothing else should wait for it.
-            plugin = await asyncio.to_thread(load, name, wanted, base, read, secrets)
+            # In a thread, since importing may take long, and nothing else should wait for it, nor should a stop.
+            plugin = await self._threads.submit(load, name, wanted, base, read, secrets)
         else:
             plugin = await load_hosted(name, wanted, base, read, hidden=_hidden(settings, name))
         self._made_of[plugin] = _Made(files, secrets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from agentd import config
 from agentd.control.api import HandOverRequest
 from agentd.control.refusal import ControlError
 from agentd.daemon import Daemon
-from agentd.errors import ConfigError
+from agentd.errors import ConfigError, Unavailable
 from agentd.handover import Departure
 from agentd.handover.messages import PROTOCOL
 from agentd.hub.server import Hub
@@ -736,6 +737,39 @@ async def test_a_generation_that_waits_for_its_turns_when_the_daemon_stops_is_to
     assert sorted(world.notes()[3:]) == ["teardown new", "teardown old"]
 
 
+@pytest.mark.parametrize("isolate", ["none", "process"])
+async def test_a_stop_does_not_wait_for_a_setup(world: World, isolate: str) -> None:
+    world.plugin("first", "old")
+    world.plugins["first"] += f'\nisolate = "{isolate}"\ntimeout_s = 3600'
+    world.identity("alice", "first")
+    await world.start()
+    assert world.daemon is not None
+    world.plugin("first", "new", setup="await asyncio.sleep(3600)")
+    reloads = [asyncio.ensure_future(world.reload())]
+    await world.until(lambda: "setup new" in world.notes())
+    reloads.append(asyncio.ensure_future(world.daemon.operations.reload()))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(15):
+        await world.end()
+    for reload in reloads:
+        with pytest.raises(Unavailable, match="the daemon is stopping"):
+            await reload
+    # A worker that was not set up has nothing to tear down.
+    assert world.notes() == ["setup old", "setup new", *["teardown new"] * (isolate == "none"), "teardown old"]
+
+
+async def test_a_stop_does_not_wait_for_the_files_that_are_watched(world: World) -> None:
+    world.plugin("first", "old")
+    world.plugins["first"] += "\ntimeout_s = 3600"
+    world.identity("alice", "first")
+    await world.start(watch_files=True)
+    world.plugin("first", "new", setup="await asyncio.sleep(3600)")
+    await world.until(lambda: "setup new" in world.notes())
+    async with asyncio.timeout(15):
+        await world.end()
+    assert world.notes() == ["setup old", "setup new", "teardown new", "teardown old"]
+
+
 # --- a process
 
 
@@ -819,6 +853,36 @@ async def test_a_process_reloads_at_a_word_and_at_a_signal_and_tells_its_manager
         finally:
             process.terminate()
             assert await asyncio.wait_for(process.wait(), 15) == 0
+
+
+async def test_a_process_ends_though_it_imports_what_never_comes_to_an_end(world: World) -> None:
+    world.plugin("first")
+    world.identity("alice", "first")
+    world.write()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(world.folder / "notify"))
+        manager.setblocking(False)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "agentd", "run", "--config", str(world.file)),
+            env={**os.environ, "NOTIFY_SOCKET": str(world.folder / "notify")},
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            await heard(manager, b"READY=1")
+            begun = world.folder / "begun"
+            world.plugin(
+                "first", text=f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(3600)\n"
+            )
+            process.send_signal(signal.SIGHUP)
+            async with asyncio.timeout(15):
+                while not begun.exists():
+                    await asyncio.sleep(0.02)
+            process.terminate()
+            assert await asyncio.wait_for(process.wait(), 15) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
 
 async def test_a_daemon_with_its_own_hub_keeps_its_identities_and_takes_other_plugins(tmp_path: Path) -> None:
