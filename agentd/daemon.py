@@ -223,6 +223,7 @@ class Daemon:
         )
         self._arrival: Arrival | None = None
         self._tracer: Tracer | None = None
+        self._pressed_for = ""
         self._vitals = Vitals(_JOURNAL_LOOK_S, settings.agentd.health.lag_window_s)
         # Whoever takes over takes over the watchdog, too, which was meant for the process before.
         meant_for = "WATCHDOG_PID" if take_over else ""
@@ -616,7 +617,6 @@ class Daemon:
 
     async def _watch_journal(self) -> None:
         """A disk that takes nothing must not make the queue before it grow."""
-        trouble = ""
         while True:
             self._vitals.slept(self._loop.time())
             await asyncio.sleep(_JOURNAL_LOOK_S)
@@ -624,10 +624,10 @@ class Daemon:
             self._keepalive.look()
             # An outbox may have got room while its sender was not running, which rings nobody.
             self._dispatcher.room_again()
-            if (now := self._journal_trouble()) != trouble:
-                for reason in filter(None, (now, trouble)):
+            if (now := self._journal_trouble()) != self._pressed_for:
+                for reason in filter(None, (now, self._pressed_for)):
                     self._press(reason, reason == now)
-                trouble = now
+                self._pressed_for = now
 
     def _journal_trouble(self) -> str:
         """Why nothing more should be put in the journal's queue, or ""."""
