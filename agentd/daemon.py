@@ -509,7 +509,7 @@ class Daemon:
 
     async def stop(self) -> None:
         """Begin to stop; `run` returns when that is done."""
-        self._told_to_stop()
+        self._stopping.set()
 
     async def _reload(self) -> dict[str, Any]:
         """See control.api.Daemon."""
@@ -539,20 +539,26 @@ class Daemon:
     @contextlib.contextmanager
     def _signals(self, tasks: asyncio.TaskGroup) -> Iterator[None]:
         """The first SIGTERM or SIGINT stops in order; the second ends the process at once. SIGHUP reloads."""
+
+        def by_default() -> None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
+
+        def stop() -> None:
+            # At once: what is under way may take long to notice the first, as a hand-over does.
+            by_default()
+            self._stopping.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._told_to_stop)
+            self._loop.add_signal_handler(number, stop)
         self._loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(self._hang_up(), name="reload"))
         try:
             yield
         finally:
             self._loop.remove_signal_handler(signal.SIGHUP)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a stop that is under way goes on
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_DFL)
-
-    def _told_to_stop(self) -> None:
-        self._stopping.set()
+            by_default()
 
     def _greet(self) -> None:
         names = ", ".join(self._supervisors) or "none"
