@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agentd import config
+from agentd import config, supervisor
 from agentd.control.api import HandOverRequest
 from agentd.control.refusal import ControlError
 from agentd.daemon import Daemon
@@ -434,6 +434,28 @@ async def test_a_key_of_another_account_parks_the_identity_and_sends_nothing(wor
     await world.reload()
     await world.until(lambda: world.states() == {"alice": "parked"})
     assert "OTHER_ACCOUNT" in world.identity_status()["alice"]["state_reason"]
+
+
+async def test_an_identity_whose_account_was_another_ones_goes_on_when_that_is_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_KEY_POLL_S", 0.05)
+    world.plugin("first")
+    world.identity("alice", "first")
+    await world.start()
+    world.identities["robert"] = ["first"]
+    world.key("robert", "not-a-key-of-anybodys")
+    await world.reload()
+    await world.until(lambda: world.states()["robert"] == "parked")
+    world.key("robert", (world.folder / "alice.key").read_text())
+    await world.until(lambda: "SAME_ACCOUNT" in world.identity_status()["robert"]["state_reason"])
+    world.post("alice", "1")
+    await world.until_answers("alice", "first 1")
+    del world.identities["alice"]
+    await world.reload()
+    await world.until_live()
+    world.post("alice", "2")
+    await world.until(lambda: "first 2" in world.answers("alice"))
 
 
 # --- plugins of identities
