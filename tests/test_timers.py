@@ -245,6 +245,28 @@ async def test_starts_while_its_whole_plugin_waits_cost_a_timer_no_attempt() -> 
         assert h.timers == []
 
 
+async def test_a_timer_that_waits_for_its_plugin_is_told_its_progress_when_it_runs_again() -> None:
+    plugin = Plugin("works")
+    known: list[Any] = []
+
+    @plugin.on(Message)
+    async def begin(message: Message, ctx: Context) -> None:
+        ctx.remind(0)
+
+    @plugin.on(Timer)
+    async def work(timer: Timer, ctx: Context) -> None:
+        known.append(ctx.last_progress)
+        if len(known) < 3:
+            ctx.progress(len(known))
+            raise RetryLater(60, whole_plugin=True)
+
+    async with Harness(plugin) as h:
+        await h.message("go")
+        await h.advance(70)
+        await h.advance(140)
+        assert known == [None, 1, 2]
+
+
 async def test_wrong_times_and_reminders_that_nobody_would_notice_fail_in_the_authors_line() -> None:
     plugin, errors = Plugin("p"), []
 

@@ -89,7 +89,8 @@ class Wakeups:
 
     async def run(self, served: Served, key: Key, due: Due, waits: Waits) -> None:
         """One turn. The row goes, or has its next beat, with the turn's effects."""
-        timer, engine = due.timer, self._engine
+        engine = self._engine
+        timer = engine.timers.get(due.timer.id) or due.timer  # of which it may have told its progress since it was due
         if (ended := self._ended_elsewhere.pop(timer.id, None)) is not None:
             self.ended(served, key, *ended)
             return
@@ -151,7 +152,7 @@ class Wakeups:
             self._failed(served, key, msgspec.structs.replace(timer, progress=ctx.progressed), ctx, failure)
         elif ctx.sends and not engine.room.fits(ctx.sends):
             log.warning("the outbox is full: a timer waits for it", extra={"identity": timer.identity})
-            self._uncounted(timer)
+            self._uncounted(msgspec.structs.replace(timer, progress=ctx.progressed))
             engine.delay(served, key, engine.clock.monotonic() + _ROOM_LOOK_S)
         else:
             if served.breakers.troubled:
@@ -213,6 +214,7 @@ class Wakeups:
 
     def _uncounted(self, timer: TimerSet) -> None:
         """It comes again, and nothing went wrong with it: a start meanwhile must not take that for a death."""
+        self._engine.timers.note(timer)
         self._engine.commits.commit(timer)
 
     def _successor(self, served: Served, timer: TimerSet) -> TimerSet | None:
