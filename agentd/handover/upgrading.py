@@ -66,6 +66,7 @@ class Upgrade:
         self._accepted: asyncio.Future[tuple[Departure, str]] = loop.create_future()
         self._kept: asyncio.Future[None] = loop.create_future()
         self._refusal: ControlError | None = None
+        self._is_over = False
 
     @classmethod
     async def begin(cls, command: list[str]) -> Upgrade:
@@ -125,9 +126,10 @@ class Upgrade:
             if departure.serves.done():
                 return departure, version
             raise _not_upgraded("the new process has not taken over", "see the log")
-        in_time = ended.done()
-        self.call_off()
+        if not (in_time := ended.done()):
+            self.call_off()
         code = int(await ended or b"0")
+        self._is_over = True
         self._let_go()
         await self.released()
         if self._refusal is not None:
@@ -139,7 +141,7 @@ class Upgrade:
 
     def call_off(self) -> None:
         """End it, if it was not accepted yet. It has no journal, so that nothing is lost with it."""
-        if not self._accepted.done():
+        if not (self._accepted.done() or self._is_over):
             # Nobody else can have this number: the launcher, which alone could bury it, tells when it has.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
