@@ -35,7 +35,7 @@ from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, Unavailable, first_of
 from agentd.generations import Generations
-from agentd.handover import RESTART, Arrival, Asked, Departure, Whereabouts
+from agentd.handover import FORMER, RESTART, Arrival, Asked, Departure, NotHandedOver, Whereabouts
 from agentd.host.api import Port
 from agentd.host.stalls import StallWatch
 from agentd.identities import Identities, key_reader
@@ -357,6 +357,12 @@ class Daemon:
         state = Path(self._settings.agentd.state)
         paths = listening_paths(state, os.environ)
         self._arrival = await Arrival.ask(paths[0], state, SCHEMA.version, self._manager.address)
+        former = os.environ.pop(FORMER, "")  # not for what we start ourselves
+        if self._arrival is None and former:
+            raise NotHandedOver(
+                f"the daemon that started this one (pid {former}) does not answer at {paths[0]}: "
+                "its state is elsewhere, or it has gone; stop that one, then start this one"
+            )
         if self._arrival is None:
             log.info("no daemon runs over %s: there is nothing to take over", state)
             await self._journal.open(wait_s=_GONE_S)

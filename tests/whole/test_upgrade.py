@@ -76,6 +76,23 @@ async def test_what_nobody_would_look_after_is_not_started(tmp_path: Path) -> No
         await gated.ends_well()
 
 
+async def test_what_would_be_a_second_daemon_with_a_state_of_its_own_ends(tmp_path: Path) -> None:
+    async with Gated(tmp_path) as gated:
+        assert await gated.stop() == 0
+        gated.start(NOTIFY_SOCKET=str(tmp_path / "nobody"))
+        await gated.until_identity(lambda it: it["state"] == "live")
+        gated.configure(lambda text: text.replace(f'state = "{tmp_path}/state"', f'state = "{tmp_path}/elsewhere"'))
+        client = Client(tmp_path / "state" / "control.sock")
+        with pytest.raises(ControlError, match="the new process has ended with code 1"):
+            await asyncio.to_thread(client.upgrade)
+        assert "its state is elsewhere, or it has gone; stop that one, then start this one" in gated.log
+        assert not (tmp_path / "elsewhere" / "journal.db").exists()
+        gated.open("a")
+        gated.post("wait a")
+        await gated.until_heard(f"1 wait a attempt 1 in {gated.process.pid}")
+        await gated.ends_well()
+
+
 async def test_one_upgrade_at_a_time_and_none_outlives_a_stop(tmp_path: Path) -> None:
     async with Gated(tmp_path) as gated:
         assert await gated.stop() == 0
