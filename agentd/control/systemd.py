@@ -60,16 +60,23 @@ class ServiceManager:
         """Where it listens, "" if nobody does."""
         return self._address
 
-    def succeeded_by(self, pid: int) -> None:
-        """Look after this process from now on. The watchdog begins anew: it did not hear it while the two changed."""
-        self._tell(f"MAINPID={pid}\nWATCHDOG=1")
+    def succeeded_by(self, pid: int) -> bool:
+        """Look after this process from now on. The watchdog begins anew: it did not hear it while the two changed.
 
-    def _tell(self, state: str) -> None:
+        False if the manager has so much to hear that this was lost: it must be told again.
+        """
+        return self._tell(f"MAINPID={pid}\nWATCHDOG=1")
+
+    def _tell(self, state: str) -> bool:
         if not self._address:
-            return
+            return True
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.setblocking(False)
-            manager.sendto(state.encode(), self._address)
+            try:
+                manager.sendto(state.encode(), self._address)
+            except BlockingIOError:
+                return False
+        return True
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float | None:

@@ -48,7 +48,18 @@ def test_an_abstract_address_is_understood() -> None:
         assert listening.recv(100) == b"READY=1"
 
 
+def test_whether_it_heard_of_another_process_is_known(manager: socket.socket) -> None:
+    told = ServiceManager({"NOTIFY_SOCKET": manager.getsockname()})
+    heard = 0
+    while told.succeeded_by(7):
+        heard += 1
+    for _ in range(heard):
+        assert manager.recv(100) == b"MAINPID=7\nWATCHDOG=1"
+    assert told.succeeded_by(7)
+
+
 def test_without_a_manager_nothing_happens(tmp_path: Path) -> None:
+    assert ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).succeeded_by(7)
     ServiceManager({}).ready()
     ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()
 

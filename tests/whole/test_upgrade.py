@@ -31,6 +31,14 @@ async def until_gone(pid: int) -> None:
             os.close(process)
 
 
+def keep_busy(manager: Path) -> None:
+    """It has so much to hear that nothing more can be told to it until it listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, contextlib.suppress(BlockingIOError):
+        other.setblocking(False)
+        while True:
+            other.sendto(b"X_OTHER=1", str(manager))
+
+
 async def test_its_turn_ends_where_it_began_and_the_manager_is_told_of_the_successor(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
@@ -42,6 +50,7 @@ async def test_its_turn_ends_where_it_began_and_the_manager_is_told_of_the_succe
             gated.post("wait a")
             await gated.until_begun("wait a")
             client = Client(tmp_path / "state" / "control.sock")
+            keep_busy(tmp_path / "notify")
             told = await asyncio.to_thread(client.upgrade)
             try:
                 first = gated.process.pid
