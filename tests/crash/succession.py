@@ -79,7 +79,7 @@ class Succession(Books):
                 states = [each["state"] for each in status["identities"]] if status else []
                 if status and status["pid"] == process.pid and states.count("live") == len(states):
                     return
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.1)  # the status of hundreds of identities is work, here and there
 
     async def take_over(self) -> None:
         """The next process takes over; the one before goes on with what it runs."""
