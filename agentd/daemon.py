@@ -68,8 +68,6 @@ _JOURNAL_LOOK_S = 0.25
 _REST_S = 0.3  # for answers to sends; what is not answered then is asked for again, under the same key
 _GONE_S = 2.0  # for the lock of a process that was killed while it handed over
 _BEYOND_S = 30.0  # past the time that turns may take in the process before us, which gives them back itself
-_TELL_S = 10.0  # for a manager that is too busy to be told anything
-_TELL_LOOK_S = 0.05
 _LAST_CALLS_S = 0.05  # for who had connected before our successor had the name of the socket
 _EMBEDDED_USER = "me"
 _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
@@ -409,19 +407,14 @@ class Daemon:
         self._keepalive.goes_by_the_journal()
         if (upgrade := self._asked.upgrade) is not None:
             await upgrade.released()
-        telling = asyncio.ensure_future(self._tell_of(departure.successor))
+        self._manager.succeeded_by(departure.successor)
         leaving = asyncio.ensure_future(_left(departure, control))
         timeout_s = self._settings.agentd.dispatch.hand_over_timeout_s
         await departure.drain(self._dispatcher, timeout_s, self._stopping.wait())
         if not departure.serves.done():
             leaving.cancel()
-        await asyncio.wait((leaving, telling), timeout=_TELL_S)
-        telling.cancel()
-
-    async def _tell_of(self, successor: int) -> None:
-        """Tell the manager, which would take our end for that of the service if it had not heard of it."""
-        while not self._manager.succeeded_by(successor):
-            await asyncio.sleep(_TELL_LOOK_S)
+        await asyncio.wait((leaving,))
+        await self._manager.heard(_BEYOND_S)
 
     async def _state_of(self, plugin: str, conversation: int, key: str) -> bytes | None:
         """What a turn of the process before us reads."""
