@@ -142,7 +142,14 @@ class Generations:
         """A generation is not wanted after all, or any more."""
         self._ready.remove(plugin)
         self._made_of.pop(plugin)
-        await plugin.teardown()
+        try:
+            await plugin.teardown()
+        finally:
+            current = self.plugins.get(plugin.name)
+            kept = dict(current.codes()) if current is not None else {}
+            for code, _ in plugin.codes():
+                if code not in kept:
+                    self.codes.pop(code, None)
 
     async def _load(self, name: str, settings: Settings) -> Hosted:
         wanted, base, read = settings.plugin[name], self._base, self._read
@@ -232,11 +239,6 @@ class Generations:
                 await plugin.turns.idle()
         except TimeoutError:
             log.warning("torn down while a turn of it still runs", extra={"plugin": plugin.name})
-        current = self.plugins.get(plugin.name)
-        kept = dict(current.codes()) if current is not None else {}
-        for code, _ in plugin.codes():
-            if code not in kept:
-                self.codes.pop(code, None)
         await self.discard(plugin)
 
 

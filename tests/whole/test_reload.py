@@ -690,8 +690,15 @@ async def test_who_blocks_the_loop_is_named_by_the_generation_that_runs(world: W
     world.plugin("first", "new")
     await world.until(lambda: "teardown old" in world.notes())
     assert before
+
+    def names_one_generation() -> bool:
+        return generations.codes == dict(generations.plugins["first"].codes())
+
+    await world.until(names_one_generation)
     assert before.isdisjoint(generations.codes)
-    assert generations.codes == dict(generations.plugins["first"].codes())
+    world.plugin("first", "bad", setup='raise RuntimeError("no")')
+    await world.until(lambda: "its setup failed" in (world.plugin_status("first")["reload_error"] or ""))
+    assert names_one_generation()
 
 
 async def test_a_file_that_cannot_be_loaded_leaves_the_old_one_and_says_where(world: World) -> None:
