@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from agentd.config import Dispatch, JournalSettings, PluginSettings
-from agentd.core.events import GapReport, Message, Record, Send, Signal, Typing
+from agentd.core.events import GapReport, Message, Record, Send, Signal, Timer, Typing
 from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, LoopClock, Marks
 from agentd.errors import GiveUp, JournalUnusable, RetryLater
@@ -33,6 +33,7 @@ from agentd.journal.storage import (
     Paused,
     Queued,
     StoredRecord,
+    TimerSet,
 )
 from agentd.plugin import Context, Plugin
 from agentd.testing import HandClock, MemoryJournal
@@ -69,6 +70,10 @@ class Journal(MemoryJournal):
             self.commits.append(changes)
             super().commit(*changes)
             future.set_result(None)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
 
     def waiting_effects(self) -> bool:
         return any(isinstance(change, Queued) for _, changes in self._waiting for change in changes)
@@ -1345,6 +1350,24 @@ async def test_what_a_stop_cuts_off_is_not_counted_as_a_failure() -> None:
     assert rig.journal.failed == {}
     assert rig.journal.dead == []
     assert rig.queued == []
+
+
+async def test_a_timer_that_a_stop_cut_off_before_it_began_has_used_no_attempt() -> None:
+    rig, began = Rig(), asyncio.Event()
+
+    async def handle(timer: Timer, ctx: Context) -> None:
+        began.set()
+
+    rig.plugin("p", handle, event=Timer)
+    await rig.journal.commit(TimerSet("t", "p", "me", 0, "", "", 0.0, b"null"))
+    async with rig.running():
+        rig.journal.full = True
+        async with asyncio.timeout(10):
+            while not rig.journal.waiting:
+                await asyncio.sleep(0)
+    rig.journal.has_room()
+    assert not began.is_set()
+    assert [timer.failures for timer in await rig.journal.timers("p")] == [0]
 
 
 async def test_a_stop_lets_running_turns_finish() -> None:

@@ -105,7 +105,11 @@ class Wakeups:
             return
         # On disk before it runs, so that a handler which ends the process is not run for ever.
         tried = msgspec.structs.replace(timer, failures=timer.failures + 1, error="the process died while it ran")
-        await asyncio.wait((engine.commits.commit(tried),))
+        try:
+            await asyncio.wait((engine.commits.commit(tried),))
+        except asyncio.CancelledError:
+            engine.commits.commit(timer)
+            raise
         ctx: TurnContext[Any] = TurnContext(
             served.plugin,
             event,
