@@ -285,12 +285,12 @@ class Daemon:
                     self._begin(tasks)
                     await control.start(in_place=self._arrival is not None)
                     await self._start_http()
-                    self._greet()
-                    self.started.set()
-                    self._manager.ready()
-                    if self._arrival is not None:
-                        self._arrival.serves()
-                    with self._signals(tasks):
+                    with self._signals(tasks):  # before anybody is told that it runs, who may send one at once
+                        self._greet()
+                        self.started.set()
+                        self._manager.ready()
+                        if self._arrival is not None:
+                            self._arrival.serves()
                         departure = await self._serve(tasks, control)
                         if departure is not None:
                             await self._depart(departure, control)

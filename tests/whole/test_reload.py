@@ -17,6 +17,7 @@ import pytest
 from agentd import config, supervisor
 from agentd.control.api import HandOverRequest
 from agentd.control.refusal import ControlError
+from agentd.control.systemd import ServiceManager
 from agentd.daemon import Daemon
 from agentd.errors import ConfigError, Unavailable
 from agentd.handover import Departure
@@ -882,6 +883,20 @@ async def test_a_process_reloads_at_a_word_and_at_a_signal_and_tells_its_manager
         finally:
             process.terminate()
             assert await asyncio.wait_for(process.wait(), 15) == 0
+
+
+async def test_who_was_told_that_it_runs_may_have_it_reload_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.plugin("first")
+    world.identity("alice", "first")
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    handled: list[bool] = []
+    monkeypatch.setattr(
+        ServiceManager, "ready", lambda self: handled.append(signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL)
+    )
+    await world.start()
+    assert handled == [True]
 
 
 async def test_a_process_ends_though_it_imports_what_never_comes_to_an_end(world: World) -> None:
