@@ -189,7 +189,7 @@ async def _look(look: copies.Look, settings: Retention) -> dict[str, Found]:
     progress = Progress("looking")
     found: dict[str, Found] = {}
     for bound in bounds_of_age(settings, time.time()):
-        total, end = Found(), await look.last_of(bound.what)
+        total, end = Found(), (await look.parts(bound.what))[-1].upto
         async for slice_ in slices(look, bound, settings.forget_plugins):
             total = total.joined(slice_.found)
             progress(slice_.stretch.upto, end)

@@ -21,6 +21,10 @@ SUBSCRIPTIONS = "agentd.subscriptions"
 """Whose state says from which position on a plugin serves an identity, under IDENTITY/PLUGIN. No plugin's name has a
 dot."""
 
+IMPORTS = "agentd.imports"
+"""Whose state says which stretches of the log were imported, under AFTER/UPTO: when their events were received does not
+follow from where they stand."""
+
 
 class Conversation(msgspec.Struct, frozen=True, gc=False):
     """Change: how far a conversation is accounted for. Also what is read back at start.

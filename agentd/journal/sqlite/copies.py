@@ -23,6 +23,7 @@ import msgspec
 from agentd.config import JournalSettings
 from agentd.errors import JournalFull, JournalUnusable
 from agentd.journal.sqlite import opening, resealing, trimming
+from agentd.journal.sqlite.events import Part
 from agentd.journal.sqlite.lock import OwnerLock
 from agentd.journal.sqlite.opening import SCHEMA, Schema
 from agentd.journal.storage import Room
@@ -200,9 +201,9 @@ class Look:
         """See journal.retention.Looking."""
         return trimming.newest_in(self._connection, after, upto)
 
-    async def last_of(self, what: str) -> int:
+    async def parts(self, what: str) -> list[Part]:
         """See journal.retention.Looking."""
-        return trimming.last_of(self._connection, what)
+        return trimming.parts(self._connection, what)
 
     def room(self) -> Room:
         """What its pages are used for."""

@@ -395,9 +395,9 @@ class SqliteJournal:
         """When the last event of a stretch came, or None if there is none."""
         return await self._read(lambda db: trimming.newest_in(db, after, upto))
 
-    async def last_of(self, what: str) -> int:
-        """The highest position or number in a table that retention trims."""
-        return await self._read(lambda db: trimming.last_of(db, what))
+    async def parts(self, what: str) -> list[events.Part]:
+        """The parts that retention walks a table in."""
+        return await self._read(lambda db: trimming.parts(db, what))
 
     async def last_trim(self) -> int:
         """The number of the last trace of retention, or 0."""

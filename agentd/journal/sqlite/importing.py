@@ -24,11 +24,20 @@ from agentd.core.adopted import Adopted
 from agentd.core.events import Event, Record
 from agentd.core.exported import Exported
 from agentd.errors import ExportMisfit, JournalUnusable
-from agentd.journal.sqlite import cursors, events, marks, opening
+from agentd.journal.sqlite import cursors, events, marks, opening, plugin_state
 from agentd.journal.sqlite.copies import owned
 from agentd.journal.sqlite.names import Names
 from agentd.journal.sqlite.statements import SQL
-from agentd.journal.storage import SUBSCRIPTIONS, Account, Appended, Conversation, CursorMoved, GapNoted
+from agentd.journal.storage import (
+    IMPORTS,
+    SUBSCRIPTIONS,
+    Account,
+    Appended,
+    Conversation,
+    CursorMoved,
+    GapNoted,
+    StatePut,
+)
 
 NOT_IN_THE_FILE = "not in the imported file"
 """Reason of what an imported conversation lacks."""
@@ -212,7 +221,7 @@ class _Importing:
         marks.write_conversations(self._connection, self._identities, self._absences, [conversation])
 
     def end(self) -> Imported:
-        """That was all: note how far each conversation goes, and that no plugin waits for it."""
+        """That was all: note how far each conversation goes, where it stands, and that no plugin waits for it."""
         self._write_rows()
         marks.write_accounts(self._connection, self._identities, self._accounts)
         new = [place for place in self._met.values() if isinstance(place, _New)]
@@ -243,6 +252,10 @@ class _Importing:
             for plugin in self._serving(place.identity)
         ]
         cursors.write(self._connection, self._plugins, cursors.FailedLanes(self._connection), handled)
+        if self._events:
+            stretch = f"{self._position - self._events}/{self._position}"
+            sizes = plugin_state.StateSizes(self._connection)
+            plugin_state.write(self._connection, self._plugins, sizes, [StatePut(IMPORTS, 0, stretch, b"true")])
         return Imported(len(new), self._events, self._known)
 
     def _noted(self, number: int, place: _New, start: int, stop: int) -> GapNoted:

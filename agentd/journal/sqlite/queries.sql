@@ -144,13 +144,13 @@ SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.pa
 SELECT min(position) FROM event WHERE conversation = ? AND epoch = ? AND seq >= ?;
 
 -- name: event_received_at
--- When the event at a position was received, or the next one there is. A step of a search by halves: times of receipt
--- have no index, but rise with the positions, or nearly.
-SELECT received_at FROM event WHERE position >= ? ORDER BY position LIMIT 1;
+-- When the event at a position was received, or the next one up to another. A step of a search by halves: times of
+-- receipt have no index, but rise with the positions, or nearly, where nothing was imported.
+SELECT received_at FROM event WHERE position >= ? AND position <= ? ORDER BY position LIMIT 1;
 
 -- name: event_position_since
--- The first event from a position on that was not received before a moment: the end of that search.
-SELECT position FROM event WHERE position >= ? AND received_at >= ? ORDER BY position LIMIT 1;
+-- The first event between two positions that was not received before a moment: the end of that search.
+SELECT position FROM event WHERE position >= ? AND position <= ? AND received_at >= ? ORDER BY position LIMIT 1;
 
 -- name: event_positions_of
 -- A platform id within a stretch of the log, which is read whole: the id has no index.
