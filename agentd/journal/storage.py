@@ -531,7 +531,10 @@ class Journal(Protocol):
 
 
 class StoredRecord(msgspec.Struct, frozen=True, gc=False):
-    """A record as it lies on disk; `Platform.revive` makes its payload an event again."""
+    """A record as it lies on disk; `Platform.revive` makes its payload an event again.
+
+    damage: why there is no payload to be read, or "".
+    """
 
     position: int
     conversation: int
@@ -542,6 +545,7 @@ class StoredRecord(msgspec.Struct, frozen=True, gc=False):
     source: str
     payload: bytes
     received_at: float
+    damage: str = ""
 
     def record(self, event: Event) -> Record:
         """The same record with its payload decoded."""

@@ -154,7 +154,7 @@ class Explaining:
                 409,
                 "UNREADABLE_EVENT",
                 f"event {event!r} of identity {rows[0].identity} cannot be read",
-                "is the identity still in the configuration?",
+                rows[0].damage or "is the identity still in the configuration?",
             )
         return records
 

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from agentd.errors import ValueDamaged
 from agentd.journal.sqlite.names import Names
 from agentd.journal.sqlite.sealing import Seals, seals_of
 from agentd.journal.sqlite.statements import SQL, Row, write_rows
@@ -80,20 +81,16 @@ def read_log(connection: sqlite3.Connection, identity: str | None, after: int, l
 
 def _records(rows: sqlite3.Cursor) -> list[StoredRecord]:
     unseal = seals_of(rows.connection).open
-    return [
-        StoredRecord(
-            position,
-            conversation,
-            identity,
-            id_,
-            epoch,
-            bool(late),
-            source,
-            unseal(payload, "event.payload", position),
-            received_at,
-        )
-        for position, conversation, identity, id_, epoch, late, source, payload, received_at in rows
-    ]
+    found = []
+    for position, conversation, identity, id_, epoch, late, source, payload, received_at in rows:
+        damage = ""
+        try:
+            payload = unseal(payload, "event.payload", position)
+        except ValueDamaged as error:
+            payload, damage = b"", str(error)
+        place = position, conversation, identity, id_, epoch, bool(late), source
+        found.append(StoredRecord(*place, payload, received_at, damage))
+    return found
 
 
 def count_behind(connection: sqlite3.Connection, conversation: int, after: int) -> int:
