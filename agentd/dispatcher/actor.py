@@ -70,8 +70,6 @@ class Dispatcher:
     than it was. send_now: puts a send into the outbox and waits for what becomes of it; raises NotSent. running: where
     calls under way are marked. unfinished: what was under way when the process before this one died. traces: who
     follows events, or None.
-
-    dead: per identity, dead letters.
     """
 
     def __init__(
@@ -103,7 +101,6 @@ class Dispatcher:
         limits = Limits(lanes=settings.breaker_lanes, first_s=settings.breaker_first_s, max_s=settings.breaker_max_s)
         self._served: dict[str, Served] = {}
         self._begin_with = serves
-        self.dead = dict.fromkeys(serves, 0)
         self._engine = engine = Engine(
             journal,
             self._served,
@@ -125,9 +122,8 @@ class Dispatcher:
             marks,
             revive=revive,
             on_backlog=on_backlog,
-            on_dead=self._count_dead,
         )
-        self._wakeups = Wakeups(engine, revive=revive, on_dead=self._count_dead)
+        self._wakeups = Wakeups(engine, revive=revive)
         self._deliveries = Deliveries(
             engine,
             self._backlog,
@@ -136,7 +132,6 @@ class Dispatcher:
             self._running,
             self._conduct,
             pause=self.pause,
-            on_dead=self._count_dead,
         )
         self._signals = Signals(engine, settings.signals_max)
         self._predecessor = Predecessor(engine, self._backlog, self._deliveries, self._wakeups, self._signals, revive)
@@ -149,7 +144,6 @@ class Dispatcher:
             self._running,
             limits,
             conduct=self._conduct,
-            dead=self.dead,
             send_now=send_now or _nobody_sends,
             holds=self._predecessor.holds,
         )
@@ -158,10 +152,6 @@ class Dispatcher:
         engine.carry_out = self._carry_out
         engine.on_deadline = self._deadline
         engine.on_paused = self._paused
-
-    def _count_dead(self, identity: str) -> None:
-        if identity in self.dead:  # else it was taken from service while the turn ran
-            self.dead[identity] += 1
 
     # --- what it is asked
 
@@ -325,8 +315,6 @@ class Dispatcher:
         commit = self._engine.commits.commit(in_place or row, DeadDropped(letter.number, now), noted)
         if in_place is None:
             self._wakeups.put([row])
-        if letter.identity in self.dead:
-            self.dead[letter.identity] -= letter.dropped_at is None
         self._engine.wake()
         await commit
 

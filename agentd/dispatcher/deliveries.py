@@ -57,7 +57,7 @@ _STALE = "held: stale mail"
 
 
 class Deliveries:
-    """Those of one dispatcher. conduct: of every identity. pause: stops a conversation. on_dead: counts dead letters.
+    """Those of one dispatcher. conduct: of every identity. pause: stops a conversation.
 
     parked: by (plugin, identity, conversation), lanes that stand behind a dead letter.
     """
@@ -72,7 +72,6 @@ class Deliveries:
         conduct: Mapping[str, config.Conduct],
         *,
         pause: Callable[[Paused], object],
-        on_dead: Callable[[str], None],
     ) -> None:
         self._engine = engine
         self._backlog = backlog
@@ -81,7 +80,6 @@ class Deliveries:
         self._running = running
         self._conduct = conduct
         self._pause = pause
-        self._on_dead = on_dead
         self.suspects = Suspects()
         self.guards = {identity: LoopGuard(_budget(each.loop_guard)) for identity, each in conduct.items()}
         self.parked: dict[tuple[str, str, str], tuple[Lane, Stretch]] = {}
@@ -468,7 +466,6 @@ class Deliveries:
         return partial(self._finish, lane, stretch.deliveries)
 
     def _dead(self, lane: Lane, delivery: Delivery, error: BaseException) -> Change:
-        self._on_dead(lane.line.identity)
         attempts = lane.failures + lane.deaths
         now = self._engine.clock.unix()
         return dead_letter(lane.served.plugin, lane.number, _at(delivery), attempts, error, now)

@@ -47,14 +47,11 @@ class Unreadable(Exception):
 
 
 class Wakeups:
-    """Those of one dispatcher. revive: decodes what was stored. on_dead: counts a dead letter of an identity."""
+    """Those of one dispatcher. revive: decodes what was stored."""
 
-    def __init__(
-        self, engine: Engine, *, revive: Callable[[StoredRecord], Event], on_dead: Callable[[str], None]
-    ) -> None:
+    def __init__(self, engine: Engine, *, revive: Callable[[StoredRecord], Event]) -> None:
         self._engine = engine
         self._revive = revive
-        self._on_dead = on_dead
         self._ended_elsewhere: dict[str, tuple[TimerSet, TurnContext[Any], Failure | None]] = {}
 
     async def restore(self, served: Served, identities: list[str]) -> None:
@@ -236,7 +233,6 @@ class Wakeups:
     def _given_up(self, served: Served, timer: TimerSet, error: BaseException) -> list[Change]:
         """What is left of it: a dead letter, its next beat, or a row that says why, for people."""
         if timer.position:
-            self._on_dead(timer.identity)
             now = self._engine.clock.unix()
             return [dead_letter(served.plugin, timer.conversation, timer.position, timer.failures, error, now)]
         return _rows(self._successor(served, timer) or msgspec.structs.replace(timer, due_at=math.inf))

@@ -352,7 +352,6 @@ class Totals(msgspec.Struct, frozen=True):
 
     journaled: int
     absent: int
-    dead: int
     outbox: dict[str, int]
 
 
@@ -522,6 +521,10 @@ class Journal(Protocol):
 
     async def dead(self, identity: str | None, limit: int, *, dropped_too: bool = False) -> list[DeadRow]:
         """Dead letters, newest first; of every identity if None."""
+        ...
+
+    def dead_count(self, identity: str) -> int:
+        """How many letters on disk nobody is through with."""
         ...
 
     async def dead_find(self, number: int) -> DeadRow | None: ...

@@ -23,7 +23,7 @@ class Letters:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._journal = parts.journal
-        # Each decision is made on a letter as it is on disk: two at once would both take it off the list.
+        # Each decision is made on a letter as it is on disk: two at once would both have it delivered.
         self._deciding = asyncio.Lock()
 
     async def listed(self, identity: str | None, dropped_too: bool, limit: int) -> list[dict[str, Any]]:
@@ -67,8 +67,6 @@ class Letters:
             row = await self._find(number)
             if row.dropped_at is None:
                 await self._journal.commit(DeadDropped(number, time.time()))
-                if row.identity in self._parts.dispatcher.dead:
-                    self._parts.dispatcher.dead[row.identity] -= 1
         return await self.show(number)
 
     async def _record(self, row: DeadRow) -> Record | None:

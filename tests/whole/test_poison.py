@@ -188,7 +188,6 @@ async def test_what_is_set_aside_holds_nothing_up_and_comes_again_late_even_afte
     mended, poison, ordinary = said(rig)
     await rig.until(lambda: answered(rig) == [ordinary, mended] and rig.status()[0]["dead"] == 1)
     assert [line for line in notes(rig) if line in ("in order", "late")][:4] == ["in order"] * 4
-    await rig._journal.commit()  # it is counted when it is decided, a moment before it is on disk
     [dead] = await rig._journal.dead("agent", 10)
     assert dead.error == "ValueError: indigestible"
     assert await rig._journal.timers("plugin") == []

@@ -379,6 +379,10 @@ class SqliteJournal:
         """Dead letters of one identity or of all, newest first."""
         return await self._read(lambda db: dead_letters.dead(db, identity, limit, dropped_too))
 
+    def dead_count(self, identity: str) -> int:
+        """How many dead letters of an identity nobody is through with."""
+        return self._writer.dead_counts.of(identity)
+
     async def dead_find(self, number: int) -> DeadRow | None:
         """The dead letter with this number."""
         return await self._read(lambda db: dead_letters.find(db, number))

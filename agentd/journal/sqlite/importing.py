@@ -254,7 +254,7 @@ class _Importing:
         cursors.write(self._connection, self._plugins, cursors.FailedLanes(self._connection), handled)
         if self._events:
             stretch = f"{self._position - self._events}/{self._position}"
-            sizes = plugin_state.StateSizes(self._connection)
+            sizes = plugin_state.sizes(self._connection)
             plugin_state.write(self._connection, self._plugins, sizes, [StatePut(IMPORTS, 0, stretch, b"true")])
         return Imported(len(new), self._events, self._known)
 

@@ -30,6 +30,7 @@ from agentd.journal.sqlite import (
     trimming,
 )
 from agentd.journal.sqlite.names import Names
+from agentd.journal.sqlite.tallies import Tally
 from agentd.journal.storage import (
     Account,
     Appended,
@@ -69,7 +70,8 @@ class Writer:
         self._plugins = Names(connection, "plugin")
         self._absences = marks.Absences(connection)
         self._failed = cursors.FailedLanes(connection)
-        self.state_sizes = plugin_state.StateSizes(connection)
+        self.state_sizes = plugin_state.sizes(connection)
+        self.dead_counts = dead_letters.counts(connection)
 
     def write(self, calls: Sequence[Sequence[Change]]) -> dict[int, JournalError]:
         """Write a group of commits in one transaction.
@@ -133,8 +135,8 @@ class Writer:
         for memory in self._memories():
             memory.rolled_back()
 
-    def _memories(self) -> tuple[Names | marks.Absences | cursors.FailedLanes | plugin_state.StateSizes, ...]:
-        return self._identities, self._plugins, self._absences, self._failed, self.state_sizes
+    def _memories(self) -> tuple[Names | marks.Absences | cursors.FailedLanes | Tally, ...]:
+        return self._identities, self._plugins, self._absences, self._failed, self.state_sizes, self.dead_counts
 
     def _apply(self, changes: Iterable[Change]) -> None:
         families: dict[str, list[Any]] = {}
@@ -177,7 +179,7 @@ class Writer:
             case "pause":
                 pauses.write(connection, changes)
             case "dead":
-                dead_letters.write(connection, self._plugins, changes)
+                dead_letters.write(connection, self._plugins, self.dead_counts, changes)
             case "state":
                 plugin_state.write(connection, self._plugins, self.state_sizes, changes)
             case "timer":
