@@ -80,17 +80,10 @@ def import_events(
             with contextlib.closing(opened) as connection, opening.told(path):
                 imported = _in_one_transaction(connection, lines, _Importing(connection, identity, platform, fit, now))
             if not found:
-                _give_to_owner(path)
+                shutil.chown(path, path.parent.stat().st_uid, path.parent.stat().st_gid)  # root imports for the daemon
             return imported
     except OSError as error:
         raise JournalUnusable(f"{path} cannot be written: {error.strerror}. Check its folder and owner.") from error
-
-
-def _give_to_owner(path: Path) -> None:
-    """What root makes belongs to the folder's user, so that the daemon may open it."""
-    folder = path.parent.stat()
-    for file in (path, path.with_name(f"{path.name}.lock")):
-        shutil.chown(file, folder.st_uid, folder.st_gid)
 
 
 def _in_one_transaction(
