@@ -293,11 +293,16 @@ class Dispatcher:
         self._engine.wake()
         return done
 
-    async def try_again(self, letter: DeadRow) -> None:
+    def held_with(self, letter: DeadRow) -> list[int]:
+        """Positions of the other events of its turn, where a dead letter's lane stands still behind that turn."""
+        return self._deliveries.held_with(letter.plugin, letter.identity, letter.conversation_id, letter.position)
+
+    async def try_again(self, letter: DeadRow, beside: Sequence[DeadRow] = ()) -> None:
         """Deliver a dead letter again: in its place where its lane waits behind it, else by itself, marked late.
 
         By itself it is a new cause, so that what its handlers sent before they gave up does not stand for what they
-        send now. The dead letter is dropped. Returns once that is on disk.
+        send now. beside: the letters of `held_with`: in its place its turn begins anew with all of its events. The dead
+        letters are dropped. Returns once that is on disk.
         """
         now = self._engine.clock.unix()
         place = (letter.plugin, letter.identity, letter.conversation_id)
@@ -311,8 +316,10 @@ class Dispatcher:
             now,
             again=f"dead letter {letter.number} of {letter.died_at:.3f}",
         )
-        noted = Outcome(letter.plugin, letter.conversation, letter.position, letter.position, TRIED_AGAIN, None, now)
-        commit = self._engine.commits.commit(in_place or row, DeadDropped(letter.number, now), noted)
+        letters = (letter, *beside) if in_place is not None else (letter,)
+        dropped = [DeadDropped(each.number, now) for each in letters]
+        noted = [_tried_again(each, now) for each in letters]
+        commit = self._engine.commits.commit(in_place or row, *dropped, *noted)
         if in_place is None:
             self._wakeups.put([row])
         self._engine.wake()
@@ -479,6 +486,10 @@ class Dispatcher:
         if lane is not None and isinstance(head, Delivery):
             lane.still = True
             self._loading.unload(lane, head)
+
+
+def _tried_again(letter: DeadRow, now: float) -> Outcome:
+    return Outcome(letter.plugin, letter.conversation, letter.position, letter.position, TRIED_AGAIN, None, now)
 
 
 def _turn(ctx: TurnContext[Any]) -> Turn:

@@ -495,6 +495,12 @@ class Deliveries:
         self._engine.wake()
         return True
 
+    def held_with(self, plugin: str, identity: str, conversation: str, position: int) -> list[int]:
+        """Positions of the other events of the turn that a lane is held behind, if this one is among them."""
+        _, stretch = self.parked.get((plugin, identity, conversation), (None, None))
+        positions = [] if stretch is None else [_at(each) for each in stretch.deliveries]
+        return [each for each in positions if each != position] if position in positions else []
+
     def retry_parked(self, plugin: str, identity: str, conversation: str, position: int) -> Change | None:
         """Let a lane that is held behind this event begin it anew. Returns what must be committed, None if none is."""
         lane, stretch = self.parked.get((plugin, identity, conversation), (None, None))
