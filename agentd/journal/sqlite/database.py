@@ -117,6 +117,13 @@ def _take_lock(path: Path) -> OwnerLock:
         ) from error
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 class Counters:
     """The next free numbers, counted in memory from what the disk had when the journal opened."""
 
@@ -233,15 +240,12 @@ class SqliteJournal:
     @property
     def size_bytes(self) -> int:
         """Size of the file; what was not checkpointed yet is not in it."""
-        return self._path.stat().st_size
+        return _size(self._path)
 
     @property
     def wal_bytes(self) -> int:
         """Size of the file beside it, which a reader that does not end lets grow."""
-        try:
-            return self._path.with_name(f"{self._path.name}-wal").stat().st_size
-        except FileNotFoundError:
-            return 0
+        return _size(self._path.with_name(f"{self._path.name}-wal"))
 
     @property
     def waiting(self) -> int:
