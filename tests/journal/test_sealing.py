@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import sqlite3
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -406,3 +407,18 @@ def test_what_looks_sealed_and_is_not_comes_back_as_it_was(text, value, head):
     assert sealing.NONE.open_text(kept, "dead.error", 1) == head + text
     blob = sealing.NONE.seal(head.encode() + value, "event.payload", 1)
     assert sealing.NONE.open(blob, "event.payload", 1) == head.encode() + value
+
+
+async def test_a_vacuum_needs_memory_for_one_value_at_a_time(path, key):
+    journal = await open_journal(path, under())
+    for number in range(60):
+        await journal.commit(StatePut("hoarder", 0, f"k{number}", b"x" * 1_000_000))
+    await journal.close()
+    tracemalloc.start()
+    copies.vacuum(path, under(key()))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20_000_000
+    journal = await open_journal(path, under(key()))
+    assert await journal.state_get("hoarder", 0, "k59") == b"x" * 1_000_000
+    await journal.close()

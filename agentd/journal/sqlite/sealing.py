@@ -34,6 +34,9 @@ _MARK = b"\x01"
 _TEXT_MARK = "\x01"
 _ESCAPE, _TEXT_ESCAPE = b"\x02", "\x02"
 _HEAD = struct.Struct(">cIQ")  # mark, number of the data key, count
+HEAD_MAX = 17
+"""Bytes or characters from which `is_due` knows a value: the mark, and the head behind it in base 64."""
+
 _SALT_BYTES = 32
 _PROOF = b"agentd journal"
 
@@ -81,7 +84,7 @@ class Seals:
             return str(damage)
 
     def is_due(self, value: bytes | str) -> bool:
-        """Whether a value is not sealed as it would be today."""
+        """Whether a value is not sealed as it would be today. Its first HEAD_MAX bytes or characters will do."""
         return value[:1] in (_MARK, _TEXT_MARK)
 
 
