@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -265,3 +266,34 @@ def test_a_line_without_an_end_is_refused_before_it_has_filled_memory(tmp_path: 
     assert told.returncode == 1
     assert "line 1 is no event as `agentd export` writes it (it is longer than 67,108,864 bytes)" in told.stderr
     assert "Traceback" not in told.stderr
+
+
+_BESIDE_A_SERVICE = """
+import pathlib
+import sys
+
+from agentd import cli
+from agentd.cli import storage
+
+storage.SERVICE_STATE = pathlib.Path(sys.argv.pop(1))
+cli.main()
+"""
+
+
+def _like_anybody() -> None:
+    """Root may read everything by two capabilities, which the program that is begun then has no more."""
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+
+
+@pytest.mark.parametrize("words", [["backup", "copy.db"], ["vacuum"], ["retention", "--dry-run"], ["upgrade-check"]])
+def test_what_belongs_to_the_service_is_told_without_a_traceback(words: list[str], tmp_path: Path) -> None:
+    """As for anybody but root, on a machine where agentd runs as a service."""
+    theirs = tmp_path / "of-the-service"
+    theirs.mkdir(0o000)
+    command = [sys.executable, "-c", _BESIDE_A_SERVICE, str(theirs), *words]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=_like_anybody)
+    assert (told.returncode, told.stderr) == (
+        1,
+        f"agentd: {theirs / 'journal.db'} belongs to another user; use sudo, or name other files\n",
+    )
