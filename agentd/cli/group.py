@@ -33,6 +33,10 @@ class Verbs(click.Group):
             _fail(ctx, error, EXIT_UNREACHABLE)
         except AgentdError as error:
             _fail(ctx, error, EXIT_FAILED)
+        except PermissionError as error:
+            if error.filename is None:
+                raise
+            _fail(ctx, f"{error.filename} belongs to another user; use sudo, or name other files", EXIT_FAILED)
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
 
@@ -41,7 +45,7 @@ class Verbs(click.Group):
         return list(self.commands)
 
 
-def _fail(ctx: click.Context, error: AgentdError, code: int) -> None:
+def _fail(ctx: click.Context, error: AgentdError | str, code: int) -> None:
     from agentd.logs import printable
 
     click.echo(f"agentd: {printable(str(error))}", err=True)  # a platform's words may be in it

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -61,13 +62,15 @@ def _written(to: Path) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    unfinished = to.with_name(f"{to.name}.part")
     try:
-        # What people said to each other is for the owner's eyes.
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        # What people said to each other is for the owner's eyes, and nobody else writes to a name that is made up.
+        descriptor, name = tempfile.mkstemp(".part", f"{to.name}.", to.parent)
+        unfinished = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as out:
                 yield out
+                out.flush()
+                os.fsync(out.fileno())
             unfinished.replace(to)
         finally:
             unfinished.unlink(missing_ok=True)

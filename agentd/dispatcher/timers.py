@@ -59,8 +59,8 @@ class Timers:
         if timer.due_at < math.inf:
             heapq.heappush(self._heap, (timer.due_at, timer.id))
 
-    def note(self, timer: TimerSet) -> None:
-        """More is known of one that is out, and will run again from where it is."""
+    def renew(self, timer: TimerSet) -> None:
+        """Have one as it is now, due no other time for that."""
         if timer.id in self._rows:
             self._rows[timer.id] = timer
 

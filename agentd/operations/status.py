@@ -67,7 +67,7 @@ class Status:
 
     def _is_whole(self, name: str) -> bool:
         """It is not on its way in or out."""
-        return name in self._parts.settings.identity and name in self._parts.dispatcher.dead  # counted last
+        return name in self._parts.settings.identity and name in self._parts.dispatcher.handled
 
     def _worker(self, plugin: str) -> dict[str, Any] | None:
         """How the process of a plugin that has one of its own fares."""
@@ -86,7 +86,7 @@ class Status:
             "plugins": list(parts.settings.identity[name].plugins),
             "handled": parts.dispatcher.handled[name],
             "pending": parts.dispatcher.pending[name],
-            "dead": parts.dispatcher.dead[name],
+            "dead": parts.journal.dead_count(name),
             "last_commit_age_s": None if committed is None else round(self._loop.time() - committed, 3),
         }
 

@@ -373,7 +373,7 @@ async def test_nobody_waits_for_the_last_turns_of_a_plugin_that_was_taken_from_a
     assert (await reloading)["still_running"] == []
 
 
-async def test_a_status_that_is_asked_for_while_an_identity_is_on_its_way_in_leaves_it_out(
+async def test_a_status_that_is_asked_for_while_an_identity_is_on_its_way_in_is_told(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.plugin("first")
@@ -390,7 +390,7 @@ async def test_a_status_that_is_asked_for_while_an_identity_is_on_its_way_in_lea
     world.identity("bob", "first")
     reloading = asyncio.ensure_future(world.reload())
     await counting.wait()
-    assert list(world.states()) == ["alice"]
+    assert world.states()["alice"] == "live"
     counted.set()
     await reloading
     assert list(world.states()) == ["alice", "bob"]
