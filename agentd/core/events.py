@@ -163,7 +163,7 @@ class GroupDeleted(Signal, frozen=True, kw_only=True):
     deleted_by: str
 
 
-class GapReport(Signal, frozen=True, kw_only=True):
+class Gap(Signal, frozen=True, kw_only=True):
     """A gap was closed. [start, stop): its seqs; absent: how many of them the server did not have, for `reason`."""
 
     epoch: int

@@ -86,12 +86,11 @@ class Survey(NamedTuple):
     conversation: str
 
 
-class Gap(msgspec.Struct):
+class GapProgress(msgspec.Struct):
     """A range that had to be asked for. rows: how many of its seqs have come since. attempts: requests made."""
 
     start: int
     stop: int
-    found_at: float
     attempts: int = 0
     rows: int = 0
     absent: int = 0
@@ -112,7 +111,7 @@ class GapOpened(NamedTuple):
 
     conversation: str
     epoch: int
-    gap: Gap
+    gap: GapProgress
 
 
 class GapClosed(NamedTuple):
@@ -120,7 +119,7 @@ class GapClosed(NamedTuple):
 
     conversation: str
     epoch: int
-    gap: Gap
+    gap: GapProgress
 
 
 Decision = Deliver | Repeat | Check | Refetch | Absent | Renumbered | Survey | GapOpened | GapClosed
@@ -169,7 +168,7 @@ class Line:
         self.held: dict[int, Event] = {}
         self.furthest = 0
         self.lowest = 0
-        self.gap: Gap | None = None
+        self.gap: GapProgress | None = None
         self.asking = False
         self.asked_top = 0
         self.checks = 0
@@ -599,7 +598,7 @@ class Sequencer:
     def _ask(self, line: Line, now: float, out: list[Decision]) -> None:
         start, stop = line.mark + 1, self._hole_end(line)
         if line.gap is None:
-            line.gap = Gap(start, stop, now)
+            line.gap = GapProgress(start, stop)
             out.append(GapOpened(line.conversation, line.epoch, line.gap))
         line.gap.attempts += 1
         line.asking, line.asked_top = True, line.top

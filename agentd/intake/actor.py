@@ -21,7 +21,7 @@ from agentd import config, metrics
 from agentd.core.acks import DrainCursor
 from agentd.core.events import (
     Event,
-    GapReport,
+    Gap,
     Message,
     Position,
     RateLimitWarning,
@@ -35,9 +35,9 @@ from agentd.core.sequencer import (
     Check,
     Decision,
     Deliver,
-    Gap,
     GapClosed,
     GapOpened,
+    GapProgress,
     Limits,
     Line,
     Refetch,
@@ -177,7 +177,7 @@ class Intake:
             self._positions[row.conversation] = row.position
             self._learn(row.conversation, row.address or row.conversation)
         for conversation, noted in await self.journal.gaps(self.identity, open_only=True, limit=1_000_000):
-            self._restore_gap(lines[conversation], noted, now)
+            self._restore_gap(lines[conversation], noted)
         for line in lines.values():
             self.sequencer.restore(line, now)
         totals = await self.journal.totals(self.identity)
@@ -435,7 +435,7 @@ class Intake:
         noted = self._noted(closed.conversation, closed.epoch, gap, number, found_at, time.time(), gap.outcome)
         self._burst.changes.append(noted)
         self._on_signal(
-            GapReport(
+            Gap(
                 identity=self.identity,
                 conversation=closed.conversation,
                 epoch=closed.epoch,
@@ -450,7 +450,7 @@ class Intake:
         self,
         conversation: str,
         epoch: int,
-        gap: Gap,
+        gap: GapProgress,
         number: int,
         found_at: float,
         closed_at: float | None = None,
@@ -474,8 +474,8 @@ class Intake:
             gap.reason,
         )
 
-    def _restore_gap(self, line: Line, noted: GapNoted, now: float) -> None:
-        line.gap = Gap(noted.start, noted.stop, now, noted.attempts, noted.rows, noted.absent, noted.reason)
+    def _restore_gap(self, line: Line, noted: GapNoted) -> None:
+        line.gap = GapProgress(noted.start, noted.stop, noted.attempts, noted.rows, noted.absent, noted.reason)
         self._gaps[line.conversation] = (noted.number, noted.found_at)
 
     # -- time -------------------------------------------------------------------------------------------------------
