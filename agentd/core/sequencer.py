@@ -270,7 +270,7 @@ class Sequencer:
             self._deliver(line, event, out)
             if line.held:
                 self._release(line, out)
-            if line.due is not None:
+            if line.due is not None or line.gap is not None:
                 self._rearm(line, now, out)
         elif event.seq > line.mark:
             self._hold(line, event)

@@ -122,6 +122,18 @@ def test_an_answer_closes_the_gap_and_sets_free_what_waited() -> None:
     assert closed.gap.outcome == "filled"
 
 
+def test_a_gap_that_fills_by_itself_while_it_is_asked_for_is_closed_though_the_request_fails() -> None:
+    sequencer = at_mark(1)
+    sequencer.offer(event(3), 0.0)
+    ask = sequencer.wake(GRACE)[-1]
+    assert isinstance(ask, Refetch)
+    (closed,) = of(GapClosed, sequencer.offer(event(2), 1.5))
+    assert isinstance(closed, GapClosed)
+    assert (closed.gap.outcome, closed.gap.rows) == ("filled", 1)
+    sequencer.refetch_failed(ask, 2.0)
+    assert sequencer.wake(100.0) == []
+
+
 def test_a_thousand_lost_seqs_come_page_by_page_without_waiting_between_pages() -> None:
     sequencer = at_mark(0)
     sequencer.offer(event(1001), 0.0)
@@ -521,6 +533,11 @@ class AnyInterleaving(RuleBasedStateMachine):
     @invariant()
     def the_buffer_is_bounded(self) -> None:
         assert self.sequencer.held <= LIMITS.held_total_max
+
+    @invariant()
+    def a_gap_is_open_for_as_long_as_something_of_it_is_missing(self) -> None:
+        line = self.sequencer.lines.get("c")
+        assert line is None or line.gap is None or line.mark + 1 < line.gap.stop
 
     def teardown(self) -> None:
         """Let everything through; then every seq must be accounted for."""
