@@ -354,7 +354,7 @@ class Sequencer:
         if line is None:
             line = self._meet(conversation)
         if line.anchor is None:
-            if line.held:
+            if line.lowest:
                 return False
             self._anchor_at(line, top)  # never met, nothing on offer: the server's word is the lowest offer
             self._alarm(line, now)

@@ -393,6 +393,18 @@ def test_the_servers_top_shows_a_lost_last_message() -> None:
     assert of(Refetch, sequencer.wake(GRACE)) == [Refetch("c", 1, 4, 5)]
 
 
+def test_the_servers_top_is_no_anchor_where_something_lower_was_offered_that_could_not_be_held() -> None:
+    sequencer = Sequencer(LIMITS)
+    for each in range(LIMITS.held_total_max):
+        sequencer.offer(event(5, conversation=f"other_{each}"), 0.0)
+    sequencer.offer(event(5), 0.0)
+    assert not sequencer.lines["c"].held
+    assert not sequencer.stands_at("c", 9, 0.0)
+    sequencer.drain_began()
+    sequencer.drain_ended(0.0, complete=True)
+    assert sequencer.lines["c"].anchor == 5
+
+
 def test_the_buffer_is_bounded_and_what_overflows_is_asked_for() -> None:
     sequencer = at_mark(0)
     for seq in range(2, 30):
