@@ -181,7 +181,7 @@ class Questions:
             intake.apply(intake.sequencer.offer(event, self._loop.time()))
             return
         if conversation in self._resetting:
-            return  # the event that asked again is unacknowledged, and part of what the new epoch replays
+            return  # the event that asked again is unacknowledged: the drain that follows the reset brings it
         self._resetting.add(conversation)
         try:
             top = max(event.seq, await self._newest(conversation))
@@ -191,6 +191,8 @@ class Questions:
         except AgentdError as failure:
             log.info("a reset could not be measured yet: %s", failure, extra={"identity": intake.identity})
             self._loop.call_later(_RESET_RETRY_S * (0.5 + random.random()), self.ask, cause)
+            if isinstance(failure, CredentialsRefused):
+                self._on_credentials(failure)
             return
         finally:
             self._resetting.discard(conversation)
@@ -206,12 +208,16 @@ class Questions:
             identity=intake.identity, conversation=conversation, epoch=line.epoch, top=line.top, adopted=adopt
         )
         intake.reset(decisions, reset)
+        # What was pushed while the top was measured may lie above it. It is unacknowledged, so a drain brings it again.
+        intake.survey()
 
     async def _newest(self, conversation: str) -> int:
         """The highest seq that the server shows, 0 if none."""
         platform = self._intake.platform
         try:
             page = platform.read_history(await self._perform(platform.newest_request(conversation)))
+        except CredentialsRefused:
+            raise
         except Refused:
             return 0  # not ours to read any more: what was pushed is all that will be known
         return max((row.seq for row in page.events), default=0)

@@ -12,6 +12,7 @@ import pytest
 from agentd.core.events import StreamReset
 from agentd.errors import CredentialsRefused
 from agentd.intake import Questions
+from agentd.intake.questions import Perform
 from agentd.wire.platform import Request, Response
 from tests.intake.rig import Bench, frame
 
@@ -135,3 +136,58 @@ async def test_several_events_that_tell_of_one_reset_make_one_and_none_of_them_c
     assert [signal.epoch for signal in bench.signals if isinstance(signal, StreamReset)] == [2]
     run.cancel()
     await asyncio.wait([run])
+
+
+@asynccontextmanager
+async def renumbering(history: Perform, told: list[CredentialsRefused]) -> AsyncIterator[Bench]:
+    """An intake with five events on disk, questions answered by this history, and the first event of a new numbering."""
+    bench = Bench()
+    await bench.intake.load()
+    questions = Questions(bench.intake, history, on_credentials=told.append)
+    bench.intake._on_question = questions.ask
+    bench.push(*range(1, 6))
+    await bench.journal.sync()
+    run = asyncio.create_task(questions.run())
+    bench.intake.frame(frame(1, msg_id="new_1"))
+    bench.intake.flush()
+    try:
+        yield bench
+    finally:
+        run.cancel()
+        await asyncio.wait([run])
+
+
+@pytest.mark.parametrize("seq", [2, 6], ids=["known to the old numbering", "news to it"])
+async def test_what_is_pushed_while_a_reset_is_measured_is_asked_for_again(seq: int) -> None:
+    measured, answered = asyncio.Event(), asyncio.Event()
+
+    async def history(request: Request) -> Response:
+        rows = [msgspec.json.decode(frame(1, msg_id="new_1"))["payload"]]
+        measured.set()
+        await answered.wait()
+        return Response(status=200, headers={}, body=msgspec.json.encode(rows))
+
+    async with renumbering(history, []) as bench:
+        while not measured.is_set():
+            await settle(bench)
+        bench.intake.frame(frame(seq, msg_id=f"new_{seq}"))
+        bench.intake.flush()
+        await settle(bench)
+        surveys = bench.surveys
+        answered.set()
+        await settle(bench)
+        assert bench.intake.sequencer.lines["conv_1"].epoch == 2
+        assert f"new_{seq}" not in bench.wire.acked
+        assert bench.surveys == surveys + 1, "what is not acknowledged comes with a drain"
+
+
+async def test_a_key_that_is_refused_while_a_reset_is_measured_is_told() -> None:
+    told: list[CredentialsRefused] = []
+
+    async def history(request: Request) -> Response:
+        raise CredentialsRefused(401, "UNAUTHORIZED")
+
+    async with renumbering(history, told) as bench:
+        await settle(bench)
+        assert [refused.status for refused in told] == [401]
+        assert bench.intake.sequencer.lines["conv_1"].epoch == 1
