@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from agentd.core.reconnect import CloseMeaning
+from agentd.core.sequencer import Refetch
 from agentd.hub.faults import Action, FaultPlan, Point, Rule
 
 if TYPE_CHECKING:
@@ -207,6 +208,27 @@ async def test_a_rotated_key_parks_the_identity_until_it_has_the_new_one(rig: Ri
     await rig.until(lambda: rig.states() == ["live"], timeout_s=20)
     await rig.until_handled(2)
     await rig.assert_accounted()
+
+
+async def test_what_an_identity_has_still_to_ask_is_not_asked_under_a_refused_key(rig: Rig) -> None:
+    conversation = await begin(rig)
+    new_key = rig.hub.rotate_key("agent")
+    await rig.until(lambda: rig.states() == ["parked"])
+    calls = rest_calls(rig)
+    assert rig.daemon is not None
+    life = rig.daemon._supervisors["agent"]._life
+    assert life is not None
+    lines = life.intake.sequencer.lines
+    life._questions.ask(Refetch(conversation, lines[conversation].epoch, 3, 4))
+    await rig.until(lambda: lines[conversation].failures == 1)
+    assert rest_calls(rig) == calls
+    rig.keys["agent"] = new_key
+    await rig.until(lambda: rig.states() == ["live"])
+    await rig.assert_accounted()
+
+
+def rest_calls(rig: Rig) -> int:
+    return sum(count for name, count in rig.hub.counters().items() if name.startswith("rest."))
 
 
 async def test_every_close_code_is_survived_and_loses_nothing(rig: Rig) -> None:
