@@ -30,6 +30,9 @@ _JITTER = 0.2
 _PUSH_GRACE_S = 3.0
 """A message stored while the audit reads is pushed a moment later: only what stays unpushed this long was not."""
 
+_FAILURES_MAX = 3
+"""Conversations that cannot be read in one audit; each takes as long as a request with its repeats."""
+
 
 class Audit:
     """The tail audit of one identity. on_deaf: told after every audit whether this connection hears."""
@@ -76,8 +79,7 @@ class Audit:
             if not intake.shedding:
                 await self._drain.drain()
             await self._compare_list()
-            for conversation in self._longest_unaudited():
-                await self._compare_tail(conversation)
+            await self._compare_tails(self._longest_unaudited())
         finally:
             intake.watching = False
         self.last_audit = self._loop.time()
@@ -117,6 +119,29 @@ class Audit:
         count = self._intake.settings.audit_conversations
         return heapq.nsmallest(count, anchored, key=lambda name: self._audited.get(name, 0.0))
 
+    async def _compare_tails(self, conversations: list[str]) -> None:
+        """One that cannot be read keeps no other from being compared; if none can, the audit has failed."""
+        failures: list[AgentdError] = []
+        compared = 0
+        for conversation in conversations:
+            self._audited[conversation] = self._loop.time()
+            try:
+                await self._compare_tail(conversation)
+                compared += 1
+            except CredentialsRefused:
+                raise
+            except AgentdError as failure:
+                failures.append(failure)
+                log.info(
+                    "the end of a conversation could not be compared: %s",
+                    failure,
+                    extra={"identity": self._intake.identity, "conversation": conversation},
+                )
+                if len(failures) == _FAILURES_MAX:
+                    break
+        if failures and not compared:
+            raise failures[-1]
+
     async def _compare_tail(self, conversation: str) -> None:
         """Read the history from the mark on: the mark's own row must be ours, anything behind it is news."""
         intake, platform = self._intake, self._intake.platform
@@ -125,12 +150,13 @@ class Audit:
         try:
             request = platform.history_request(conversation, max(FIRST_SEQ - 1, mark - 1), 2)
             page = platform.read_history(await self._perform(request))
-            rows = page.events
             if not page.count:
-                rows = platform.read_history(await self._perform(platform.newest_request(conversation))).events
+                page = platform.read_history(await self._perform(platform.newest_request(conversation)))
+            rows = [*page.events, *page.behind]
+        except CredentialsRefused:
+            raise
         except Refused:
             rows = []  # not ours to read any more: nothing can have been lost that we may have
-        self._audited[conversation] = self._loop.time()
         if line.epoch != epoch:
             return
         for row in rows:

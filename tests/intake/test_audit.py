@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from agentd.core.sequencer import Refetch
-from agentd.errors import Unavailable
+from agentd.errors import AgentdError, CredentialsRefused, Unavailable
 from agentd.intake import Audit, Drain, Questions
 from agentd.wire.platform import Request, Response
 from tests.intake.rig import Bench, frame
@@ -23,9 +23,12 @@ class Server:
         self.conversations: list[Any] = []
         self.history: list[Any] = []
         self.asked: list[str] = []
+        self.failing: dict[str, AgentdError] = {}
 
     async def __call__(self, request: Request) -> Response:
         self.asked.append(request.path)
+        if (failure := self.failing.get(request.path)) is not None:
+            raise failure
         if request.path.endswith("/sync"):
             return _answer(self.sync if "after" not in request.query else [])
         if request.path == "/v1/conversations":
@@ -162,3 +165,43 @@ async def test_an_audit_that_cannot_read_changes_nothing(audited: Audited, monke
         await audited.once()
     assert audited.deaf == []
     assert audited.audit.last_audit is None
+
+
+async def test_a_conversation_that_cannot_be_read_keeps_no_other_from_being_audited(audited: Audited) -> None:
+    audited.intake.settings = msgspec.structs.replace(audited.intake.settings, audit_conversations=2)
+    audited.server.history = [row(1)]
+    audited.server.failing["/v1/messages/conv_1"] = Unavailable("500 INTERNAL_ERROR")
+    for conversation in ("conv_1", "conv_2", "conv_3", "conv_4"):
+        audited.push(1, conversation=conversation)
+    await audited.once()
+    await audited.once()
+    for conversation in ("conv_2", "conv_3", "conv_4"):
+        assert f"/v1/messages/{conversation}" in audited.server.asked
+    assert audited.audit.last_audit is not None
+    assert audited.deaf == [0, 0]
+
+
+async def test_an_audit_that_can_read_no_conversation_is_none(audited: Audited) -> None:
+    for conversation in ("conv_1", "conv_2"):
+        audited.server.failing[f"/v1/messages/{conversation}"] = Unavailable("500 INTERNAL_ERROR")
+        audited.push(1, conversation=conversation)
+    with pytest.raises(Unavailable):
+        await audited.once()
+    assert audited.audit.last_audit is None
+
+
+async def test_a_key_that_is_refused_for_a_history_is_not_taken_for_a_conversation_that_is_gone(
+    audited: Audited,
+) -> None:
+    audited.push(1)
+    audited.push(1, conversation="conv_2")
+    audited.server.failing["/v1/messages/conv_1"] = CredentialsRefused(401, "UNAUTHORIZED")
+    with pytest.raises(CredentialsRefused):
+        await audited.once()
+
+
+async def test_news_behind_a_row_that_cannot_be_read_is_found(audited: Audited) -> None:
+    audited.push(1, 2)
+    audited.server.history = [row(1), row(2, id=7), row(3)]
+    assert await audited.once() == 1
+    assert audited.intake.sequencer.lines["conv_1"].top == 3

@@ -140,7 +140,7 @@ async def test_several_events_that_tell_of_one_reset_make_one_and_none_of_them_c
 
 @asynccontextmanager
 async def renumbering(history: Perform, told: list[CredentialsRefused]) -> AsyncIterator[Bench]:
-    """An intake with five events on disk, questions answered by this history, and the first event of a new numbering."""
+    """An intake that has five events on disk and meets the first of a new numbering; history: answers questions."""
     bench = Bench()
     await bench.intake.load()
     questions = Questions(bench.intake, history, on_credentials=told.append)
