@@ -24,7 +24,7 @@ from agentd.core.events import (
 from agentd.core.reconnect import CloseMeaning
 from agentd.errors import Refused, Unavailable, WireViolation
 from agentd.wire.agentchat import AgentChat
-from agentd.wire.platform import Accepted, Hello, Later, Malformed, Rejected, Rejection, Response, Unknown
+from agentd.wire.platform import Accepted, Hello, Later, Malformed, Rejected, Rejection, Response, Standing, Unknown
 
 KEY = "ac_live_do-not-show-me"
 ROW = {
@@ -157,8 +157,14 @@ def test_a_seq_that_no_journal_can_hold_is_malformed_wherever_it_stands(seq: int
     assert isinstance(platform().read_drain(answer(200, [row])).malformed, Malformed)
     with pytest.raises(WireViolation):
         platform().read_send(answer(201, row), send())
+    assert platform().read_conversations(answer(200, [{"id": "conv_1", "newest_unread_seq": seq}])) == []
+
+
+def test_one_conversation_that_cannot_be_read_takes_no_other_with_it() -> None:
+    rows = [{"id": "conv_1", "participants": [{"handle": None}], "newest_unread_seq": 4}, {"id": 7}, {"id": "conv_3"}]
+    assert platform().read_conversations(answer(200, rows)) == [Standing("conv_1", None, 4), Standing("conv_3")]
     with pytest.raises(WireViolation):
-        platform().read_conversations(answer(200, [{"id": "conv_1", "newest_unread_seq": seq}]))
+        platform().read_conversations(answer(200, {"conversations": []}))
 
 
 def test_the_key_is_in_the_hello_frame_and_not_in_the_url() -> None:
@@ -185,6 +191,13 @@ def test_a_history_that_is_not_ours_to_read_is_refused_and_a_failing_one_is_unav
             platform().read_history(answer(status, {"code": code, "message": ""}))
     with pytest.raises(WireViolation):
         platform().read_history(answer(200, {"messages": []}))
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+@pytest.mark.parametrize("body", [b"<html>Attention required</html>", b"", b"{}"])
+def test_what_stands_in_front_of_the_platform_does_not_say_that_a_history_is_gone(status: int, body: bytes) -> None:
+    with pytest.raises(Unavailable):
+        platform().read_history(Response(status=status, headers={}, body=body))
 
 
 def test_answers_go_to_the_handle_in_direct_talk_and_to_the_conversation_in_a_group() -> None:

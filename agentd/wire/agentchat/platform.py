@@ -68,7 +68,8 @@ _TARGET_WAITS = frozenset(
     {wire.ErrorCode.RECIPIENT_BACKLOGGED, wire.ErrorCode.COLD_CAP_EXCEEDED, wire.ErrorCode.IDEMPOTENT_IN_PROGRESS}
 )
 _GONE = frozenset({404, 410})
-"""Statuses by which a history says that the conversation is not ours to read: masked or left, deleted."""
+"""Statuses by which a history says that the conversation is not ours to read: masked or left, deleted. From a proxy, or
+where nothing stands behind it, they say nothing of it."""
 
 
 class AgentChat:
@@ -183,13 +184,16 @@ class AgentChat:
         return Request(method="GET", path="/v1/conversations", query={"limit": "100", "offset": str(offset)})
 
     def read_conversations(self, response: Response) -> list[Standing]:
-        """What the server lists. Raises Refused, Unavailable, WireViolation."""
+        """What the server lists, without the rows that cannot be read. Raises Refused, Unavailable, WireViolation."""
         _raise_for_status(response)
-        try:
-            rows = wire.decode_conversations(response.body)
-        except _UNREADABLE as error:
-            raise WireViolation(f"GET /v1/conversations: {_without_content(error)}") from None
-        return [Standing(row.id, row.oldest_unread_seq, row.newest_unread_seq) for row in rows]
+        found: list[Standing] = []
+        for raw in _rows(response):
+            try:
+                row = wire.decode_conversation_top(raw)
+            except _UNREADABLE:
+                continue  # only a hint is lost: the history of each conversation is compared as well
+            found.append(Standing(row.id, row.oldest_unread_seq, row.newest_unread_seq))
+        return found
 
     # -- sending ----------------------------------------------------------------------------------------------------
 
@@ -271,10 +275,7 @@ class AgentChat:
 
     def _page(self, response: Response, source: Source) -> Page:
         _raise_for_status(response)
-        try:
-            rows = _unnested(wire.decode_rows, response.body)
-        except _UNREADABLE as error:
-            raise WireViolation(f"not a list of rows: {_without_content(error)}") from None
+        rows = _rows(response)
         clean: list[Event] = []
         behind: list[Event] = []
         malformed: Malformed | None = None
@@ -347,6 +348,13 @@ class AgentChat:
                     deleted_by=gone.deleted_by_handle or "",
                 )
         return None
+
+
+def _rows(response: Response) -> list[msgspec.Raw]:
+    try:
+        return _unnested(wire.decode_rows, response.body)
+    except _UNREADABLE as error:
+        raise WireViolation(f"not a list of rows: {_without_content(error)}") from None
 
 
 def _unnested(decode: Callable[[bytes], T], json: str | bytes) -> T:
@@ -431,7 +439,8 @@ def _raise_for_status(response: Response) -> None:
         return
     error = wire.read_error(response.status, response.body)
     request_id = response.headers.get(wire.Header.REQUEST_ID)
-    if response.status in _GONE or (response.status == 403 and error.code == wire.ErrorCode.FORBIDDEN):
+    gone = response.status in _GONE or (response.status == 403 and error.code == wire.ErrorCode.FORBIDDEN)
+    if gone and wire.is_the_platforms(response.body):
         raise Refused(response.status, error.code, error.message, error.details, request_id)
     raise Unavailable(f"{response.status} {error.code}", _retry_after_s(response, error), request_id)
 

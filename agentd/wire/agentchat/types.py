@@ -434,6 +434,14 @@ class MessageRow(Row, frozen=True, kw_only=True, gc=False):
     """Answer to a group send only: members above the hard backlog cap, who got no envelope."""
 
 
+class ConversationTop(Row, frozen=True, kw_only=True, gc=False):
+    """Of a row of `GET /v1/conversations`, what says where the conversation stands."""
+
+    id: str
+    oldest_unread_seq: Annotated[int, msgspec.Meta(ge=0, le=LAST_SEQ)] | None = None
+    newest_unread_seq: Annotated[int, msgspec.Meta(ge=0, le=LAST_SEQ)] | None = None
+
+
 class GroupEvent(Wire, frozen=True, kw_only=True):
     """What a message of type "system" reports about its group. Its place in the message is not stated: `content.data`
     is where the hub puts it.
@@ -673,6 +681,14 @@ def read_error(status: int, body: bytes) -> ErrorBody:
     )
 
 
+def is_the_platforms(body: bytes) -> bool:
+    """Whether an error body names a code, as each of the platform's does.
+
+    What stands in front of it answers as well, under the same statuses, with a page for people.
+    """
+    return isinstance(_error_object(body).get("code"), str)
+
+
 def _error_object(body: bytes) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(body)
@@ -711,7 +727,7 @@ decode_deleted_group: Final = msgspec.json.Decoder(DeletedGroup).decode
 decode_rejection: Final = msgspec.json.Decoder(Rejection).decode
 decode_read_ack: Final = msgspec.json.Decoder(ReadAckPayload).decode
 decode_agent: Final = msgspec.json.Decoder(Agent).decode
-decode_conversations: Final = msgspec.json.Decoder(list[ConversationRow]).decode
+decode_conversation_top: Final = msgspec.json.Decoder(ConversationTop).decode
 decode_send: Final = msgspec.json.Decoder(SendRequest).decode
 decode_sync_ack: Final = msgspec.json.Decoder(SyncAckRequest).decode
 decode_sync_acked: Final = msgspec.json.Decoder(SyncAcked).decode
