@@ -150,6 +150,7 @@ class Intake:
         self._gaps: dict[str, tuple[int, float]] = {}
         self._addresses: dict[str, str] = {}
         self._addressed: dict[str, str] = {}
+        self._sending: dict[str, str] = {}
         self.sequencer = Sequencer(
             Limits(
                 grace_s=settings.gap_grace_s,
@@ -251,11 +252,13 @@ class Intake:
 
     def sending(self, target: str) -> None:
         """A send to this target is under way; holes in its conversation may be its seq."""
-        self.sequencer.send_began(self._conversation_of(target))
+        conversation = self._sending[target] = self._conversation_of(target)
+        self.sequencer.send_began(conversation)
 
     def sending_over(self, target: str) -> None:
         """Its answer was handed in by `own`, or will never come."""
-        self.sequencer.send_ended(self._conversation_of(target), self._loop.time())
+        # The conversation that began to wait: its answer may have told that the target is spoken to in another by now.
+        self.sequencer.send_ended(self._sending.pop(target), self._loop.time())
         self._arm()
 
     def address(self, target: str) -> str:

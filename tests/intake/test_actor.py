@@ -208,6 +208,18 @@ async def test_a_hole_in_a_conversation_with_a_send_under_way_waits_for_its_answ
     assert bench.questions == []
 
 
+async def test_a_talk_that_goes_on_in_another_conversation_leaves_no_hole_of_the_first_waiting(bench: Bench) -> None:
+    bench.push(1)
+    bench.intake.sending("@bob")
+    own = bench.intake.platform.decode(frame(1, sender="me", conversation="conv_2", msg_id="msg_own"))
+    bench.intake.own(own, "@bob")  # type: ignore[arg-type]  # a message, as made above
+    bench.intake.sending_over("@bob")
+    bench.push(3)
+    for later in range(1, 10):
+        bench.intake.apply(bench.intake.sequencer.wake(asyncio.get_running_loop().time() + later))
+    assert bench.questions == [Refetch("conv_1", 1, 2, 3)]
+
+
 async def test_a_direct_conversation_is_known_by_its_handle_and_again_after_a_restart(bench: Bench) -> None:
     bench.push(1, 2, sender="bob", conversation="conv_1")
     bench.push(1, sender="carol", conversation="grp_1")
