@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+import msgspec
+
 from agentd.core.events import FIRST_SEQ, StreamReset
 from agentd.core.sequencer import PAGE, Check, Refetch, Renumbered
 from agentd.errors import AgentdError, CredentialsRefused, Refused, Unavailable
@@ -117,13 +119,16 @@ class Questions:
     # -- holes ------------------------------------------------------------------------------------------------------
 
     async def _refetch(self, ask: Refetch) -> None:
-        intake, platform = self._intake, self._intake.platform
+        intake = self._intake
         now = self._loop.time
         # One row more than was asked for: the row at the mark tells whether the numbering is still the one we know.
         after = max(FIRST_SEQ - 1, ask.start - 2)
-        request = platform.history_request(ask.conversation, after, min(PAGE, ask.stop - 1 - after))
         try:
-            page = platform.read_history(await self._perform(request))
+            page = await self._history(ask, after)
+            if page.events and page.malformed is None and page.events[-1].seq < ask.start:
+                # A page may be shorter than asked for: whether nothing is behind its last row, only an empty one says.
+                behind = await self._history(ask, ask.start - 1)
+                page = msgspec.structs.replace(behind, events=[*page.events, *behind.events])
         except CredentialsRefused as refused:
             self._failed(ask, refused)
             self._on_credentials(refused)
@@ -133,6 +138,11 @@ class Questions:
             self._failed(ask, failure)
         else:
             self._answer(ask, page)
+
+    async def _history(self, ask: Refetch, after: int) -> Page:
+        platform = self._intake.platform
+        request = platform.history_request(ask.conversation, after, min(PAGE, ask.stop - 1 - after))
+        return platform.read_history(await self._perform(request))
 
     def _answer(self, ask: Refetch, page: Page) -> None:
         intake = self._intake

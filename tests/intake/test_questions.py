@@ -191,3 +191,26 @@ async def test_a_key_that_is_refused_while_a_reset_is_measured_is_told() -> None
         await settle(bench)
         assert [refused.status for refused in told] == [401]
         assert bench.intake.sequencer.lines["conv_1"].epoch == 1
+
+
+async def test_a_page_that_is_shorter_than_asked_for_proves_nothing_absent() -> None:
+    rows = [msgspec.json.decode(frame(seq))["payload"] for seq in (1, 2, 3, 5)]
+
+    async def one_at_a_time(request: Request) -> Response:
+        behind = [row for row in rows if row["seq"] > int(request.query["after_seq"])]
+        return Response(status=200, headers={}, body=msgspec.json.encode(behind[:1]))
+
+    bench = Bench()
+    await bench.intake.load()
+    questions = Questions(bench.intake, one_at_a_time, on_credentials=no_refusal)
+    bench.intake._on_question = questions.ask
+    run = asyncio.create_task(questions.run())
+    bench.push(1)
+    bench.push(5)
+    for later in range(1, 10):
+        bench.intake.apply(bench.intake.sequencer.wake(asyncio.get_running_loop().time() + later))
+        await settle(bench)
+    assert [record.event.seq for record in bench.records] == [1, 2, 3, 5]
+    assert bench.intake.absent == 1, "4 is nowhere"
+    run.cancel()
+    await asyncio.wait([run])
