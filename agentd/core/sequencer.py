@@ -21,6 +21,7 @@ import msgspec
 
 from agentd.core.events import FIRST_SEQ, Event, Source
 from agentd.core.ranges import Ranges
+from agentd.core.reconnect import ASKED_DELAY_MAX_S
 
 RESET = "reset"
 """Reason of a gap that ended because its numbering did."""
@@ -346,7 +347,8 @@ class Sequencer:
         line.asking = False
         backoff_s: float = self._limits.grace_s * 2 ** min(line.failures, 16)
         line.failures += 1
-        self._alarm(line, now + max(min(backoff_s, self._limits.retry_max_s), retry_after_s or 0.0))
+        asked_s = min(retry_after_s or 0.0, ASKED_DELAY_MAX_S)
+        self._alarm(line, now + max(min(backoff_s, self._limits.retry_max_s), asked_s))
 
     def stands_at(self, conversation: str, top: int, now: float) -> bool:
         """The server says that `top` exists. True if that is news: a loss that nothing else would have shown."""

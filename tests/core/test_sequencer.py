@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agentd.core.events import Event, Source
+from agentd.core.reconnect import ASKED_DELAY_MAX_S
 from agentd.core.sequencer import (
     Absent,
     Check,
@@ -185,6 +186,15 @@ def test_a_failure_that_names_a_time_is_not_asked_before_it() -> None:
     assert isinstance(ask, Refetch)
     sequencer.refetch_failed(ask, GRACE, retry_after_s=60.0)
     assert sequencer.deadline() == GRACE + 60.0
+
+
+def test_no_answer_however_broken_keeps_a_hole_from_being_asked_for_again() -> None:
+    sequencer = at_mark(1)
+    sequencer.offer(event(3), 0.0)
+    ask = sequencer.wake(GRACE)[-1]
+    assert isinstance(ask, Refetch)
+    sequencer.refetch_failed(ask, GRACE, retry_after_s=999_999_999.0)
+    assert sequencer.deadline() == GRACE + ASKED_DELAY_MAX_S
 
 
 def test_every_second_seq_being_ours_asks_for_nothing() -> None:
