@@ -519,6 +519,8 @@ async def test_a_file_larger_than_the_bound_is_not_read(server: StartServer) -> 
         ("https://localhost/x", "an address on this machine"),
         ("http://store.example/x", "PLAIN_TEXT"),
         ("file:///etc/passwd", "BAD_URL"),
+        ("https://store..example/x", "BAD_URL"),
+        (f"https://{'s' * 64}.example/x", "BAD_URL"),
     ],
 )
 async def test_a_platform_elsewhere_cannot_send_us_to_what_is_not_its_own(url: str, why: str) -> None:
