@@ -235,9 +235,10 @@ def test_an_accepted_send_tells_its_place_its_replay_and_the_backlog() -> None:
     assert (again.replayed, again.backlog) == (True, None)
 
 
-def test_a_success_without_a_message_is_a_violation_and_not_a_success() -> None:
+@pytest.mark.parametrize("status", [200, 201, 202, 204])
+def test_a_success_without_a_message_is_a_violation_and_neither_a_success_nor_a_refusal(status: int) -> None:
     with pytest.raises(WireViolation):
-        platform().read_send(answer(201, {"ok": True}), send())
+        platform().read_send(answer(status, {"ok": True}), send())
 
 
 @pytest.mark.parametrize(
@@ -249,6 +250,8 @@ def test_a_success_without_a_message_is_a_violation_and_not_a_success() -> None:
         (403, "AWAITING_REPLY", "reply"),
         (403, "AGENT_PAUSED_BY_OWNER", "identity"),
         (403, "RESTRICTED", "identity"),
+        (403, "SUSPENDED", "identity"),
+        (403, "AGENT_SUSPENDED", "identity"),
         (409, "IDEMPOTENT_IN_PROGRESS", "target"),
         (500, "INTERNAL_ERROR", "target"),
         (503, "ANYTHING", "target"),

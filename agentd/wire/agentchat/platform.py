@@ -58,12 +58,20 @@ _NO_CONTEXT = Context()
 _NO_METADATA: dict[str, object] = {}
 
 _PAUSED_RETRY_S = 60.0
-"""How long to leave an identity alone that its owner paused or the platform restricted: both end without a notice."""
+"""How long to leave an identity alone that its owner paused, or the platform restricted or suspended. Each of it ends
+without a notice, and says nothing of what was to be sent."""
 
 _RATE_WAIT_MAX_S = 60.0
 """The platform counts an agent's messages per second; a longer wait speaks of something else."""
 
-_IDENTITY_WAITS = frozenset({wire.ErrorCode.AGENT_PAUSED_BY_OWNER, wire.ErrorCode.RESTRICTED})
+_IDENTITY_WAITS = frozenset(
+    {
+        wire.ErrorCode.AGENT_PAUSED_BY_OWNER,
+        wire.ErrorCode.RESTRICTED,
+        wire.ErrorCode.SUSPENDED,
+        wire.ErrorCode.AGENT_SUSPENDED,
+    }
+)
 _TARGET_WAITS = frozenset(
     {wire.ErrorCode.RECIPIENT_BACKLOGGED, wire.ErrorCode.COLD_CAP_EXCEEDED, wire.ErrorCode.IDEMPOTENT_IN_PROGRESS}
 )
@@ -101,7 +109,7 @@ class AgentChat:
         try:
             return wire.decode_agent(response.body).handle.lstrip("@").lower()
         except _UNREADABLE as error:
-            raise WireViolation(f"GET /v1/agents/me: {error}") from None
+            raise WireViolation(f"GET /v1/agents/me: {_without_content(error)}") from None
 
     # -- the socket -------------------------------------------------------------------------------------------------
 
@@ -218,7 +226,7 @@ class AgentChat:
     def read_send(self, response: Response, send: Send) -> SendAnswer:
         """What the answer means for this send. Raises WireViolation if a success carries no message."""
         backlog = wire.read_backlog_warning(response.headers.get(wire.Header.BACKLOG_WARNING))
-        if response.status in (200, 201):
+        if 200 <= response.status < 300:
             try:
                 row = wire.decode_message(response.body)
                 event = self._message(response.body, Source.OWN)
