@@ -22,8 +22,6 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds. Rates in sends per second, times in seconds.
 
     jitter: the share by which a wait is lengthened at most, so that parked targets do not come back in step.
-    asked_max_s: the longest wait that a platform may ask for: its longest window is a day, and a broken header must not
-    park a target for good.
     """
 
     rate_per_s: float = 50.0
@@ -37,7 +35,6 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     retry_first_s: float = 0.5
     retry_max_s: float = 60.0
     reply_wait_max_s: float = 3_600.0
-    asked_max_s: float = 86_400.0
     jitter: float = 0.25
     forget_after_s: float = 3_600.0
     targets_max: int = 10_000
@@ -121,7 +118,7 @@ class Pacing:
         """
         stretch = 1 + self._pace.jitter * chance
         if scope == "identity":
-            wait_s = self._asked(retry_after_s, self._growing(self._identity_failures))
+            wait_s = retry_after_s if retry_after_s is not None else self._growing(self._identity_failures)
             self._identity_failures += 1
             self._identity_until = max(self._identity_until, now + wait_s * stretch)
             return self._identity_until
@@ -132,9 +129,9 @@ class Pacing:
             known.rate = known.rate or self._pace.warned_rate_per_s
         if scope == "reply":
             self.awaiting.add(target)
-            wait_s = self._asked(retry_after_s, self._pace.reply_wait_max_s)
+            wait_s = retry_after_s if retry_after_s is not None else self._pace.reply_wait_max_s
         else:
-            wait_s = self._asked(retry_after_s, self._growing(known.failures))
+            wait_s = retry_after_s if retry_after_s is not None else self._growing(known.failures)
             known.failures += 1
         known.not_before = max(known.not_before, now + wait_s * stretch)
         return known.not_before
@@ -226,10 +223,6 @@ class Pacing:
         return not limited or now - known.seen_at >= self._pace.forget_after_s
 
     # -- the identity -----------------------------------------------------------------------------------------------
-
-    def _asked(self, asked_s: float | None, otherwise_s: float) -> float:
-        """ "At once" is no answer to a refusal: it is also what a date says where clocks differ."""
-        return otherwise_s if asked_s is None else min(max(asked_s, self._pace.retry_first_s), self._pace.asked_max_s)
 
     def _growing(self, failures: int) -> float:
         return float(min(self._pace.retry_first_s * 2 ** min(failures, 16), self._pace.retry_max_s))

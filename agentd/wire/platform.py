@@ -20,6 +20,15 @@ from agentd.errors import Unavailable
 T = TypeVar("T")
 
 
+WAIT_MAX_S = 86_400.0
+"""The longest window in which a platform counts; who asks for more is broken, and would hold what waits for good."""
+
+
+def wait_asked_for(seconds: float) -> float | None:
+    """What a far end asks for, within reason. 0 s is no wait: it is what a date says where clocks differ."""
+    return min(seconds, WAIT_MAX_S) if seconds > 0 else None
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One REST call. `path` starts at the platform's base and is percent-encoded; `body`: JSON bytes or None.
 

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterable
 
 import msgspec
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,12 +124,6 @@ def test_chance_lengthens_a_wait_by_its_share_and_never_shortens_it() -> None:
 
 def test_retry_after_wins_over_the_growing_interval() -> None:
     assert Pacing(PACE).refused_for_now("@bob", "target", 5.0, 42.0, chance=0.0) == 47.0
-
-
-@pytest.mark.parametrize("scope", ["target", "identity", "reply"])
-def test_a_wait_that_makes_no_sense_neither_parks_a_target_for_good_nor_tries_it_in_a_loop(scope: str) -> None:
-    assert Pacing(PACE).refused_for_now("@bob", scope, 5.0, 999_999_999.0, chance=0.0) == 5.0 + PACE.asked_max_s
-    assert Pacing(PACE).refused_for_now("@bob", scope, 5.0, 0.0, chance=0.0) == 5.0 + PACE.retry_first_s
 
 
 def test_a_refusal_of_the_identity_holds_every_target() -> None:

@@ -294,6 +294,17 @@ def test_what_repeating_cannot_mend_is_a_rejection_with_the_servers_code(status:
     assert got == Rejection(status=status, code=code, message="m", request_id="r1")
 
 
+@pytest.mark.parametrize(("asked_ms", "wait_s"), [(0, None), (-1, None), (999_999_999_999, 86_400.0)])
+def test_a_wait_that_makes_no_sense_is_none_or_a_day(asked_ms: int, wait_s: float | None) -> None:
+    refused = answer(503, {"code": "X", "message": "", "details": {"retry_after_ms": asked_ms}})
+    got = platform().read_send(refused, send())
+    assert isinstance(got, Later)
+    assert got.retry_after_s == wait_s
+    with pytest.raises(Unavailable) as failed:
+        platform().read_history(refused)
+    assert failed.value.retry_after_s == wait_s
+
+
 def test_the_wait_is_taken_from_the_header_or_else_from_the_body() -> None:
     body = {"code": "RATE_LIMITED", "message": "", "details": {"retry_after_ms": 1500}}
     got = platform().read_send(answer(429, body), send())

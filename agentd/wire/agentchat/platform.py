@@ -47,6 +47,7 @@ from agentd.wire.platform import (
     SendAnswer,
     Standing,
     Unknown,
+    wait_asked_for,
 )
 
 T = TypeVar("T")
@@ -403,7 +404,7 @@ def _refusal(response: Response, backlog: tuple[str, int] | None, *, direct: boo
     status = response.status
     error = wire.read_error(status, response.body)
     request_id = response.headers.get(wire.Header.REQUEST_ID)
-    wait_s = _retry_after_s(response, error)
+    wait_s = asked_wait_s(response, error)
     backlog = backlog or _undelivered(error)
 
     def later(scope: str, at_least_s: float | None = None) -> Later:
@@ -435,11 +436,12 @@ def _undelivered(error: wire.ErrorBody) -> tuple[str, int] | None:
     return (handle, count) if isinstance(handle, str) and isinstance(count, int) else None
 
 
-def _retry_after_s(response: Response, error: wire.ErrorBody) -> float | None:
+def asked_wait_s(response: Response, error: wire.ErrorBody) -> float | None:
+    """How long the platform asks us to wait, in the header or else in the body; None where it does not."""
     if response.retry_after_s is not None:
         return response.retry_after_s
     told_ms = error.details.get("retry_after_ms")
-    return told_ms / 1000 if isinstance(told_ms, (int, float)) and told_ms >= 0 else None
+    return wait_asked_for(told_ms / 1000) if isinstance(told_ms, (int, float)) else None
 
 
 def _raise_for_status(response: Response) -> None:
@@ -450,7 +452,7 @@ def _raise_for_status(response: Response) -> None:
     gone = response.status in _GONE or (response.status == 403 and error.code == wire.ErrorCode.FORBIDDEN)
     if gone and wire.is_the_platforms(response.body):
         raise Refused(response.status, error.code, error.message, error.details, request_id)
-    raise Unavailable(f"{response.status} {error.code}", _retry_after_s(response, error), request_id)
+    raise Unavailable(f"{response.status} {error.code}", asked_wait_s(response, error), request_id)
 
 
 def _without_content(error: Exception) -> str:
