@@ -213,15 +213,15 @@ class Intake:
         frame = self.platform.decode(data)
         now = self.last_inbound = self._loop.time()
         if isinstance(frame, Event):
-            if self.shedding and self._link is not None and self._link.acks:
-                self.counters.shed += 1
-                metrics.SHED.inc(self.identity)
-                self.has_shed = True
-                return
             if frame.created_at > self.pushed_until:
                 self.pushed_until = frame.created_at
             if self.unpushed:
                 self.unpushed.pop((frame.conversation, frame.seq), None)
+            if self.leaves_messages:
+                self.counters.shed += 1
+                metrics.SHED.inc(self.identity)
+                self.has_shed = True
+                return
             self._take(self.sequencer.offer(frame, now))
         elif isinstance(frame, Signal):
             self._on_signal(frame)
@@ -231,6 +231,11 @@ class Intake:
             self.malformed(frame, "frame")
         else:
             self.counters.unknown_frames += 1
+
+    @property
+    def leaves_messages(self) -> bool:
+        """New messages stay with the server, which keeps them for a drain."""
+        return self.shedding and self._link is not None and self._link.acks
 
     def malformed(self, what: Malformed, where: str) -> None:
         """Count and report what could not be read, by its shape."""

@@ -205,3 +205,40 @@ async def test_news_behind_a_row_that_cannot_be_read_is_found(audited: Audited) 
     audited.server.history = [row(1), row(2, id=7), row(3)]
     assert await audited.once() == 1
     assert audited.intake.sequencer.lines["conv_1"].top == 3
+
+
+def pushed(seq: int, created_at: str) -> bytes:
+    return msgspec.json.encode({"type": "message.new", "payload": row(seq, created_at=created_at)})
+
+
+async def test_an_identity_that_leaves_messages_with_the_server_is_not_deaf_and_fetches_none_of_them(
+    audited: Audited,
+) -> None:
+    audited.push(1)
+    audited.intake.shedding = True
+    audited.intake.frame(pushed(2, "2026-01-01T00:00:01Z"))
+    audited.server.history = [row(1), row(2, created_at="2026-01-01T00:00:01Z")]
+    audited.server.conversations = [{"id": "conv_1", "oldest_unread_seq": 2, "newest_unread_seq": 2}]
+    await audited.once()
+    audited.intake.apply(audited.intake.sequencer.wake(asyncio.get_running_loop().time() + 10))
+    assert audited.questions == []
+    assert sum(audited.deaf) == 0
+
+
+async def test_what_was_pushed_and_left_with_the_server_while_an_audit_ran_does_not_make_it_deaf(
+    audited: Audited,
+) -> None:
+    audited.push(1)
+    later = row(2, created_at="2026-01-01T00:00:01Z")
+    audited.server.history = [row(1), later]
+    answer = audited.server.__call__
+
+    async def sheds_meanwhile(request: Request) -> Response:
+        if request.path == "/v1/conversations":
+            audited.intake.shedding = True
+            audited.intake.frame(pushed(2, later["created_at"]))
+        return await answer(request)
+
+    audited.audit._perform = sheds_meanwhile
+    await audited.once()
+    assert sum(audited.deaf) == 0
