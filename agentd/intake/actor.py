@@ -133,7 +133,7 @@ class Intake:
         self.has_shed = False
         self.pushed_until = ""
         self.watching = False
-        self.unpushed: dict[tuple[str, int], str] = {}
+        self.unpushed: dict[tuple[str, int], Event | None] = {}
         self._on_records = on_records
         self._on_signal = on_signal
         self._on_question = on_question
@@ -338,7 +338,7 @@ class Intake:
             counters.refetched += 1
             metrics.REFETCHED_ROWS.inc(self.identity)
         elif self.watching and event.source is Source.DRAIN:
-            self.unpushed[(conversation, event.seq)] = event.created_at
+            self.unpushed[(conversation, event.seq)] = event
         if event.late:
             counters.late += 1
             self.absent = max(0, self.absent - 1) if event.seq >= self._anchor_of(conversation) else self.absent

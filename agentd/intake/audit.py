@@ -22,7 +22,7 @@ from agentd.errors import AgentdError, CredentialsRefused, Refused
 from agentd.intake.actor import Intake
 from agentd.intake.drain import Drain
 from agentd.intake.questions import Perform, Questions
-from agentd.wire.platform import Standing
+from agentd.wire.platform import Request, Standing
 
 log = logging.getLogger("agentd.intake")
 
@@ -85,11 +85,42 @@ class Audit:
         self.last_audit = self._loop.time()
         if intake.unpushed:
             await asyncio.sleep(_PUSH_GRACE_S)
-        found = intake.unpushed
+        found = dict(intake.unpushed)
+        unheard = await self._unheard(found)
         if found:
-            log.warning("audit found %d events that were not pushed", len(found), extra={"identity": intake.identity})
-        self._on_deaf(sum(created_at > intake.pushed_until for created_at in found.values()))
+            level = logging.WARNING if unheard else logging.INFO
+            log.log(level, "audit found %d events not pushed", len(found), extra={"identity": intake.identity})
+        self._on_deaf(unheard)
         return len(found)
+
+    async def _unheard(self, found: dict[tuple[str, int], Event | None]) -> int:
+        """How many of these this connection should have heard of: nothing newer was pushed, and they are not muted."""
+        newer = [
+            event for event in found.values() if event is not None and event.created_at > self._intake.pushed_until
+        ]
+        muted: dict[str, bool] = {}
+        unheard = len(newer)
+        for event in newer:
+            if not await self._is_muted(event, muted):
+                return unheard
+            unheard -= 1
+        return unheard
+
+    async def _is_muted(self, event: Event, known: dict[str, bool]) -> bool:
+        for request in self._intake.platform.mute_requests(event.conversation, event.sender):
+            if request.path not in known:
+                known[request.path] = await self._says_muted(request)
+            if known[request.path]:
+                return True
+        return False
+
+    async def _says_muted(self, request: Request) -> bool:
+        try:
+            return self._intake.platform.read_mute(await self._perform(request))
+        except CredentialsRefused:
+            raise
+        except AgentdError:
+            return False  # then it counts: to dial once more costs less than to stay deaf
 
     # -- the server's top -------------------------------------------------------------------------------------------
 
@@ -108,12 +139,12 @@ class Audit:
             self._stands_at(standing.conversation, oldest)
         self._stands_at(standing.conversation, newest)
 
-    def _stands_at(self, conversation: str, top: int, created_at: str = "") -> None:
+    def _stands_at(self, conversation: str, top: int, row: Event | None = None) -> None:
         intake = self._intake
         if intake.leaves_messages:
             return  # it may be one of those, which the drain that follows fetches when there is room
         if intake.sequencer.stands_at(conversation, top, self._loop.time()):
-            intake.unpushed[(conversation, top)] = created_at
+            intake.unpushed[(conversation, top)] = row
 
     def _longest_unaudited(self) -> list[str]:
         lines = self._intake.sequencer.lines
@@ -163,7 +194,7 @@ class Audit:
             return
         for row in rows:
             if row.seq > mark:
-                self._stands_at(conversation, row.seq, row.created_at)
+                self._stands_at(conversation, row.seq, row)
             elif await self._is_another(row, epoch):
                 if line.epoch == epoch:
                     await self._questions.renumbered(intake.sequencer.doubted(row))

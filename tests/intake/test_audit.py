@@ -24,6 +24,7 @@ class Server:
         self.history: list[Any] = []
         self.asked: list[str] = []
         self.failing: dict[str, AgentdError] = {}
+        self.muted: set[str] = set()
 
     async def __call__(self, request: Request) -> Response:
         self.asked.append(request.path)
@@ -33,6 +34,8 @@ class Server:
             return _answer(self.sync if "after" not in request.query else [])
         if request.path == "/v1/conversations":
             return _answer(self.conversations)
+        if request.path.startswith("/v1/mutes/"):
+            return Response(status=200 if request.path in self.muted else 404, headers={}, body=b"{}")
         after = int(request.query.get("after_seq", -1))
         return _answer([row for row in self.history if row["seq"] > after][: int(request.query["limit"])])
 
@@ -103,6 +106,18 @@ async def test_mail_that_nothing_newer_was_pushed_after_means_deaf(audited: Audi
     audited.server.sync = [row(2, created_at="2026-01-01T00:00:01Z", delivery_id="del_2")]
     assert await audited.once() == 1
     assert audited.deaf == [1]
+
+
+@pytest.mark.parametrize(
+    ("muted", "unheard"), [("agent/bob", 0), ("conversation/conv_1", 0), ("agent/carol", 2), ("conversation/conv_2", 2)]
+)
+async def test_muted_mail_says_nothing_of_the_connection(audited: Audited, muted: str, unheard: int) -> None:
+    audited.push(1)
+    audited.server.history = [row(1)]
+    audited.server.sync = [row(seq, created_at=f"2026-01-01T00:00:0{seq}Z", delivery_id=f"del_{seq}") for seq in (2, 3)]
+    audited.server.muted.add(f"/v1/mutes/{muted}")
+    assert await audited.once() == 2
+    assert audited.deaf == [unheard]
 
 
 async def test_one_lost_push_on_a_connection_that_goes_on_pushing_is_not_deafness(audited: Audited) -> None:

@@ -204,6 +204,17 @@ class AgentChat:
             found.append(Standing(row.id, row.oldest_unread_seq, row.newest_unread_seq))
         return found
 
+    def mute_requests(self, conversation: str, sender: str) -> tuple[Request, ...]:
+        """What is muted is stored for us, drained and counted as unread, but neither pushed nor told to its sender."""
+        paths = (f"conversation/{quote(conversation, safe='')}", f"agent/{quote(sender, safe='')}")
+        return tuple(Request(method="GET", path=f"/v1/mutes/{path}") for path in paths)
+
+    def read_mute(self, response: Response) -> bool:
+        """The entry, or 404."""
+        if response.status != 404:
+            _raise_for_status(response)
+        return response.status != 404
+
     # -- sending ----------------------------------------------------------------------------------------------------
 
     def address(self, target: str) -> str:
