@@ -94,10 +94,9 @@ class Audit:
         return len(found)
 
     async def _unheard(self, found: dict[tuple[str, int], Event | None]) -> int:
-        """How many of these this connection should have heard of: nothing newer was pushed, and they are not muted."""
-        newer = [
-            event for event in found.values() if event is not None and event.created_at > self._intake.pushed_until
-        ]
+        """How many of these should have been pushed here: others said them, unmuted, and nothing newer was pushed."""
+        until = self._intake.pushed_until
+        newer = [event for event in found.values() if event is not None and not event.own and event.created_at > until]
         muted: dict[str, bool] = {}
         unheard = len(newer)
         for event in newer:

@@ -257,3 +257,11 @@ async def test_what_was_pushed_and_left_with_the_server_while_an_audit_ran_does_
     audited.audit._perform = sheds_meanwhile
     await audited.once()
     assert sum(audited.deaf) == 0
+
+
+async def test_own_words_of_another_client_which_nobody_pushes_back_make_no_connection_deaf(audited: Audited) -> None:
+    audited.push(1)
+    audited.server.history = [row(1), row(2, sender="me", created_at="2026-01-01T00:00:01Z")]
+    await audited.once()
+    assert audited.deaf == [0]
+    assert audited.intake.sequencer.lines["conv_1"].top == 2
