@@ -191,7 +191,7 @@ class Questions:
             intake.apply(intake.sequencer.offer(event, self._loop.time()))
             return
         if conversation in self._resetting:
-            return  # the event that asked again is unacknowledged: the drain that follows the reset brings it
+            return  # the event that asked again is part of what the new epoch replays
         self._resetting.add(conversation)
         try:
             top = max(event.seq, await self._newest(conversation))
@@ -218,8 +218,16 @@ class Questions:
             identity=intake.identity, conversation=conversation, epoch=line.epoch, top=line.top, adopted=adopt
         )
         intake.reset(decisions, reset)
-        # What was pushed while the top was measured may lie above it. It is unacknowledged, so a drain brings it again.
-        intake.survey()
+        await self._look_again(conversation)
+
+    async def _look_again(self, conversation: str) -> None:
+        """What was pushed while a top was measured was dropped with the buffer, and may lie above it."""
+        intake = self._intake
+        try:
+            intake.sequencer.stands_at(conversation, await self._newest(conversation), self._loop.time())
+            intake.apply(())
+        except AgentdError:
+            intake.survey()  # it is unacknowledged, so a drain brings it again
 
     async def _newest(self, conversation: str) -> int:
         """The highest seq that the server shows, 0 if none."""

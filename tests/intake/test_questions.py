@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from agentd.core.events import StreamReset
-from agentd.errors import CredentialsRefused
+from agentd.errors import CredentialsRefused, Unavailable
 from agentd.intake import Questions
 from agentd.intake.questions import Perform
 from agentd.wire.platform import Request, Response
@@ -157,28 +157,48 @@ async def renumbering(history: Perform, told: list[CredentialsRefused]) -> Async
         await asyncio.wait([run])
 
 
-@pytest.mark.parametrize("seq", [2, 6], ids=["known to the old numbering", "news to it"])
-async def test_what_is_pushed_while_a_reset_is_measured_is_asked_for_again(seq: int) -> None:
+@pytest.mark.parametrize("top", [2, 6], ids=["known to the old numbering", "news to it"])
+async def test_what_is_pushed_while_a_reset_is_measured_is_asked_for(top: int) -> None:
+    rows = [msgspec.json.decode(frame(1, msg_id="new_1"))["payload"]]
     measured, answered = asyncio.Event(), asyncio.Event()
 
     async def history(request: Request) -> Response:
-        rows = [msgspec.json.decode(frame(1, msg_id="new_1"))["payload"]]
+        after = int(request.query.get("after_seq", rows[-1]["seq"] - 1))
+        shown = [row for row in rows if row["seq"] > after][: int(request.query["limit"])]
         measured.set()
         await answered.wait()
-        return Response(status=200, headers={}, body=msgspec.json.encode(rows))
+        return Response(status=200, headers={}, body=msgspec.json.encode(shown))
 
     async with renumbering(history, []) as bench:
         while not measured.is_set():
             await settle(bench)
-        bench.intake.frame(frame(seq, msg_id=f"new_{seq}"))
+        rows += [msgspec.json.decode(frame(seq, msg_id=f"new_{seq}"))["payload"] for seq in range(2, top + 1)]
+        bench.intake.frame(frame(top, msg_id=f"new_{top}"))
         bench.intake.flush()
         await settle(bench)
-        surveys = bench.surveys
         answered.set()
+        for later in range(1, 5):
+            await settle(bench)
+            bench.intake.apply(bench.intake.sequencer.wake(asyncio.get_running_loop().time() + later))
         await settle(bench)
-        assert bench.intake.sequencer.lines["conv_1"].epoch == 2
-        assert f"new_{seq}" not in bench.wire.acked
-        assert bench.surveys == surveys + 1, "what is not acknowledged comes with a drain"
+        told = [(record.event.epoch, record.event.id) for record in bench.records[5:]]
+        assert told == [(2, f"new_{seq}") for seq in range(1, top + 1)]
+
+
+async def test_where_the_second_look_fails_everything_unacknowledged_is_drained_again() -> None:
+    looks = 0
+
+    async def history(request: Request) -> Response:
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            raise Unavailable("not now")
+        row = msgspec.json.decode(frame(1, msg_id="new_1"))["payload"]
+        return Response(status=200, headers={}, body=msgspec.json.encode([row]))
+
+    async with renumbering(history, []) as bench:
+        await settle(bench)
+        assert (bench.intake.sequencer.lines["conv_1"].epoch, bench.surveys) == (2, 1)
 
 
 async def test_a_key_that_is_refused_while_a_reset_is_measured_is_told() -> None:
