@@ -352,6 +352,8 @@ class Sequencer:
 
     def stands_at(self, conversation: str, top: int, now: float) -> bool:
         """The server says that `top` exists. True if that is news: a loss that nothing else would have shown."""
+        if top < FIRST_SEQ:
+            return False  # nothing was said there
         line = self._lines.get(conversation)
         if line is None:
             line = self._meet(conversation)

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from agentd.core.events import Event, Source
+from agentd.core.events import FIRST_SEQ, Event, Source
 from agentd.core.reconnect import ASKED_DELAY_MAX_S
 from agentd.core.sequencer import (
     Absent,
@@ -413,6 +413,13 @@ def test_the_servers_top_is_no_anchor_where_something_lower_was_offered_that_cou
     sequencer.drain_began()
     sequencer.drain_ended(0.0, complete=True)
     assert sequencer.lines["c"].anchor == 5
+
+
+def test_a_top_below_the_first_seq_is_none() -> None:
+    sequencer = Sequencer(LIMITS)
+    assert not sequencer.stands_at("c", FIRST_SEQ - 1, 0.0)
+    assert sequencer.wake(100.0) == []
+    assert sequencer.lines == {}
 
 
 def test_the_buffer_is_bounded_and_what_overflows_is_asked_for() -> None:
