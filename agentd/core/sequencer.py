@@ -181,12 +181,6 @@ class Line:
         self.surveyed = False
         self.known_ids: frozenset[str] = frozenset()
 
-    @property
-    def never_came(self) -> int:
-        """How many seqs between anchor and mark are absent."""
-        start = self.anchor or 0
-        return sum(b - max(a, start) for a, b in self.absent if b > start)
-
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What the sequencer is bounded by; seconds and events. survey_s: how long a survey's drain may take to begin."""

@@ -125,7 +125,7 @@ class Audit:
 
     async def _compare_list(self) -> None:
         platform = self._intake.platform
-        for standing in platform.read_conversations(await self._perform(platform.conversations_request(0))):
+        for standing in platform.read_conversations(await self._perform(platform.conversations_request())):
             self._compare_unread(standing)
         self._intake.apply(())
 

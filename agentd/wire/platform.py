@@ -70,7 +70,7 @@ class Say(msgspec.Struct, frozen=True):
 class Call(msgspec.Struct, Generic[T], frozen=True):
     """One call of a plugin: what is asked, and what its answer means.
 
-    read: gives the result, or the call that comes next. Raises Refused, Unavailable (StillRunning among it),
+    read: gives the result, or the call that comes next. Raises Refused, Unavailable (InProgress among it),
     WireViolation.
     """
 
@@ -78,7 +78,7 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
     read: Callable[[Response], T | Call[T]]
 
 
-class StillRunning(Unavailable):
+class InProgress(Unavailable):
     """The first attempt at a call under this key has not ended: asking again after `retry_after_s` tells its answer."""
 
 
@@ -255,7 +255,7 @@ class Platform(Protocol):
         """Raises Refused where the conversation is not ours to read (any more): its rows are absent."""
         ...
 
-    def conversations_request(self, offset: int) -> Request: ...
+    def conversations_request(self) -> Request: ...
     def read_conversations(self, response: Response) -> list[Standing]: ...
 
     def mute_requests(self, conversation: str, sender: str) -> tuple[Request, ...]:

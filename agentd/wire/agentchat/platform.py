@@ -188,9 +188,9 @@ class AgentChat:
         """Raises Refused where the conversation is not ours to read (any more), else as `read_drain`."""
         return self._page(response, Source.REFETCH)
 
-    def conversations_request(self, offset: int) -> Request:
-        """A page of this identity's conversations, most recent first."""
-        return Request(method="GET", path="/v1/conversations", query={"limit": "100", "offset": str(offset)})
+    def conversations_request(self) -> Request:
+        """The conversations of this identity in which something was said last."""
+        return Request(method="GET", path="/v1/conversations", query={"limit": "100", "offset": "0"})
 
     def read_conversations(self, response: Response) -> list[Standing]:
         """What the server lists, without the rows that cannot be read. Raises Refused, Unavailable, WireViolation."""
@@ -314,7 +314,7 @@ class AgentChat:
         if kind == wire.FrameType.HELLO_OK:
             return Hello(acks=wire.CAPABILITY_ACK in (frame.capabilities or ()))
         if kind in wire.REJECTION_FRAMES:
-            refused = wire.decode_rejection(payload) if payload else wire.Rejection()
+            refused = wire.decode_rejection(payload) if payload else wire.RejectionPayload()
             return Rejected(refused.message or refused.reason or kind)
         return self._signal(kind, payload) or Unknown(kind)
 

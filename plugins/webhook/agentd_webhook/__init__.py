@@ -76,7 +76,7 @@ class Said(msgspec.Struct, frozen=True):
     metadata: dict[str, Any] | None = None
 
 
-class Sent(Said, frozen=True, kw_only=True):
+class SaidTo(Said, frozen=True, kw_only=True):
     """The same, to somebody else."""
 
     to: str
@@ -87,7 +87,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     reply: str | Said | None = None
     replies: tuple[str | Said, ...] = ()
-    sends: tuple[Sent, ...] = ()
+    sends: tuple[SaidTo, ...] = ()
 
 
 class AnswerUnusable(Exception):
