@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from agentd.core.events import FIRST_SEQ, Event, Source
+from agentd.core.events import FIRST_EPOCH, FIRST_SEQ, Event, Source
 from agentd.core.ranges import Ranges
 from agentd.core.reconnect import ASKED_DELAY_MAX_S
 
@@ -131,7 +131,8 @@ class Line:
 
     anchor: the first seq answered for, None until it is chosen. mark: all of [anchor, mark] is accounted for.
     mark_id: id of the event at the mark, "" if none is there. top: the highest seq known to exist.
-    absent: what never came below the mark, the stretch before the anchor included.
+    absent: what never came below the mark, the stretch before the anchor included. known_ids: what is recorded, once
+    there was another numbering; a restart has to bring them along.
     """
 
     __slots__ = (
@@ -160,7 +161,7 @@ class Line:
 
     def __init__(self, conversation: str) -> None:
         self.conversation = conversation
-        self.epoch = 1
+        self.epoch = FIRST_EPOCH
         self.anchor: int | None = None
         self.mark = 0
         self.mark_id = ""
@@ -553,7 +554,7 @@ class Sequencer:
         if line.known_ids and event.id in line.known_ids:
             out.append(Repeat(event))
         else:
-            out.append(Deliver(event if line.epoch == 1 else self._placed(line, event, late=False)))
+            out.append(Deliver(event if line.epoch == FIRST_EPOCH else self._placed(line, event, late=False)))
 
     def _placed(self, line: Line, event: Event, *, late: bool) -> Event:
         return msgspec.structs.replace(event, epoch=line.epoch, late=late)

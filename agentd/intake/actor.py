@@ -20,6 +20,7 @@ from typing import Protocol
 from agentd import config, metrics
 from agentd.core.acks import DrainCursor
 from agentd.core.events import (
+    FIRST_EPOCH,
     Event,
     Gap,
     Message,
@@ -174,6 +175,8 @@ class Intake:
             line.top = row.top
             for start, stop in row.absent:
                 line.absent.add(start, stop)
+            if row.epoch > FIRST_EPOCH:
+                line.known_ids = frozenset(await self.journal.ids_of(row.number))
             self._numbers[row.conversation] = row.number
             self._positions[row.conversation] = row.position
             self._learn(row.conversation, row.address or row.conversation)
