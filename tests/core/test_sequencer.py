@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from agentd.core.events import FIRST_SEQ, Event, Source
+from agentd.core.events import FIRST_EPOCH, FIRST_SEQ, Event, Source
 from agentd.core.reconnect import ASKED_DELAY_MAX_S
 from agentd.core.sequencer import (
     Absent,
@@ -620,6 +620,7 @@ class AnyReset(RuleBasedStateMachine):
         self.resets: list[Renumbered] = []
         self.measured: tuple[Renumbered, int] | None = None
         self.journal: list[Event] = []
+        self.line: Line | None = None
         self.sequencer = Sequencer(LIMITS)
 
     def take(self, decisions: list[Decision]) -> None:
@@ -639,6 +640,9 @@ class AnyReset(RuleBasedStateMachine):
                     self.resets.append(decision)
                 case _:
                     pass
+        for line in self.sequencer.changed():
+            if line.anchor is not None:
+                self.line = as_on_disk(line)
 
     @rule(lost=st.booleans())
     def somebody_speaks(self, lost: bool) -> None:
@@ -656,6 +660,29 @@ class AnyReset(RuleBasedStateMachine):
         self.unacked.clear()
         self.wire.clear()
         self.asks.clear()
+
+    @precondition(lambda self: self.history and not (self.checks or self.resets or self.measured))
+    @rule(data=st.data())
+    def the_server_numbers_some_of_it_anew(self, data: st.DataObject) -> None:
+        kept = data.draw(st.lists(st.sampled_from(sorted(self.history)), min_size=1, unique=True))
+        messages = [self.history[seq] for seq in sorted(kept)]
+        self.the_server_numbers_anew()
+        for seq, message in enumerate(messages, 1):
+            self.history[seq] = msgspec.structs.replace(message, seq=seq)
+            self.unacked[message.id] = self.history[seq]
+
+    @rule()
+    def the_daemon_is_killed_and_started(self) -> None:
+        self.asks.clear()
+        self.checks.clear()
+        self.resets.clear()
+        self.measured = None
+        self.sequencer = Sequencer(LIMITS)
+        if self.line is not None:
+            line = as_on_disk(self.line)
+            if line.epoch > FIRST_EPOCH:
+                line.known_ids = frozenset(one.id for one in self.journal)
+            self.sequencer.restore(line, self.now)
 
     @precondition(lambda self: self.wire)
     @rule()
