@@ -29,6 +29,7 @@ from agentd.wire.platform import Page, Request, Response
 log = logging.getLogger("agentd.intake")
 
 _RESET_RETRY_S = 2.0
+_READS_AT_ONCE = 4  # of the disk, for repeats; more would only wait for each other
 
 
 class Perform(Protocol):
@@ -37,6 +38,15 @@ class Perform(Protocol):
     def __call__(self, request: Request) -> Awaitable[Response]:
         """See the class."""
         ...
+
+
+class _Asked:
+    """What waits for answers of one kind, and how many are looked for at once."""
+
+    def __init__(self, at_once: int) -> None:
+        self.waiting: deque[Question] = deque()
+        self.at_once = at_once
+        self.workers = 0
 
 
 class Questions:
@@ -56,11 +66,12 @@ class Questions:
         self._intake = intake
         self._perform = perform
         self._on_credentials = on_credentials
-        self._asked: deque[Question] = deque()
+        # What the disk can tell waits for no platform that does not answer.
+        self._of_platform = _Asked(intake.settings.refetch_concurrency)
+        self._of_disk = _Asked(_READS_AT_ONCE)
         self._owing = False
         self.forgone = 0
         self._tasks: asyncio.TaskGroup | None = None
-        self._workers = 0
         self._unreadable: dict[str, int] = {}
         self._resetting: set[str] = set()
         self._loop = asyncio.get_running_loop()
@@ -71,13 +82,14 @@ class Questions:
             self.forgone += 1
             self._owing = True
             return
-        self._asked.append(question)
-        self._add_worker()
+        asked = self._of_disk if isinstance(question, Check) else self._of_platform
+        asked.waiting.append(question)
+        self._add_worker(asked)
 
     @property
     def waiting(self) -> int:
         """Questions that no worker has taken yet."""
-        return len(self._asked)
+        return len(self._of_platform.waiting) + len(self._of_disk.waiting)
 
     @property
     def full(self) -> bool:
@@ -88,22 +100,23 @@ class Questions:
         """Answer questions until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            for _ in range(min(len(self._asked), self._intake.settings.refetch_concurrency)):
-                self._add_worker()
+            for asked in (self._of_platform, self._of_disk):
+                for _ in range(min(len(asked.waiting), asked.at_once)):
+                    self._add_worker(asked)
             try:
                 await self._loop.create_future()
             finally:
                 self._tasks = None  # a commit that lands now has nobody to ask
 
-    def _add_worker(self) -> None:
-        if self._tasks is not None and self._workers < self._intake.settings.refetch_concurrency:
-            self._workers += 1
-            self._tasks.create_task(self._work(), name=f"{self._intake.identity}: question")
+    def _add_worker(self, asked: _Asked) -> None:
+        if self._tasks is not None and asked.workers < asked.at_once:
+            asked.workers += 1
+            self._tasks.create_task(self._work(asked), name=f"{self._intake.identity}: question")
 
-    async def _work(self) -> None:
+    async def _work(self, asked: _Asked) -> None:
         try:
-            while self._asked:
-                question = self._asked.popleft()
+            while asked.waiting:
+                question = asked.waiting.popleft()
                 if isinstance(question, Refetch):
                     await self._refetch(question)
                 elif isinstance(question, Check):
@@ -111,8 +124,8 @@ class Questions:
                 else:
                     await self.renumbered(question)
         finally:
-            self._workers -= 1
-        if self._owing:
+            asked.workers -= 1
+        if self._owing and not self._of_disk.waiting:
             self._owing = False
             self._intake.survey()
 

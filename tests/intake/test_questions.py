@@ -234,3 +234,32 @@ async def test_a_page_that_is_shorter_than_asked_for_proves_nothing_absent() -> 
     assert bench.intake.absent == 1, "4 is nowhere"
     run.cancel()
     await asyncio.wait([run])
+
+
+async def test_repeats_that_the_disk_can_tell_wait_for_no_history_that_does_not_answer() -> None:
+    hanging = 0
+
+    async def hang(request: Request) -> Response:
+        nonlocal hanging
+        hanging += 1
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    bench = Bench()
+    await bench.intake.load()
+    questions = Questions(bench.intake, hang, on_credentials=no_refusal)
+    bench.intake._on_question = questions.ask
+    run = asyncio.create_task(questions.run())
+    workers = bench.intake.settings.refetch_concurrency
+    for number in range(workers + 1):
+        bench.push(1, 3, conversation=f"conv_hangs_{number}")
+    bench.push(1, 2)
+    await bench.journal.sync()
+    bench.intake.apply(bench.intake.sequencer.wake(asyncio.get_running_loop().time() + 10))
+    await settle(bench)
+    assert hanging == workers
+    bench.push(1, 3)
+    await settle(bench)
+    assert [record.event.seq for record in bench.records if record.event.conversation == "conv_1"] == [1, 2, 3]
+    run.cancel()
+    await asyncio.wait([run])
