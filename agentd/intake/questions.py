@@ -236,11 +236,16 @@ class Questions:
     async def _look_again(self, conversation: str) -> None:
         """What was pushed while a top was measured was dropped with the buffer, and may lie above it."""
         intake = self._intake
+        line = intake.sequencer.lines[conversation]
+        epoch = line.epoch
         try:
-            intake.sequencer.stands_at(conversation, await self._newest(conversation), self._loop.time())
-            intake.apply(())
+            newest = await self._newest(conversation)
         except AgentdError:
             intake.survey()  # it is unacknowledged, so a drain brings it again
+            return
+        if line.epoch == epoch:
+            intake.sequencer.stands_at(conversation, newest, self._loop.time())
+            intake.apply(())
 
     async def _newest(self, conversation: str) -> int:
         """The highest seq that the server shows, 0 if none."""
