@@ -138,8 +138,8 @@ class Questions:
         after = max(FIRST_SEQ - 1, ask.start - 2)
         try:
             page = await self._history(ask, after)
-            if page.events and page.malformed is None and page.events[-1].seq < ask.start:
-                # A page may be shorter than asked for: whether nothing is behind its last row, only an empty one says.
+            if page.count and all(row.seq < ask.start for row in (*page.events, *page.behind)):
+                # A page may be shorter than asked for: whether nothing is behind the mark, only an empty one says.
                 behind = await self._history(ask, ask.start - 1)
                 page = msgspec.structs.replace(behind, events=[*page.events, *behind.events])
         except CredentialsRefused as refused:

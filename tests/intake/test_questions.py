@@ -236,6 +236,30 @@ async def test_a_page_that_is_shorter_than_asked_for_proves_nothing_absent() -> 
     await asyncio.wait([run])
 
 
+async def test_a_row_at_the_mark_that_cannot_be_read_says_nothing_of_what_is_behind_it() -> None:
+    rows = [msgspec.json.decode(frame(seq))["payload"] for seq in (1, 2, 3)]
+    rows[1]["id"] = 7
+
+    async def one_at_a_time(request: Request) -> Response:
+        behind = [row for row in rows if row["seq"] > int(request.query["after_seq"])]
+        return Response(status=200, headers={}, body=msgspec.json.encode(behind[:1]))
+
+    bench = Bench()
+    await bench.intake.load()
+    questions = Questions(bench.intake, one_at_a_time, on_credentials=no_refusal)
+    bench.intake._on_question = questions.ask
+    run = asyncio.create_task(questions.run())
+    bench.push(1, 2)
+    bench.push(4)
+    for later in range(1, 10):
+        bench.intake.apply(bench.intake.sequencer.wake(asyncio.get_running_loop().time() + 10 * later))
+        await settle(bench)
+    assert [record.event.seq for record in bench.records] == [1, 2, 3, 4]
+    assert bench.intake.absent == 0
+    run.cancel()
+    await asyncio.wait([run])
+
+
 async def test_repeats_that_the_disk_can_tell_wait_for_no_history_that_does_not_answer() -> None:
     hanging = 0
 
