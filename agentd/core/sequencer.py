@@ -30,6 +30,10 @@ PAGE = 200
 """Rows that one history page can hold; the holes of one page's width are asked for together."""
 
 
+_AGAIN_MIN_S = 0.1
+"""Between two looks at a hole, however short the grace before the first."""
+
+
 class Deliver(NamedTuple):
     """The next event of its conversation, or a late one. Journal it with the mark, then acknowledge it."""
 
@@ -199,6 +203,7 @@ class Sequencer:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._again_s = max(limits.grace_s, _AGAIN_MIN_S)
         self._lines: dict[str, Line] = {}
         self._unanchored: dict[str, Line] = {}
         self._changed: dict[str, Line] = {}
@@ -340,7 +345,7 @@ class Sequencer:
         if line.epoch != ask.epoch:
             return
         line.asking = False
-        backoff_s: float = self._limits.grace_s * 2 ** min(line.failures, 16)
+        backoff_s: float = self._again_s * 2 ** min(line.failures, 16)
         line.failures += 1
         asked_s = min(retry_after_s or 0.0, ASKED_DELAY_MAX_S)
         self._alarm(line, now + max(min(backoff_s, self._limits.retry_max_s), asked_s))
@@ -458,7 +463,7 @@ class Sequencer:
             if line.anchor is None:
                 self._survey(line, now, out)
             elif line.sends or line.checks:
-                self._alarm(line, now + self._limits.grace_s)
+                self._alarm(line, now + self._again_s)
             elif line.top > line.mark and not line.asking:
                 self._ask(line, now, out)
         return out

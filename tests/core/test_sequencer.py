@@ -197,6 +197,23 @@ def test_no_answer_however_broken_keeps_a_hole_from_being_asked_for_again() -> N
     assert sequencer.deadline() == GRACE + ASKED_DELAY_MAX_S
 
 
+def test_without_any_grace_a_hole_is_asked_for_at_once_and_looked_at_again_a_moment_later() -> None:
+    sequencer = at_mark(1, limits=Limits(grace_s=0.0))
+    sequencer.send_began("c")
+    sequencer.offer(event(3), 5.0)
+    assert sequencer.wake(5.0) == []
+    due = sequencer.deadline()
+    assert due is not None
+    assert due > 5.0
+    sequencer.send_ended("c", 6.0)
+    ask = sequencer.wake(6.0)[-1]
+    assert isinstance(ask, Refetch)
+    sequencer.refetch_failed(ask, 6.0)
+    due = sequencer.deadline()
+    assert due is not None
+    assert due > 6.0
+
+
 def test_every_second_seq_being_ours_asks_for_nothing() -> None:
     sequencer = at_mark(0)
     for seq in range(1, 20, 2):
