@@ -73,7 +73,7 @@ class Audit:
     async def once(self) -> int:
         """One audit. Returns how many events it found that had not been pushed."""
         intake = self._intake
-        intake.unpushed.clear()
+        intake.unpushed = {}
         intake.watching = True
         try:
             if not intake.shedding:
@@ -85,7 +85,7 @@ class Audit:
         self.last_audit = self._loop.time()
         if intake.unpushed:
             await asyncio.sleep(_PUSH_GRACE_S)
-        found = dict(intake.unpushed)
+        found, intake.unpushed = intake.unpushed, {}  # or a long backlog would be kept until the next audit
         unheard = await self._unheard(found)
         if found:
             level = logging.WARNING if unheard else logging.INFO
