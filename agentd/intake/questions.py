@@ -94,7 +94,7 @@ class Questions:
     @property
     def full(self) -> bool:
         """Repeats are left with the server for now."""
-        return self.waiting >= self._intake.settings.questions_max
+        return len(self._of_disk.waiting) >= self._intake.settings.questions_max
 
     async def run(self) -> None:
         """Answer questions until cancelled."""
