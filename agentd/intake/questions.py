@@ -138,7 +138,7 @@ class Questions:
         after = max(FIRST_SEQ - 1, ask.start - 2)
         try:
             page = await self._history(ask, after)
-            if page.count and all(row.seq < ask.start for row in (*page.events, *page.behind)):
+            if _ends_at_the_mark(page, ask):
                 # A page may be shorter than asked for: whether nothing is behind the mark, only an empty one says.
                 behind = await self._history(ask, ask.start - 1)
                 page = msgspec.structs.replace(behind, events=[*page.events, *behind.events])
@@ -257,3 +257,9 @@ class Questions:
         except Refused:
             return 0  # not ours to read any more: what was pushed is all that will be known
         return max((row.seq for row in page.events), default=0)
+
+
+def _ends_at_the_mark(page: Page, ask: Refetch) -> bool:
+    """Nothing in it is of the hole: neither a row, nor one that cannot be read behind that of the mark."""
+    of_the_hole = any(row.seq >= ask.start for row in (*page.events, *page.behind))
+    return page.count > 0 and not of_the_hole and not (page.events and page.malformed)
