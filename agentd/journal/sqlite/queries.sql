@@ -32,7 +32,7 @@ SELECT name, handle FROM identity WHERE handle <> '';
 SELECT
     i.journaled,
     (SELECT coalesce(sum(g.absent), 0) FROM gap AS g JOIN conversation AS c ON c.number = g.conversation
-      WHERE c.identity = i.number)
+      WHERE c.identity = i.number AND g.absent > 0)
   FROM identity AS i
  WHERE i.name = ?;
 
