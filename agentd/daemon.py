@@ -35,7 +35,7 @@ from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, Marks, calls_max
 from agentd.errors import AgentdError, ConfigError, PluginLoadError, Unavailable, ValueDamaged, first_of
 from agentd.generations import Generations
-from agentd.handover import RESTART, Arrival, Asked, Departure, Whereabouts
+from agentd.handover import FORMER, RESTART, Arrival, Asked, Departure, NotHandedOver, Whereabouts
 from agentd.host.api import Port
 from agentd.host.stalls import StallWatch
 from agentd.identities import Identities, key_reader
@@ -223,6 +223,7 @@ class Daemon:
         )
         self._arrival: Arrival | None = None
         self._tracer: Tracer | None = None
+        self._pressed_for = ""
         self._vitals = Vitals(_JOURNAL_LOOK_S, settings.agentd.health.lag_window_s)
         # Whoever takes over takes over the watchdog, too, which was meant for the process before.
         meant_for = "WATCHDOG_PID" if take_over else ""
@@ -284,12 +285,12 @@ class Daemon:
                     self._begin(tasks)
                     await control.start(in_place=self._arrival is not None)
                     await self._start_http()
-                    self._greet()
-                    self.started.set()
-                    self._manager.ready()
-                    if self._arrival is not None:
-                        self._arrival.serves()
-                    with self._signals(tasks):
+                    with self._signals(tasks):  # before anybody is told that it runs, who may send one at once
+                        self._greet()
+                        self.started.set()
+                        self._manager.ready()
+                        if self._arrival is not None:
+                            self._arrival.serves()
                         departure = await self._serve(tasks, control)
                         if departure is not None:
                             await self._depart(departure, control)
@@ -342,7 +343,8 @@ class Daemon:
         if (upgrade := self._asked.upgrade) is not None:
             upgrade.call_off()
         await _cancelled(self._around)
-        # A change that is under way is made, so that what it began can be stopped.
+        self._reloading.give_up()
+        # A change that has begun to be made is made, so that what it began can be stopped.
         async with self._generations.changing:
             # First the handlers: one that waits for the answer to a send of its own needs the sender.
             await self._dispatcher.stop(self._settings.agentd.dispatch.drain_timeout_s)
@@ -355,6 +357,12 @@ class Daemon:
         state = Path(self._settings.agentd.state)
         paths = listening_paths(state, os.environ)
         self._arrival = await Arrival.ask(paths[0], state, SCHEMA.version, self._manager.address)
+        former = os.environ.pop(FORMER, "")  # not for what we start ourselves
+        if self._arrival is None and former:
+            raise NotHandedOver(
+                f"the daemon that started this one (pid {former}) does not answer at {paths[0]}: "
+                "its state is elsewhere, or it has gone; stop that one, then start this one"
+            )
         if self._arrival is None:
             log.info("no daemon runs over %s: there is nothing to take over", state)
             await self._journal.open(wait_s=_GONE_S)
@@ -508,7 +516,7 @@ class Daemon:
 
     async def stop(self) -> None:
         """Begin to stop; `run` returns when that is done."""
-        self._told_to_stop()
+        self._stopping.set()
 
     async def _reload(self) -> dict[str, Any]:
         """See control.api.Daemon."""
@@ -538,20 +546,26 @@ class Daemon:
     @contextlib.contextmanager
     def _signals(self, tasks: asyncio.TaskGroup) -> Iterator[None]:
         """The first SIGTERM or SIGINT stops in order; the second ends the process at once. SIGHUP reloads."""
+
+        def by_default() -> None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
+
+        def stop() -> None:
+            # At once: what is under way may take long to notice the first, as a hand-over does.
+            by_default()
+            self._stopping.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._told_to_stop)
+            self._loop.add_signal_handler(number, stop)
         self._loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(self._hang_up(), name="reload"))
         try:
             yield
         finally:
             self._loop.remove_signal_handler(signal.SIGHUP)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a stop that is under way goes on
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_DFL)
-
-    def _told_to_stop(self) -> None:
-        self._stopping.set()
+            by_default()
 
     def _greet(self) -> None:
         names = ", ".join(self._supervisors) or "none"
@@ -616,7 +630,6 @@ class Daemon:
 
     async def _watch_journal(self) -> None:
         """A disk that takes nothing must not make the queue before it grow."""
-        trouble = ""
         while True:
             self._vitals.slept(self._loop.time())
             await asyncio.sleep(_JOURNAL_LOOK_S)
@@ -624,10 +637,10 @@ class Daemon:
             self._keepalive.look()
             # An outbox may have got room while its sender was not running, which rings nobody.
             self._dispatcher.room_again()
-            if (now := self._journal_trouble()) != trouble:
-                for reason in filter(None, (now, trouble)):
+            if (now := self._journal_trouble()) != self._pressed_for:
+                for reason in filter(None, (now, self._pressed_for)):
                     self._press(reason, reason == now)
-                trouble = now
+                self._pressed_for = now
 
     def _journal_trouble(self) -> str:
         """Why nothing more should be put in the journal's queue, or ""."""

@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 from agentd.config import Secret, Settings, used_plugins
 from agentd.core.moments import iso
@@ -25,9 +25,17 @@ from agentd.host.api import Port
 from agentd.host.isolated import Hosted, Isolated, load_hosted
 from agentd.host.lifecycle import load, secrets_of
 from agentd.host.state import Read
+from agentd.host.threads import Threads
 from agentd.host.watching import Snapshot, snapshot
 
 log = logging.getLogger("agentd.generations")
+
+
+class _Made(NamedTuple):
+    """What a generation was made of."""
+
+    files: Snapshot
+    secrets: Mapping[str, Secret]
 
 
 class Generations:
@@ -37,7 +45,8 @@ class Generations:
     backlog_of, api_of: see Loaded. plugins: by name, what is in service. codes: their code with what to call it.
     tried: the files that a plugin was last loaded from, or failed to be.
 
-    Of each plugin its secrets are kept as they were when it was loaded, to notice that they are others now.
+    Of each generation the files and the secrets are kept that it was made of, to notice that they are others now. They
+    are its own: one that was loaded and did not come into service must not pass for the one that runs.
     """
 
     dispatcher: Dispatcher
@@ -59,12 +68,12 @@ class Generations:
         self.codes: dict[CodeType, str] = {}
         self.tried: dict[str, Snapshot] = {}
         self.changing = asyncio.Lock()
-        self._files: dict[str, Snapshot] = {}
-        self._secrets: dict[str, dict[str, Secret]] = {}
+        self._made_of: dict[Hosted, _Made] = {}
         self._numbers: dict[str, int] = {}
         self._since: dict[str, float] = {}
         self._failures: dict[str, str] = {}
         self._ready: list[Hosted] = []
+        self._threads = Threads("agentd-loading", 1)
         self._retiring: dict[asyncio.Task[None], Hosted] = {}
 
     def standing(self, name: str) -> dict[str, Any]:
@@ -99,12 +108,14 @@ class Generations:
 
     async def close(self) -> None:
         """Tear everything down, the last set up first."""
-        for task in self._retiring:
-            task.cancel()
+        for task, plugin in self._retiring.items():
+            if plugin in self._ready:  # it waits for turns; else it is being torn down, which is let finish
+                task.cancel()
         if self._retiring:
             await asyncio.wait(self._retiring)
         for plugin in reversed(self._ready):
             await plugin.teardown()
+        self._threads.close()
 
     # --- making one
 
@@ -128,9 +139,17 @@ class Generations:
         return plugin
 
     async def discard(self, plugin: Hosted) -> None:
-        """A generation is not wanted after all."""
+        """A generation is not wanted after all, or any more."""
         self._ready.remove(plugin)
-        await plugin.teardown()
+        self._made_of.pop(plugin)
+        try:
+            await plugin.teardown()
+        finally:
+            current = self.plugins.get(plugin.name)
+            kept = dict(current.codes()) if current is not None else {}
+            for code, _ in plugin.codes():
+                if code not in kept:
+                    self.codes.pop(code, None)
 
     async def _load(self, name: str, settings: Settings) -> Hosted:
         wanted, base, read = settings.plugin[name], self._base, self._read
@@ -138,11 +157,11 @@ class Generations:
         secrets = await asyncio.to_thread(secrets_of, name, wanted)  # their sources may be slow
         plugin: Hosted
         if wanted.isolate == "none":
-            # In a thread, since importing may take long, and nothing else should wait for it.
-            plugin = await asyncio.to_thread(load, name, wanted, base, read, secrets)
+            # In a thread, since importing may take long, and nothing else should wait for it, nor should a stop.
+            plugin = await self._threads.submit(load, name, wanted, base, read, secrets)
         else:
             plugin = await load_hosted(name, wanted, base, read, hidden=_hidden(settings, name))
-        self._files[name], self._secrets[name] = files, secrets
+        self._made_of[plugin] = _Made(files, secrets)
         return plugin
 
     async def _set_up(self, plugin: Hosted) -> None:
@@ -169,7 +188,7 @@ class Generations:
 
     def remove(self, name: str) -> None:
         """A plugin that serves nobody any more ends when its turns have."""
-        for table in (self.plugins, self._since, self._failures, self._files, self._secrets, self.tried):
+        for table in (self.plugins, self._since, self._failures, self.tried):
             table.pop(name, None)
         self._retire(self.dispatcher.remove(name))
 
@@ -185,17 +204,17 @@ class Generations:
     async def changed_files(self) -> list[str]:
         """The plugins in service whose files are not those that they were loaded from."""
         seen = await self.seen()
-        return [name for name, files in seen.items() if files != self._files[name]]
+        return [name for name, files in seen.items() if files != self._made_of[self.plugins[name]].files]
 
     async def changed_secrets(self, settings: Settings) -> list[str]:
         """The plugins in service whose secrets are not those that they were loaded with. Raises ConfigError."""
         wanted = {name: settings.plugin[name] for name in self.plugins if name in settings.plugin}
         now = await asyncio.to_thread(lambda: {name: secrets_of(name, plugin) for name, plugin in wanted.items()})
-        return [name for name, secrets in now.items() if secrets != self._secrets[name]]
+        return [name for name, secrets in now.items() if secrets != self._made_of[self.plugins[name]].secrets]
 
     async def seen(self) -> dict[str, Snapshot]:
         """The files of the plugins in service that came from a path, as they are now."""
-        uses = {name: plugin.settings.use for name, plugin in self.plugins.items() if self._files.get(name)}
+        uses = {name: each.settings.use for name, each in self.plugins.items() if self._made_of[each].files}
         return await asyncio.to_thread(lambda: {name: snapshot(use, self._base) for name, use in uses.items()})
 
     def _in_service(self, plugin: Hosted) -> None:
@@ -220,11 +239,6 @@ class Generations:
                 await plugin.turns.idle()
         except TimeoutError:
             log.warning("torn down while a turn of it still runs", extra={"plugin": plugin.name})
-        current = self.plugins.get(plugin.name)
-        kept = dict(current.codes()) if current is not None else {}
-        for code, _ in plugin.codes():
-            if code not in kept:
-                self.codes.pop(code, None)
         await self.discard(plugin)
 
 

@@ -1,7 +1,7 @@
 """The identities of one daemon: their task trees, begun and ended while others run.
 
-Always true: one that was removed has no task and no connection any more, and what it handed to the journal is on disk;
-its account may run under another name then.
+Always true: one that was ended has no task and no connection any more, and what it handed to the journal is on disk;
+its account may run under another name then. Until it is removed, what is stored of it can be decoded.
 Not here: what an identity does (supervisor), which plugins serve it (dispatcher).
 """
 
@@ -24,6 +24,8 @@ from agentd.wire.platform import Platform
 class Identities:
     """By name. `make` those to begin with and `start` them; later `make` and `run`, or `remove`; `stop` in the end.
 
+    One that is to run elsewhere: `end`, `make`, `run`.
+
     supervisors: where they are found by name, empty to begin with. carriers: who makes the calls of `ctx.api` for each.
     """
 
@@ -37,7 +39,7 @@ class Identities:
         self.carriers: dict[str, Carrier] = {}
 
     async def make(self, wanted: Mapping[str, config.Identity], keys: Mapping[str, Callable[[], str]]) -> None:
-        """Build what identities need. keys: what reads the key of each."""
+        """Build what identities need, instead of what there was under these names. keys: what reads the key of each."""
         handles = await self._journal.handles()
         for name, identity in wanted.items():
             key = Key(keys[name])
@@ -58,17 +60,21 @@ class Identities:
         run = self.supervisors[name].run()
         self._tasks[name] = self._group.create_task(run, name=f"identity {name}")
 
-    async def remove(self, name: str) -> None:
-        """End an identity."""
+    async def end(self, name: str) -> None:
+        """Let one run no more."""
         task = self._tasks.pop(name)
         task.cancel()
         await asyncio.wait((task,))
         # What it handed in is on disk, and known to all, before anybody begins where it stood.
         await self._journal.commit()
-        del self.supervisors[name], self.platforms[name], self.carriers[name]
         accounts = self._shared.accounts
         for account in [account for account, holder in accounts.items() if holder == name]:
             del accounts[account]
+
+    async def remove(self, name: str) -> None:
+        """End one, and know nothing of it any more."""
+        await self.end(name)
+        del self.supervisors[name], self.platforms[name], self.carriers[name]
 
     async def stop(self) -> None:
         """End them all."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from agentd import config, logs
 from agentd.config import Changes, Settings
 from agentd.dispatcher import Dispatcher
-from agentd.errors import AgentdError, ConfigError
+from agentd.errors import AgentdError, ConfigError, Unavailable
 from agentd.generations import Generations
 from agentd.host.isolated import Hosted
 from agentd.host.watching import Watch
@@ -26,6 +26,15 @@ log = logging.getLogger("agentd.reloading")
 
 _LOOK_S = 0.5  # a few calls of stat per plugin
 _QUIET_S = 0.3  # an editor has written all of a file by then
+
+
+class _Plan(NamedTuple):
+    """A change, with all that may be refused done already. changed: plugins of which another generation takes over."""
+
+    found: Changes
+    settings: Settings
+    ready: Mapping[str, Hosted]
+    changed: list[str]
 
 
 class Reloading:
@@ -51,6 +60,14 @@ class Reloading:
         self._identities = identities
         self._dispatcher = dispatcher
         self._embedded = embedded
+        self._given_up = False
+        self._planning: asyncio.Future[_Plan] | None = None
+
+    def give_up(self) -> None:
+        """The daemon stops: begin no change, and break off what has not changed anything yet."""
+        self._given_up = True
+        if self._planning is not None:
+            self._planning.cancel()
 
     async def watch(self) -> None:
         """Reload plugins whose files have changed, until cancelled."""
@@ -68,19 +85,34 @@ class Reloading:
     async def reload(self) -> dict[str, Any]:
         """Read the configuration again and apply it. Returns what changed; see control.api.Daemon.
 
-        Raises ConfigError with every problem.
+        Raises ConfigError with every problem, and Unavailable if the daemon stops before anything was changed.
         """
         async with self._generations.changing:
             try:
-                answer = await self._reload()
+                plan = await self._until_planned()
             except ConfigError as refused:
                 for problem in refused.problems:
                     log.error("configuration refused, the one before stays: %s", problem)
                 raise
+            # From here on nothing is refused.
+            answer = await self._apply(plan)
         log.info("configuration read again: %s", "; ".join(_told(answer)) or "nothing has changed")
         return answer
 
-    async def _reload(self) -> dict[str, Any]:
+    async def _until_planned(self) -> _Plan:
+        """The plugins may take their time to be set up: as long as they please, were it not for a stop."""
+        if not self._given_up:
+            self._planning = asyncio.ensure_future(self._plan())
+            try:
+                return await self._planning
+            except asyncio.CancelledError:
+                if not self._given_up:
+                    raise
+            finally:
+                self._planning = None
+        raise Unavailable("the daemon is stopping")
+
+    async def _plan(self) -> _Plan:
         wanted = self._adopted(await asyncio.to_thread(self._reread))
         found = config.changes(self.settings, wanted)
         changed_outside = [
@@ -91,8 +123,11 @@ class Reloading:
         changed = [*found.plugins_changed, *(name for name in changed_outside if name in used)]
         self._refuse_running(found, wanted)
         ready = await self._prepared(wanted, [*found.plugins_added, *dict.fromkeys(changed)])
-        # From here on nothing is refused.
-        still_running, rekeyed = await self._apply(found, config.attainable(self.settings, wanted), ready)
+        return _Plan(found, config.attainable(self.settings, wanted), ready, list(dict.fromkeys(changed)))
+
+    async def _apply(self, plan: _Plan) -> dict[str, Any]:
+        found = plan.found
+        still_running, rekeyed = await self._carry_out(found, plan.settings, plan.ready)
         return {
             "identities": {
                 "added": list(found.added),
@@ -104,7 +139,7 @@ class Reloading:
             "plugins": {
                 "added": list(found.plugins_added),
                 "removed": list(found.plugins_removed),
-                "reloaded": list(dict.fromkeys(changed)),
+                "reloaded": plan.changed,
             },
             "at_next_start": [*found.at_next_start, *self._unadopted],
             "still_running": still_running,
@@ -147,7 +182,7 @@ class Reloading:
             raise ConfigError(problems)
         return ready
 
-    async def _apply(
+    async def _carry_out(
         self, found: Changes, settings: Settings, ready: Mapping[str, Hosted]
     ) -> tuple[list[str], list[str]]:
         """Returns what still runs though it should not, and whose key is another one."""
@@ -160,17 +195,21 @@ class Reloading:
         for name, plugin in ready.items():
             await (generations.swap(plugin) if name in generations.plugins else generations.add(plugin))
         for name in found.moved:
-            await identities.remove(name)
+            await identities.end(name)
         starting = {name: settings.identity[name] for name in (*found.added, *found.moved)}
         await identities.make(starting, {name: key_reader(identity) for name, identity in starting.items()})
+        leaving = []
         for name in (*found.added, *found.carried):
-            still_running += await self._serve(name)
+            leaving += await self._serve(name)
         for name in starting:
             identities.run(name)
         stay = [name for name in settings.identity if name not in starting]
         rekeyed = await asyncio.gather(*(self._rekey(name, before) for name in stay))
         for name in found.plugins_removed:
             generations.remove(name)
+        # Last, and for all together: nobody is out of service for the time that the turns of others take.
+        left = await self._dispatcher.until_left(leaving, self.settings.agentd.dispatch.drain_timeout_s)
+        still_running += [f"{identity}: {plugin}" for identity, plugin in left]
         return still_running, [name for name, changed in zip(stay, rekeyed, strict=True) if changed]
 
     async def _remove(self, name: str) -> list[str]:
@@ -180,11 +219,9 @@ class Reloading:
         await self._identities.remove(name)
         return [f"{name}: {plugin}" for plugin in left]
 
-    async def _serve(self, name: str) -> list[str]:
+    async def _serve(self, name: str) -> list[tuple[str, str]]:
         identity = self.conduct[name] = self.settings.identity[name]
-        timeout_s = self.settings.agentd.dispatch.drain_timeout_s
-        left = await self._dispatcher.serve(name, identity.plugins, identity, timeout_s)
-        return [f"{name}: {plugin}" for plugin in left]
+        return [(name, plugin) for plugin in await self._dispatcher.serve(name, identity.plugins, identity)]
 
     async def _rekey(self, name: str, before: Settings) -> bool:
         now = self.settings.identity[name].key

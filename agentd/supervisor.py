@@ -25,7 +25,7 @@ import msgspec
 from agentd import config, metrics
 from agentd.core.events import Message, RateLimitWarning, Record, Send, Signal
 from agentd.core.health import Pressure, State
-from agentd.core.reconnect import CloseMeaning, Dial, Park, Reconnect, Throttle
+from agentd.core.reconnect import CloseMeaning, Dial, Park, Reconnect, Throttle, backoff_s
 from agentd.errors import AgentdError, CredentialsRefused, JournalError, NotConnected, Unavailable, first_of
 from agentd.intake import Audit, Drain, Intake, Questions
 from agentd.journal.storage import Account, Carried, Journal
@@ -245,8 +245,8 @@ class Supervisor:
             self._life.intake.shedding = bool(self._shedding)
             try:
                 await self._life.run()
-            except ExceptionGroup as broken:
-                failure = first_of(broken)
+            except Exception as broken:
+                failure = first_of(broken) if isinstance(broken, ExceptionGroup) else broken
                 self.enter("off", f"broke: {failure!r}")
                 if isinstance(failure, JournalError):
                     raise failure from None
@@ -255,8 +255,8 @@ class Supervisor:
                 self._life.close()
             if self._loop.time() - began > _RESTART_MAX_S:
                 self.restarts = 0
-            await asyncio.sleep(min(_RESTART_FIRST_S * 2**self.restarts, _RESTART_MAX_S) * random.uniform(0.75, 1.25))
             self.restarts += 1
+            await asyncio.sleep(backoff_s(self.restarts, _RESTART_FIRST_S, _RESTART_MAX_S, random.random()))
 
     def status(self) -> dict[str, Any]:
         """What is known without asking anybody. Ages in seconds, None for never."""
@@ -298,6 +298,7 @@ class _Life:
         self._fatal: asyncio.Future[None] = self._loop.create_future()
         self._drain_wanted = asyncio.Event()
         self._new_key = asyncio.Event()
+        self._account = ("", "")  # address and handle; see Shared
         self.identified = False
         self._hears_nothing = False
         self._pushed_then = ""
@@ -410,7 +411,8 @@ class _Life:
             raise CredentialsRefused(
                 0, "OTHER_ACCOUNT", f"the key is @{handle}'s, but the journal holds @{known}'s mail under this name"
             )
-        holder = self._shared.accounts.setdefault((self._platform.link_url(), handle), self._owner.name)
+        self._account = self._platform.link_url(), handle
+        holder = self._shared.accounts.setdefault(self._account, self._owner.name)
         if holder != self._owner.name:
             raise CredentialsRefused(0, "SAME_ACCOUNT", f"the key is @{handle}'s, for whom identity {holder} runs here")
         self._platform.handle = handle
@@ -478,15 +480,21 @@ class _Life:
             await self._drain_wanted.wait()
 
     async def _parked(self) -> Dial | Park:
-        """Wait until the key is another one. A refused key is never tried again by itself."""
+        """Wait until the key is another one. A refused key is never tried again by itself.
+
+        One that was refused here, since another identity has its account, is tried once that one has gone.
+        """
         assert self.refused is not None
         self.identified = False
         self.sender.pause()
         self._owner.enter("parked", f"the platform refused the key: {self.refused}")
-        while not self._new_key.is_set() and not await self._key_changed():
+        while not (self._new_key.is_set() or self._has_account_to_itself(self.refused) or await self._key_changed()):
             await self._sleep(_KEY_POLL_S)
         self.refused = None
         return self._reconnect.key_changed() or Dial()
+
+    def _has_account_to_itself(self, refused: CredentialsRefused) -> bool:
+        return refused.code == "SAME_ACCOUNT" and self._account not in self._shared.accounts
 
     async def _key_changed(self) -> bool:
         try:

@@ -62,7 +62,9 @@ class Takeover:
         """These are on disk. Of each conversation the newest word that may be somebody else's is looked at."""
         for record in records:
             event = record.event
-            if event.own and event.source is not Source.OWN and isinstance(event, Message):
+            if not event.own or event.source is Source.OWN or not isinstance(event, Message):
+                continue
+            if not event.client_msg_id.startswith(_OURS):  # here, so that ours does not cover another one before it
                 self._heard[record.conversation] = record
                 self._bell.set()
 
@@ -84,8 +86,6 @@ class Takeover:
         idle_s, now = conduct.takeover_idle_s, self._now()
         until = _unix(message.created_at, record.received_at) + idle_s
         if until <= now:
-            return
-        if message.client_msg_id.startswith(_OURS):
             return
         if message.client_msg_id and await self._outbox.outbox_find(message.client_msg_id, message.identity):
             return

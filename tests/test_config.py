@@ -337,6 +337,12 @@ def test_an_address_with_a_key_in_it_is_refused_without_being_quoted(folder: Fol
     assert KEY not in problem
 
 
+def test_an_address_to_which_no_key_would_be_sent_is_refused_before_anything_is_made_of_it(folder: Folder) -> None:
+    problem = folder.problem(alice().replace("https://api.agentchat.me", "http://far.example"))
+    assert problem.startswith(":2: identity.alice.url: http:// would show the key to the network on the way to far.")
+    assert folder.load(alice().replace("https://api.agentchat.me", "http://[::1]:8787")).identity
+
+
 def test_every_problem_is_told_at_once_in_the_order_of_the_file(folder: Folder) -> None:
     text = """\
 [identity.alice]

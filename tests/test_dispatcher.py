@@ -71,6 +71,10 @@ class Journal(MemoryJournal):
             super().commit(*changes)
             future.set_result(None)
 
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
     def waiting_effects(self) -> bool:
         return any(isinstance(change, Queued) for _, changes in self._waiting for change in changes)
 
@@ -1344,6 +1348,24 @@ async def test_what_a_stop_cuts_off_is_not_counted_as_a_failure() -> None:
     assert rig.journal.failed == {}
     assert rig.journal.dead == []
     assert rig.queued == []
+
+
+async def test_a_timer_that_a_stop_cut_off_before_it_began_has_used_no_attempt() -> None:
+    rig, began = Rig(), asyncio.Event()
+
+    async def handle(timer: Timer, ctx: Context) -> None:
+        began.set()
+
+    rig.plugin("p", handle, event=Timer)
+    await rig.journal.commit(TimerSet("t", "p", "me", 0, "", "", 0.0, b"null"))
+    async with rig.running():
+        rig.journal.full = True
+        async with asyncio.timeout(10):
+            while not rig.journal.waiting:
+                await asyncio.sleep(0)
+    rig.journal.has_room()
+    assert not began.is_set()
+    assert [timer.failures for timer in await rig.journal.timers("p")] == [0]
 
 
 async def test_a_stop_lets_running_turns_finish() -> None:

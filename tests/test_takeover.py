@@ -30,12 +30,20 @@ def said(client_msg_id: str) -> Record:
     ("client_msg_id", "is_somebody_else"), [("", True), ("of another client", True), ("chosen", False)]
 )
 async def test_what_is_in_the_outbox_was_said_by_us(client_msg_id: str, is_somebody_else: bool) -> None:
+    assert await paused_after(said(client_msg_id)) == [7] * is_somebody_else
+
+
+async def test_what_we_said_ourselves_does_not_cover_what_somebody_else_had_said_before() -> None:
+    assert await paused_after(said(""), said("agentd-1-0"), said("cli-1")) == [7]
+
+
+async def paused_after(*records: Record) -> list[int]:
     pauses: list[Paused] = []
     takeover = Takeover(Outbox(), {"me": Conduct()}, pauses.append, lambda number: None, lambda: 1_000.0)
     running = asyncio.create_task(takeover.run())
-    takeover.records([said(client_msg_id)])
+    takeover.records(records)
     for _ in range(5):
         await asyncio.sleep(0)
-    assert [pause.number for pause in pauses] == [7] * is_somebody_else
     running.cancel()
     await asyncio.wait([running])
+    return [pause.number for pause in pauses]

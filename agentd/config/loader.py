@@ -335,11 +335,13 @@ def _is_installed(*modules: str) -> bool:
 
 
 def _collector_problem(url: str) -> str | None:
-    if problem := _url_problem(url, f"write it like {COLLECTOR}"):
-        return problem
+    return _url_problem(url, f"write it like {COLLECTOR}") or _plain_text_problem(url, "traces")
+
+
+def _plain_text_problem(url: str, what: str) -> str | None:
     parts = urlsplit(url)
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        return f"http:// would show traces to the network on the way to {parts.hostname}; use https://"
+        return f"http:// would show {what} to the network on the way to {parts.hostname}; use https://"
     return None
 
 
@@ -396,12 +398,9 @@ def _check_listed(listed: list[str], defined: list[str], path: KeyPath, reading:
 
 
 def _base_problem(url: str) -> str | None:
-    if problem := _url_problem(url):
+    if problem := _url_problem(url) or _plain_text_problem(url, "the key"):
         return problem
-    parts = urlsplit(url)
-    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        return f"http:// would show the key to the network on the way to {parts.hostname}; use https://"
-    if parts.path.rstrip("/").endswith("/v1"):
+    if urlsplit(url).path.rstrip("/").endswith("/v1"):
         return f'ends in "/v1", which agentd adds by itself; write {url.rstrip("/").removesuffix("/v1")}'
     return None
 

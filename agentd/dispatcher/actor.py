@@ -354,24 +354,29 @@ class Dispatcher:
         """Have the timers that the handlers of this plugin want, after it was swapped."""
         await self._serving.restore_timers(self._served[plugin])
 
-    async def serve(
-        self, identity: str, plugins: Sequence[str], conduct: config.Conduct, timeout_s: float
-    ) -> list[str]:
+    async def serve(self, identity: str, plugins: Sequence[str], conduct: config.Conduct) -> list[str]:
         """Have these plugins, and no others, handle what comes to an identity, and let it carry itself so.
 
         A new identity is offered nothing before this returns. A plugin that is new to an identity begins at the end of
         the log; one that was taken from it before goes on where it stood.
-        timeout_s: how long to wait for turns of plugins that do not serve it any more. Returns which of them still run;
-        they end as they end. Raises StillRunning, with nothing changed, if one of those is asked back too soon.
+        Returns the plugins that do not serve it any more; their turns end as they end: see `until_left`.
+        Raises StillRunning, with nothing changed, if one of those is asked back too soon.
         """
-        return await self._serving.serve(identity, plugins, conduct, timeout_s)
+        return await self._serving.serve(identity, plugins, conduct)
+
+    async def until_left(self, places: Sequence[tuple[str, str]], timeout_s: float) -> list[tuple[str, str]]:
+        """Wait so long for the last turns of plugins in (identity, plugin). Returns where one still runs."""
+        return await self._serving.until_left(places, timeout_s)
 
     def still_running(self, identity: str, plugins: Sequence[str]) -> list[str]:
         """Those of these plugins that `serve` would refuse: a turn of their last service has not ended."""
         return self._serving.still_running(identity, plugins)
 
     async def forget(self, identity: str, timeout_s: float) -> list[str]:
-        """Let nothing of an identity run any more; what it is still offered is left on disk. Returns as `serve`."""
+        """Let nothing of an identity run any more; what it is still offered is left on disk.
+
+        timeout_s: how long to wait for its last turns. Returns the plugins of which one still runs.
+        """
         return await self._serving.forget(identity, timeout_s)
 
     def room_again(self) -> None:

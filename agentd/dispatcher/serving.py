@@ -155,11 +155,11 @@ class Serving:
         for served in engine.served.values():
             await self._wakeups.restore(served, self.identities_of(served))
 
-    async def serve(self, identity: str, names: Sequence[str], conduct: config.Conduct, timeout_s: float) -> list[str]:
+    async def serve(self, identity: str, names: Sequence[str], conduct: config.Conduct) -> list[str]:
         """Have these plugins handle what comes to an identity, and let it carry itself so; it may be a new one.
 
-        timeout_s: how long to wait for turns of plugins that do not serve it any more. Returns which of them still run.
-        Raises StillRunning, before anything is changed, if a plugin is asked back whose last turn has not ended.
+        Returns the plugins that do not serve it any more. Raises StillRunning, before anything is changed, if a plugin
+        is asked back whose last turn has not ended.
         """
         plugins = [self._engine.served[name] for name in dict.fromkeys(names)]
         known = self.serves.get(identity, [])
@@ -183,10 +183,10 @@ class Serving:
             await self._join(identity, served)
         for served in fresh:
             await self.restore_timers(served)
-        return await self._until_left(identity, gone, timeout_s)
+        return [served.plugin.name for served in gone]
 
     async def forget(self, identity: str, timeout_s: float) -> list[str]:
-        """Let nothing of an identity run any more. Returns as `serve`; what it still gets is left on disk."""
+        """Let nothing of an identity run any more; what it still gets is left on disk. See Dispatcher."""
         gone = self.serves[identity]
         for served in list(gone):
             self._part(identity, served)
@@ -198,7 +198,15 @@ class Serving:
         self._loading.forget(identity)
         self._deliveries.guards.pop(identity, None)
         self._conduct.pop(identity, None)
-        return await self._until_left(identity, gone, timeout_s)
+        left = await self.until_left([(identity, served.plugin.name) for served in gone], timeout_s)
+        return [name for _, name in left]
+
+    async def until_left(self, places: Sequence[tuple[str, str]], timeout_s: float) -> list[tuple[str, str]]:
+        """See Dispatcher."""
+        futures = {place: self._leaving[place] for place in places}
+        if futures:
+            await asyncio.wait(futures.values(), timeout=timeout_s)
+        return [place for place, over in futures.items() if not over.done()]
 
     def still_running(self, identity: str, plugins: Iterable[str]) -> list[str]:
         """Those of which a turn of their last service has not ended."""
@@ -329,12 +337,6 @@ class Serving:
             if isinstance(item, Rewind) and not item.done.done():
                 item.done.set_exception(Unavailable("the plugin does not serve this identity any more"))
         left.without(key)
-
-    async def _until_left(self, identity: str, gone: Sequence[Served], timeout_s: float) -> list[str]:
-        futures = {served.plugin.name: self._leaving[identity, served.plugin.name] for served in gone}
-        if futures:
-            await asyncio.wait(futures.values(), timeout=timeout_s)
-        return [name for name, over in futures.items() if not over.done()]
 
 
 class _Leaving:

@@ -28,6 +28,7 @@ from agentd.dispatcher.engine import Engine, Waits
 from agentd.dispatcher.fates import dead_letter, log_failure, told
 from agentd.dispatcher.suspects import ProcessDied
 from agentd.dispatcher.timers import Due, next_beat, recurring
+from agentd.host.calls import WorkerDied
 from agentd.host.context import TurnContext
 from agentd.host.handlers import Handler, matching
 from agentd.host.turns import Failure
@@ -239,6 +240,13 @@ class Wakeups:
 
     def _failed(self, served: Served, key: Key, timer: TimerSet, ctx: TurnContext[Any], failure: Failure) -> None:
         engine, error = self._engine, failure.error
+        if isinstance(error, WorkerDied) and not error.blamed:
+            now = engine.clock.monotonic()
+            served.breakers.died(timer.identity, key, now)
+            log_failure("again once it has a worker", ctx, failure)
+            self._uncounted(timer, ctx)
+            engine.delay(served, key, now)
+            return
         if engine.postponed(served, key, ctx, failure):
             self._uncounted(timer, ctx)
             return
@@ -252,7 +260,8 @@ class Wakeups:
             progress=ctx.progressed,
         )
         then = _rows(failed) if isinstance(verdict, Again) else self._given_up(served, failed, error)
-        log_failure(f"attempt {ctx.attempt} of a timer failed, the next in {again_s:.1f} s", ctx, failure)
+        next_ = f"the next in {again_s:.1f} s" if isinstance(verdict, Again) else "which was the last"
+        log_failure(f"attempt {ctx.attempt} of a timer failed, {next_}", ctx, failure)
         engine.once_it_ended(error, served, key, lambda: self._settle(served, key, timer, None, then))
 
 

@@ -29,8 +29,9 @@ journal; of a turn whose process is gone, or that was given back, nothing is kep
 Not here: what the dispatchers do with such turns (dispatcher/handing, dispatcher/predecessor).
 """
 
-from agentd.handover.arriving import Arrival
+from agentd.handover.arriving import Arrival, NotHandedOver
 from agentd.handover.asked import RESTART, Asked
 from agentd.handover.departing import Departure, Whereabouts
+from agentd.handover.upgrading import FORMER
 
-__all__ = ["RESTART", "Arrival", "Asked", "Departure", "Whereabouts"]
+__all__ = ["FORMER", "RESTART", "Arrival", "Asked", "Departure", "NotHandedOver", "Whereabouts"]

@@ -100,9 +100,10 @@ class Departure:
         if self._line.ended.done():
             log.warning("the process that wanted to take over is gone")
             return False
-        # What connections and senders have left behind is told to the dispatcher when it is on disk.
-        await asyncio.wait((journal.commit(),), timeout=_HOLD_S)
         try:
+            # What connections and senders have left behind is told to the dispatcher when it is on disk: none of it may
+            # come after the journal has gone.
+            await asyncio.wait_for(asyncio.shield(journal.commit()), _HOLD_S)
             await dispatcher.hold(_HOLD_S)
         except TimeoutError:
             self.call_off("the disk takes no commits; see: agentd doctor")
@@ -282,9 +283,9 @@ class Departure:
         # The control socket is answered here until it is there.
         either: list[asyncio.Future[None]] = [self.serves, self._line.ended]
         await asyncio.wait(either, timeout=_SERVE_S, return_when=asyncio.FIRST_COMPLETED)
-        unheard = bool(self._unheard)
+        has_gone = self._line.ended.done() and not self.serves.done()
         self._line.close()
-        if unheard:
+        if self._unheard or has_gone:
             raise _lost()
         log.info("every turn has ended, or was given back, after %.1f s", timeout_s - (deadline - time.monotonic()))
 

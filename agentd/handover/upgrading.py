@@ -8,8 +8,8 @@ credentials and log; what is started from a terminal has none of them, and the m
 process. It has to be the manager's own child as well: of any other, systemd notices no end, and at a stop it kills it
 without waiting. A process becomes the manager's child when its parent ends, and that is what the launcher is for.
 
-Always true: before the manager is told of the successor, the launcher has ended. If the successor ends before it was
-accepted, the launcher tells how.
+Always true: before the manager is told of the successor, the launcher has ended. What was started takes over, or ends.
+If it ends before it was accepted, the launcher tells how.
 Not here: what the two say to each other (departing, arriving), when it may be done (the daemon).
 """
 
@@ -35,6 +35,10 @@ _RELEASE_S = 5.0  # for the launcher to end; it does nothing but that
 _EXIT_CONFIG = 78
 
 _GOES_ON = "this one goes on as if nothing had been"
+
+FORMER = "AGENTD_FORMER"
+"""In the environment of the process that is started: who started it. It takes over from that one, or ends: else there
+would be two daemons for the same accounts."""
 
 # Kept as text, so that it is of this version also where the one that is installed by now is another. It starts the
 # program with our own output, tells its pid, and waits: for its end, which it tells, or for ours to close the pipe.
@@ -66,6 +70,7 @@ class Upgrade:
         self._accepted: asyncio.Future[tuple[Departure, str]] = loop.create_future()
         self._kept: asyncio.Future[None] = loop.create_future()
         self._refusal: ControlError | None = None
+        self._is_over = False
 
     @classmethod
     async def begin(cls, command: list[str]) -> Upgrade:
@@ -76,6 +81,7 @@ class Upgrade:
                 *(sys.executable, "-I", "-S", "-c", _LAUNCHER, str(output), *command),
                 stdin=PIPE,
                 stdout=PIPE,
+                env={**os.environ, FORMER: str(os.getpid())},
                 pass_fds=(output,),
             )
         except OSError as error:
@@ -125,9 +131,10 @@ class Upgrade:
             if departure.serves.done():
                 return departure, version
             raise _not_upgraded("the new process has not taken over", "see the log")
-        in_time = ended.done()
-        self.call_off()
+        if not (in_time := ended.done()):
+            self.call_off()
         code = int(await ended or b"0")
+        self._is_over = True
         self._let_go()
         await self.released()
         if self._refusal is not None:
@@ -139,7 +146,7 @@ class Upgrade:
 
     def call_off(self) -> None:
         """End it, if it was not accepted yet. It has no journal, so that nothing is lost with it."""
-        if not self._accepted.done():
+        if not (self._accepted.done() or self._is_over):
             # Nobody else can have this number: the launcher, which alone could bury it, tells when it has.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

@@ -142,7 +142,8 @@ class Calls:
         """The worker is gone."""
         running = [call for call in self._running.values() if not call.ended.done()]
         blamed, self.killed = not self.killed, False
-        died = WorkerDied(how, blamed=blamed, alone=blamed and len(running) == 1)
+        # A thread that runs on may have been the reason as well.
+        died = WorkerDied(how, blamed=blamed, alone=blamed and len(running) + len(self._overruns) == 1)
         for call in running:
             call.ended.set_result(Failure(died, call.only_handler))
         for call_id in list(self._overruns):

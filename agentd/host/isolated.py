@@ -33,7 +33,7 @@ from agentd.core.retry import Again, Backoff, after_failure
 from agentd.errors import ConfigError, PluginLoadError
 from agentd.host import pipe
 from agentd.host.api import Port, no_api
-from agentd.host.calls import Bounds, Calls
+from agentd.host.calls import Bounds, Calls, WorkerDied
 from agentd.host.context import TurnContext, plugin_log
 from agentd.host.faults import made_again, taken_apart
 from agentd.host.handlers import Handler, Handlers
@@ -95,6 +95,7 @@ class Isolated:
         self._down_why = "it is being started"
         self._next_start_at: float | None = None
         self._rises = asyncio.Event()
+        self._is_over = False
         self._keeping: asyncio.Task[None] | None = None
 
     @property
@@ -143,6 +144,8 @@ class Isolated:
         """Have it run its teardowns and end, or kill it if it does not in time."""
         was_up = self.up
         self._go_down()
+        self._is_over = True
+        self._rises.set()  # for calls that wait, in vain from now on
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait((self._keeping,))
@@ -176,7 +179,7 @@ class Isolated:
                 await self._pause()
                 try:
                     await self._start_again()
-                except (PluginLoadError, ConfigError, OSError) as error:
+                except (PluginLoadError, ConfigError) as error:
                     self._down_why = str(error)
                     log.error("its worker cannot start: %s", error, extra={"plugin": self.name})
                     await self._give_up_start()
@@ -200,7 +203,8 @@ class Isolated:
         loaded = await self._started()
         if [each.anywhere() for each in loaded.handlers] != [each.anywhere() for each in self._declared]:
             raise PluginLoadError(
-                f"plugin {self.name}: its handlers are not those that agentd started with; restart agentd"
+                f"plugin {self.name}: its handlers are not those that it was loaded with; run: agentd reload "
+                "(an installed one: restart agentd)"
             )
         self._place_handlers(loaded)
         await self._set_up()
@@ -219,9 +223,15 @@ class Isolated:
     async def _started(self) -> pipe.Declares:
         """A new process that has loaded the plugin."""
         environ = {name: value for name, value in os.environ.items() if name not in self._hidden}
-        self._process = process = Process(environ, self._take, self._print, self._go_down)
+        try:
+            self._process = process = Process(environ, self._take, self._print, self._go_down)
+            await process.connect()
+        except OSError as error:  # too many processes or descriptors, or the program has been replaced
+            about = f" ({error.filename})" if error.filename else ""
+            raise PluginLoadError(
+                f"plugin {self.name}: its worker cannot be started: {error.strerror}{about}"
+            ) from error
         self._told_serves = frozenset()
-        await process.connect()
         level = logging.getLogger(f"agentd.plugins.{self.name}").getEffectiveLevel()
         start = pipe.Start(self.name, self.settings, str(self._base.absolute()), sys.path, level)
         loaded = await self._ask(start, self.settings.start_timeout_s)
@@ -326,6 +336,8 @@ class Isolated:
     async def call(self, shown: Shown, ctx: TurnContext[Any], handlers: tuple[Handler, ...]) -> Failure | None:
         """Run a turn in the worker, once there is one. ctx: gets what was staged."""
         while not self.up:
+            if self._is_over:
+                return Failure(WorkerDied("its plugin was torn down before", blamed=False, alone=False), None)
             await self._rises.wait()
         process = self._process
         assert process is not None

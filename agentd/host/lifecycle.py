@@ -145,11 +145,19 @@ class Loaded:
             yield from _named(hook, f"plugin {self.name}, {getattr(hook, '__qualname__', 'a hook')}")
 
     async def _call(self, hook: Callable[[Any], Any]) -> None:
-        async with asyncio.timeout(self.settings.timeout_s):
-            if is_async(hook):
-                await hook(self)
-            else:
-                await self._threads.submit(hook, self)
+        try:
+            async with asyncio.timeout(self.settings.timeout_s):
+                if is_async(hook):
+                    await hook(self)
+                else:
+                    await self._threads.submit(hook, self)
+        except asyncio.CancelledError as cancelled:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Else it would pass for a cancellation of whoever waits for the hook, and end that.
+            told = RuntimeError("it awaited what was cancelled; suppress asyncio.CancelledError there")
+            raise told.with_traceback(cancelled.__traceback__) from None
 
 
 def _nothing() -> None:

@@ -84,6 +84,33 @@ async def together(messages: tuple[Message, ...], ctx: Context) -> None:
 """
 
 
+HANGS = """
+import asyncio
+import time
+from pathlib import Path
+
+from agentd.plugin import Context, Message, Plugin, Timer
+
+plugin = Plugin("trial")
+begun = Path(__file__).with_name("begun")
+
+
+@plugin.on(Message, timeout_s=0.1)
+async def handle(message: Message, ctx: Context) -> None:
+    if message.text == "hang":
+        time.sleep(600)
+    ctx.remind(0)
+
+
+@plugin.on(Timer, timeout_s=600)
+async def wake(timer: Timer, ctx: Context) -> None:
+    if not begun.exists():
+        begun.touch()
+        await asyncio.sleep(600)
+    ctx.send("@peer", "woken")
+"""
+
+
 class Rig:
     """A dispatcher on a journal in memory with an isolated plugin, and one in this process beside it."""
 
@@ -295,3 +322,14 @@ async def test_a_timer_that_kills_its_worker_is_run_again_as_one_that_failed(tmp
         dispatcher.offer([rig.said("c", "remind")])
         await until(lambda: rig.answers() == ["c remind", "woken"])
         await until(lambda: dispatcher.standing("trial")["timers"] == 0)
+
+
+async def test_a_timer_whose_worker_was_killed_for_another_call_is_run_again_uncounted(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, HANGS)
+    async with rig.running(attempts=1, kill_grace_s=0.1) as dispatcher:
+        dispatcher.offer([rig.said("c1", "remind")])
+        await until((tmp_path / "begun").exists)
+        dispatcher.offer([rig.said("c2", "hang")])
+        await until(lambda: rig.answers() == ["woken"])
+        await dispatcher.quiet()
+    assert [letter.position for letter in rig.journal.dead] == [2]

@@ -23,8 +23,8 @@ def dispatcher(h: Harness) -> Any:
 
 
 async def serve(h: Harness, *plugins: str, identity: str = "me", **conduct: Any) -> list[str]:
-    left: list[str] = await dispatcher(h).serve(identity, plugins, Conduct(**conduct), 0.05)
-    return left
+    gone = await dispatcher(h).serve(identity, plugins, Conduct(**conduct))
+    return [plugin for _, plugin in await dispatcher(h).until_left([(identity, name) for name in gone], 0.05)]
 
 
 async def forget(h: Harness, identity: str = "me") -> list[str]:

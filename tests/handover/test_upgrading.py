@@ -54,6 +54,17 @@ async def test_how_it_ended_is_told_if_it_ends_before_it_was_accepted(code: int,
     assert "this one goes on" in refusal.remedy
 
 
+async def test_one_that_has_ended_is_not_killed_since_its_number_may_be_anothers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upgrade = await Upgrade.begin(program("raise SystemExit(1)"))
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid))
+    await refused(upgrade)
+    upgrade.call_off()
+    assert killed == []
+
+
 async def test_what_it_was_told_goes_before_how_it_ended() -> None:
     upgrade = await Upgrade.begin(program("raise SystemExit(1)"))
     upgrade.refused(ControlError(409, "NOT_HANDED_OVER", "its journal is of version 1", "stop this one"))

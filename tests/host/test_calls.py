@@ -64,6 +64,14 @@ async def test_whatever_ran_may_have_been_the_reason_and_who_ran_alone_knows_it(
     assert len(rig.calls) == 1  # who asked for the one that is through has not forgotten it yet
 
 
+async def test_who_ran_beside_a_thread_that_had_passed_its_deadline_did_not_run_alone(rig: Rig) -> None:
+    late = rig.begin(message("a"))
+    rig.calls.overran(late)
+    rig.calls.through(late, None)
+    rig.begin(message("b"))
+    assert rig.end_all() == [(True, False)]
+
+
 async def test_a_deadline_that_its_worker_does_not_notice_kills_it_and_nobody_else_is_blamed() -> None:
     rig = Rig(grace_s=0.01)
     late = rig.begin(message("late"), 0.0)

@@ -909,12 +909,33 @@ async def test_a_worker_that_cannot_start_again_says_so_and_is_tried_again(trial
     assert plugin.standing()["up"] is False
     waiting = asyncio.create_task(texts(plugin))
     file.write_text(source.replace("async def handle", "async def renamed"))
-    await until(lambda: "restart agentd" in plugin.standing()["reason"])
+    await until(lambda: "run: agentd reload" in plugin.standing()["reason"])
     # The same, elsewhere in the file.
     file.write_text("\n" + source)
     assert await waiting == ["hi"]
     assert plugin.handlers.all[0].place.endswith(f":{source[: source.index('@plugin.on')].count(chr(10)) + 2}")
     assert plugin.standing()["reason"] == ""
+
+
+async def test_a_call_that_waits_for_a_worker_ends_with_a_plugin_that_gets_none_any_more(trial: Trial) -> None:
+    plugin = await trial.start(DEADLY)
+    (trial.folder / "trial.py").write_text("import no_such_module_anywhere")
+    await died(plugin, "die")
+    waiting = asyncio.create_task(error_of(plugin))
+    await until(lambda: plugin.turns.running)
+    await plugin.teardown()
+    error = await asyncio.wait_for(waiting, 10)
+    assert isinstance(error, WorkerDied)
+    assert (error.blamed, error.alone) == (False, False)
+
+
+async def test_a_worker_for_which_there_is_no_program_is_told_like_one_that_does_not_start(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    refusal = await trial.refusal(DEADLY)
+    assert isinstance(refusal, PluginLoadError)
+    assert str(refusal) == "plugin trial: its worker cannot be started: No such file or directory (/nowhere/python)"
 
 
 async def test_a_worker_that_closes_its_pipe_or_writes_nonsense_is_replaced(trial: Trial) -> None:

@@ -1,5 +1,6 @@
 """From the file to the end: fresh modules, settings that fit, setup and teardown, and what is told when they do not."""
 
+import asyncio
 import os
 import sys
 import textwrap
@@ -186,12 +187,54 @@ async def test_a_setup_that_fails_or_hangs_is_told_by_its_line() -> None:
 
     @hanging.setup
     async def hang(ctx: PluginContext) -> None:
-        import asyncio
-
         await asyncio.Event().wait()
 
     with pytest.raises(PluginLoadError, match="its setup failed: TimeoutError"):
         await Loaded("p", hanging, PluginSettings(use="p", timeout_s=0.02), "", nothing_stored).setup()
+
+
+async def test_a_hook_that_awaits_what_it_cancelled_has_failed_and_cancels_nobody_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plugin = Plugin("p")
+    calls = []
+
+    @plugin.teardown
+    async def last(ctx: PluginContext) -> None:
+        calls.append("last")
+
+    @plugin.setup
+    @plugin.teardown
+    async def stop_it(ctx: PluginContext) -> None:
+        task = asyncio.create_task(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    loaded = Loaded("p", plugin, PluginSettings(use="p"), "", nothing_stored)
+    with pytest.raises(
+        PluginLoadError, match=r"test_lifecycle\.py:\d+: plugin p: its setup failed: it awaited what was"
+    ):
+        await loaded.setup()
+    await loaded.teardown()
+    assert calls == ["last"]
+    assert caplog.messages == ["teardown failed"]
+
+
+@pytest.mark.parametrize("hook", ["setup", "teardown"])
+async def test_whoever_waits_for_a_hook_can_cancel_it(hook: str) -> None:
+    plugin, began = Plugin("p"), asyncio.Event()
+
+    async def hang(ctx: PluginContext) -> None:
+        began.set()
+        await asyncio.sleep(60)
+
+    getattr(plugin, hook)(hang)
+    loaded = Loaded("p", plugin, PluginSettings(use="p"), "", nothing_stored)
+    running = asyncio.ensure_future(getattr(loaded, hook)())
+    await began.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
 
 def test_a_plugins_code_is_known_by_its_name() -> None:

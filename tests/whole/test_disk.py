@@ -15,7 +15,11 @@ import msgspec
 import pytest
 
 from agentd import config
+from agentd.control.api import HandOverRequest
 from agentd.demo.proof import Proof
+from agentd.handover import Departure
+from agentd.handover.messages import PROTOCOL
+from agentd.journal.sqlite import SCHEMA, SqliteJournal
 
 if TYPE_CHECKING:
     from tests.whole.conftest import Rig
@@ -227,3 +231,28 @@ async def test_a_journal_that_went_missing_beside_its_last_commits_is_not_made_a
         await proof.until_live()
         assert await proof.stop() == 0
         assert proof.verdict().clean
+
+
+async def test_what_was_left_with_the_server_is_fetched_though_its_reason_ended_during_a_hand_over_that_failed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def reached(self: Departure, path: str) -> None: ...
+
+    async def kept(self: Departure, *given: object) -> bool:
+        return False
+
+    monkeypatch.setattr(Departure, "connect", reached)
+    monkeypatch.setattr(Departure, "hand_over", kept)
+    rig.identity("agent")
+    rig.hub.create_agent("peer")
+    daemon = await rig.start()
+    monkeypatch.setattr(SqliteJournal, "full", True)
+    await rig.until(lambda: rig.states() == ["throttled"])
+    rig.hub.post("peer", "agent", "hello")
+    # Nobody has looked at the disk since.
+    monkeypatch.setattr(SqliteJournal, "full", False)
+    await daemon.operations.hand_over(
+        HandOverRequest(protocol=PROTOCOL, tables=SCHEMA.version, version="0", pid=os.getpid(), socket="nowhere")
+    )
+    await rig.until(lambda: rig.states() == ["live"])
+    await rig.until_handled(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -13,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from agentd import config
+from agentd import config, supervisor
 from agentd.control.api import HandOverRequest
 from agentd.control.refusal import ControlError
+from agentd.control.systemd import ServiceManager
 from agentd.daemon import Daemon
-from agentd.errors import ConfigError
+from agentd.errors import ConfigError, Unavailable
 from agentd.handover import Departure
 from agentd.handover.messages import PROTOCOL
 from agentd.hub.server import Hub
@@ -25,6 +27,7 @@ from agentd.hub.settings import HubSettings
 from agentd.identities import key_reader
 from agentd.journal.sqlite import open_journal
 from agentd.journal.sqlite.opening import SCHEMA
+from agentd.journal.storage import StoredRecord, Totals
 
 PLUGIN = """
 import asyncio
@@ -49,6 +52,7 @@ async def begin(ctx):
 @plugin.teardown
 async def end(ctx):
     note("teardown {word}")
+    {teardown}
 
 
 @plugin.on(Message)
@@ -69,6 +73,7 @@ class World:
         self.hub = hub
         self.file = folder / "agentd.toml"
         self.extra = ""
+        self.dispatch = {"drain_timeout_s": 0.5, "retry_first_s": 0.05}
         self.identities: dict[str, list[str]] = {}
         self.plugins: dict[str, str] = {}
         self.key_files: dict[str, str] = {}
@@ -86,9 +91,13 @@ class World:
             self.key(name, self.hub.create_agent(name))
         self.identities[name] = list(plugins)
 
-    def plugin(self, name: str, word: str = "", *, setup: str = "", text: str | None = None) -> Path:
+    def plugin(
+        self, name: str, word: str = "", *, setup: str = "", teardown: str = "", text: str | None = None
+    ) -> Path:
         file = self.folder / f"{name}.py"
-        file.write_text(PLUGIN.format(name=name, word=word or name, setup=setup) if text is None else text)
+        file.write_text(
+            PLUGIN.format(name=name, word=word or name, setup=setup, teardown=teardown) if text is None else text
+        )
         self.plugins.setdefault(name, f'use = "./{name}.py"')
         return file
 
@@ -98,7 +107,7 @@ class World:
             'state = "./state"',
             "link = { backoff_first_s = 0.05, backoff_max_s = 0.3 }",
             "intake = { gap_grace_s = 0.1, audit_interval_s = 300.0 }",
-            "dispatch = { drain_timeout_s = 0.5, retry_first_s = 0.05 }",
+            f"dispatch = {{ {', '.join(f'{name} = {value}' for name, value in self.dispatch.items())} }}",
         ]
         for name, plugins in self.identities.items():
             lines += [
@@ -127,11 +136,16 @@ class World:
         await self.until_live()
 
     async def stop(self) -> None:
+        (self.folder / "go").touch()
+        await self.end()
+
+    async def end(self) -> None:
+        """Stop, and let nothing go that waits."""
         if self.daemon is not None:
-            (self.folder / "go").touch()
             await self.daemon.stop()
             await self._run
             await self.journal.close()
+            self.daemon = None
 
     async def reload(self) -> dict[str, Any]:
         self.write()
@@ -301,6 +315,87 @@ async def test_an_identity_that_moves_is_dialled_at_its_new_place_and_loses_noth
     assert world.unnoticed("alice") == before
 
 
+async def test_what_a_lane_reads_while_its_identity_moves_is_handled(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.dispatch["lane_memory"] = 1
+    world.plugin("first")
+    world.identity("alice", "first")
+    await world.start()
+    assert world.daemon is not None
+    pending, journal = world.daemon._dispatcher.pending, world.journal
+    world.post("alice", "slow", "1", "2")
+    await world.until(lambda: pending["alice"] == 3)
+    reading, ended, read_lane, handles = asyncio.Event(), asyncio.Event(), journal.read_lane, journal.handles
+
+    async def slow(*place: int) -> list[StoredRecord]:
+        stored = await read_lane(*place)
+        reading.set()
+        await ended.wait()
+        return stored
+
+    async def until_all_is_read() -> dict[str, str]:
+        ended.set()
+        await world.until(lambda: not pending["alice"])
+        return await handles()
+
+    monkeypatch.setattr(journal, "read_lane", slow)
+    monkeypatch.setattr(journal, "handles", until_all_is_read)
+    (world.folder / "go").touch()
+    await reading.wait()
+    world.urls["alice"] = world.hub.url.replace("127.0.0.1", "localhost")
+    await world.reload()
+    assert world.identity_status()["alice"]["dead"] == 0
+    await world.until_answers("alice", "first slow", "first 1", "first 2")
+
+
+async def test_nobody_waits_for_the_last_turns_of_a_plugin_that_was_taken_from_another(world: World) -> None:
+    world.dispatch["drain_timeout_s"] = 3_600.0
+    for name in ("first", "second"):
+        world.plugin(name)
+    world.identity("alice", "first")
+    world.identity("bob", "second")
+    await world.start()
+    world.post("alice", "slow")
+    await world.until(lambda: "began slow" in world.notes())
+    world.identities["alice"] = ["second"]
+    world.identity("carol", "second")
+    world.urls["bob"] = world.hub.url.replace("127.0.0.1", "localhost")
+    reloading = asyncio.ensure_future(world.reload())
+    await world.until(lambda: "carol" in world.states())
+    await world.until_live()
+    for name in world.identities:
+        world.post(name, "hello")
+        await world.until(lambda name=name: "second hello" in world.answers(name))
+    assert world.identity_status()["bob"]["url"] == world.urls["bob"]
+    assert not reloading.done()
+    (world.folder / "go").touch()
+    assert (await reloading)["still_running"] == []
+
+
+async def test_a_status_that_is_asked_for_while_an_identity_is_on_its_way_in_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.plugin("first")
+    world.identity("alice", "first")
+    await world.start()
+    counting, counted, totals = asyncio.Event(), asyncio.Event(), world.journal.totals
+
+    async def slow(identity: str) -> Totals:
+        counting.set()
+        await counted.wait()
+        return await totals(identity)
+
+    monkeypatch.setattr(world.journal, "totals", slow)
+    world.identity("bob", "first")
+    reloading = asyncio.ensure_future(world.reload())
+    await counting.wait()
+    assert world.states()["alice"] == "live"
+    counted.set()
+    await reloading
+    assert list(world.states()) == ["alice", "bob"]
+
+
 # --- keys
 
 
@@ -340,6 +435,28 @@ async def test_a_key_of_another_account_parks_the_identity_and_sends_nothing(wor
     await world.reload()
     await world.until(lambda: world.states() == {"alice": "parked"})
     assert "OTHER_ACCOUNT" in world.identity_status()["alice"]["state_reason"]
+
+
+async def test_an_identity_whose_account_was_another_ones_goes_on_when_that_is_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_KEY_POLL_S", 0.05)
+    world.plugin("first")
+    world.identity("alice", "first")
+    await world.start()
+    world.identities["robert"] = ["first"]
+    world.key("robert", "not-a-key-of-anybodys")
+    await world.reload()
+    await world.until(lambda: world.states()["robert"] == "parked")
+    world.key("robert", (world.folder / "alice.key").read_text())
+    await world.until(lambda: "SAME_ACCOUNT" in world.identity_status()["robert"]["state_reason"])
+    world.post("alice", "1")
+    await world.until_answers("alice", "first 1")
+    del world.identities["alice"]
+    await world.reload()
+    await world.until_live()
+    world.post("alice", "2")
+    await world.until(lambda: "first 2" in world.answers("alice"))
 
 
 # --- plugins of identities
@@ -426,7 +543,7 @@ async def test_a_rotated_secret_takes_over_between_events(world: World, isolate:
 # --- refused
 
 
-@pytest.mark.parametrize("trouble", ["syntax", "key", "setup", "import"])
+@pytest.mark.parametrize("trouble", ["syntax", "key", "url", "setup", "import"])
 async def test_a_broken_configuration_is_refused_whole_and_the_one_before_stays(world: World, trouble: str) -> None:
     world.plugin("first")
     world.identity("alice", "first")
@@ -441,6 +558,9 @@ async def test_a_broken_configuration_is_refused_whole_and_the_one_before_stays(
         case "key":
             (world.folder / "bob.key").unlink()
             expected = "bob.key cannot be read"
+        case "url":
+            world.urls["bob"] = "http://far.example"
+            expected = "identity.bob.url: http:// would show the key to the network on the way to far.example"
         case "setup":
             file = world.plugin("second", setup='raise RuntimeError("no room")')
             line = file.read_text().splitlines().index('    raise RuntimeError("no room")') + 1
@@ -455,6 +575,31 @@ async def test_a_broken_configuration_is_refused_whole_and_the_one_before_stays(
     world.post("alice", "hello")
     await world.until_answers("alice", "first hello")
     assert world.unnoticed("alice") == before
+
+
+async def test_what_was_refused_with_another_plugin_takes_over_when_that_is_mended(world: World) -> None:
+    for name in ("first", "second"):
+        world.plugin(name, "old")
+    world.identity("alice", "first", "second")
+    await world.start()
+    world.plugin("first", "new")
+    world.plugin("second", text="plugin = (\n")
+    with pytest.raises(ConfigError, match="plugin second"):
+        await world.reload()
+    world.plugin("second", "new")
+    assert sorted((await world.reload())["plugins"]["reloaded"]) == ["first", "second"]
+
+
+async def test_a_plugin_whose_setup_failed_is_tried_again_though_its_file_is_the_same(world: World) -> None:
+    world.plugin("first", "old")
+    world.identity("alice", "first")
+    await world.start()
+    world.plugin("first", "new", setup='assert Path(__file__).with_name("there").exists(), "not there"')
+    with pytest.raises(ConfigError, match="its setup failed: not there"):
+        await world.reload()
+    (world.folder / "there").touch()
+    assert (await world.reload())["plugins"]["reloaded"] == ["first"]
+    assert (await world.reload())["plugins"]["reloaded"] == []
 
 
 async def test_what_cannot_change_while_it_runs_is_named_and_left(world: World) -> None:
@@ -531,7 +676,7 @@ async def test_a_handler_that_recurs_and_is_new_in_a_changed_file_runs(world: Wo
 async def beat(timer: Timer, ctx: Context) -> None:
     note("beat")
 """
-    text = PLUGIN.format(name="notes", word="anew", setup="") + beats
+    text = PLUGIN.format(name="notes", word="anew", setup="", teardown="") + beats
     file.write_text(text.replace("import Context", "import Timer, Context"))
     await world.until(lambda: world.notes().count("beat") > 1)
 
@@ -546,8 +691,15 @@ async def test_who_blocks_the_loop_is_named_by_the_generation_that_runs(world: W
     world.plugin("first", "new")
     await world.until(lambda: "teardown old" in world.notes())
     assert before
+
+    def names_one_generation() -> bool:
+        return generations.codes == dict(generations.plugins["first"].codes())
+
+    await world.until(names_one_generation)
     assert before.isdisjoint(generations.codes)
-    assert generations.codes == dict(generations.plugins["first"].codes())
+    world.plugin("first", "bad", setup='raise RuntimeError("no")')
+    await world.until(lambda: "its setup failed" in (world.plugin_status("first")["reload_error"] or ""))
+    assert names_one_generation()
 
 
 async def test_a_file_that_cannot_be_loaded_leaves_the_old_one_and_says_where(world: World) -> None:
@@ -587,6 +739,65 @@ async def test_a_folder_is_reloaded_when_one_of_its_modules_changes(world: World
     await world.until(lambda: world.plugin_status("packed")["generation"] == 2)
     world.post("alice", "?")
     await world.until_answers("alice", "one", "two")
+
+
+# --- the end
+
+
+async def test_a_generation_that_is_being_torn_down_when_the_daemon_stops_is_let_finish(world: World) -> None:
+    world.plugin("first", "old", teardown='await asyncio.sleep(0.3)\n    note("torn down old")')
+    world.identity("alice", "first")
+    await world.start()
+    world.plugin("first", "new")
+    await world.reload()
+    await world.until(lambda: "teardown old" in world.notes())
+    await world.stop()
+    assert world.notes() == ["setup old", "setup new", "teardown old", "torn down old", "teardown new"]
+
+
+async def test_a_generation_that_waits_for_its_turns_when_the_daemon_stops_is_torn_down_once(world: World) -> None:
+    world.plugin("first", "old")
+    world.identity("alice", "first")
+    await world.start()
+    world.post("alice", "slow")
+    await world.until(lambda: "began slow" in world.notes())
+    world.plugin("first", "new")
+    await world.reload()
+    await world.end()
+    assert sorted(world.notes()[3:]) == ["teardown new", "teardown old"]
+
+
+@pytest.mark.parametrize("isolate", ["none", "process"])
+async def test_a_stop_does_not_wait_for_a_setup(world: World, isolate: str) -> None:
+    world.plugin("first", "old")
+    world.plugins["first"] += f'\nisolate = "{isolate}"\ntimeout_s = 3600'
+    world.identity("alice", "first")
+    await world.start()
+    assert world.daemon is not None
+    world.plugin("first", "new", setup="await asyncio.sleep(3600)")
+    reloads = [asyncio.ensure_future(world.reload())]
+    await world.until(lambda: "setup new" in world.notes())
+    reloads.append(asyncio.ensure_future(world.daemon.operations.reload()))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(15):
+        await world.end()
+    for reload in reloads:
+        with pytest.raises(Unavailable, match="the daemon is stopping"):
+            await reload
+    # A worker that was not set up has nothing to tear down.
+    assert world.notes() == ["setup old", "setup new", *["teardown new"] * (isolate == "none"), "teardown old"]
+
+
+async def test_a_stop_does_not_wait_for_the_files_that_are_watched(world: World) -> None:
+    world.plugin("first", "old")
+    world.plugins["first"] += "\ntimeout_s = 3600"
+    world.identity("alice", "first")
+    await world.start(watch_files=True)
+    world.plugin("first", "new", setup="await asyncio.sleep(3600)")
+    await world.until(lambda: "setup new" in world.notes())
+    async with asyncio.timeout(15):
+        await world.end()
+    assert world.notes() == ["setup old", "setup new", "teardown new", "teardown old"]
 
 
 # --- a process
@@ -674,6 +885,50 @@ async def test_a_process_reloads_at_a_word_and_at_a_signal_and_tells_its_manager
             assert await asyncio.wait_for(process.wait(), 15) == 0
 
 
+async def test_who_was_told_that_it_runs_may_have_it_reload_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.plugin("first")
+    world.identity("alice", "first")
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    handled: list[bool] = []
+    monkeypatch.setattr(
+        ServiceManager, "ready", lambda self: handled.append(signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL)
+    )
+    await world.start()
+    assert handled == [True]
+
+
+async def test_a_process_ends_though_it_imports_what_never_comes_to_an_end(world: World) -> None:
+    world.plugin("first")
+    world.identity("alice", "first")
+    world.write()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(world.folder / "notify"))
+        manager.setblocking(False)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "agentd", "run", "--config", str(world.file)),
+            env={**os.environ, "NOTIFY_SOCKET": str(world.folder / "notify")},
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            await heard(manager, b"READY=1")
+            begun = world.folder / "begun"
+            world.plugin(
+                "first", text=f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(3600)\n"
+            )
+            process.send_signal(signal.SIGHUP)
+            async with asyncio.timeout(15):
+                while not begun.exists():
+                    await asyncio.sleep(0.02)
+            process.terminate()
+            assert await asyncio.wait_for(process.wait(), 15) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
 async def test_a_daemon_with_its_own_hub_keeps_its_identities_and_takes_other_plugins(tmp_path: Path) -> None:
     async def command(*words: str) -> tuple[int, str, str]:
         process = await asyncio.create_subprocess_exec(
@@ -689,7 +944,7 @@ async def test_a_daemon_with_its_own_hub_keeps_its_identities_and_takes_other_pl
         async with asyncio.timeout(20):
             while (await command("send", "@echo", "one"))[1] != "echo: one\n":
                 await asyncio.sleep(0.1)
-        (tmp_path / "shout.py").write_text(PLUGIN.format(name="echo", word="changed", setup=""))
+        (tmp_path / "shout.py").write_text(PLUGIN.format(name="echo", word="changed", setup="", teardown=""))
         (tmp_path / "agentd.toml").write_text('[plugin.echo]\nuse = "./shout.py"\n')
         assert await command("reload") == (0, "plugin reloaded: echo\n", "")
         assert (await command("send", "@echo", "two"))[1] == "echo: changed two\n"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agentd import supervisor
+from agentd.intake import Intake
 from agentd.wire.agentchat import AgentChat
 
 if TYPE_CHECKING:
@@ -46,6 +48,36 @@ async def test_a_broken_invariant_ends_one_identity_which_starts_anew_from_the_d
     await rig.assert_accounted()
     assert status(rig, "unlucky")["restarts"] == 1
     assert (status(rig, "lucky")["restarts"], status(rig, "lucky")["reconnects"]) == (0, 0)
+
+
+async def test_an_identity_that_cannot_even_read_where_it_stands_ends_nobody_else(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Intake.load
+
+    async def breaks_once(self: Intake) -> None:
+        if self.identity == "unlucky":
+            monkeypatch.setattr(Intake, "load", load)
+            raise AssertionError("an invariant broke")
+        await load(self)
+
+    monkeypatch.setattr(Intake, "load", breaks_once)
+    await begin(rig, "unlucky", "lucky")
+    assert status(rig, "unlucky")["restarts"] == 1
+    assert status(rig, "lucky")["restarts"] == 0
+
+
+async def test_an_identity_that_keeps_breaking_is_started_anew_however_often_it_has_been(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await begin(rig, "unlucky")
+    assert rig.daemon is not None
+    unlucky = rig.daemon._supervisors["unlucky"]
+    assert unlucky._life is not None
+    monkeypatch.setattr(supervisor, "_RESTART_FIRST_S", 1e-320)
+    unlucky.restarts = 2_000
+    unlucky._life._fail(AssertionError("an invariant broke"))
+    await rig.until(lambda: unlucky.restarts == 2_001 and rig.states() == ["live"])
 
 
 async def test_two_identities_with_one_account_do_not_both_answer(rig: Rig) -> None:

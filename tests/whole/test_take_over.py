@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import subprocess
 import threading
@@ -12,10 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
 from agentd.control.client import Client
 from agentd.control.refusal import ControlError
+from agentd.handover import messages
+from agentd.handover.line import Line
+from agentd.journal.sqlite import SCHEMA
 from tests.crash.succession import Succession
 
 PEER = "peer"
@@ -240,6 +246,28 @@ async def test_nothing_comes_of_a_turn_whose_plugin_the_successor_does_not_serve
         assert gated.heard() == []
         assert "not served here any more" in gated.log
         assert await gated.stop() == 0
+
+
+async def test_a_second_signal_ends_a_process_that_waits_for_its_successor(tmp_path: Path) -> None:
+    async with Gated(tmp_path) as gated:
+        released = asyncio.Event()
+        mute = Line(msgspec.msgpack.Decoder(messages.ToSuccessor).decode, lambda message: released.set())
+        server = await asyncio.get_running_loop().create_unix_server(lambda: mute, str(tmp_path / "mute"))
+        known = {"protocol": messages.PROTOCOL, "tables": SCHEMA.version, "version": "0", "pid": os.getpid()}
+        client = Client(tmp_path / "state" / "control.sock")
+        await asyncio.to_thread(client.hand_over, {**known, "socket": str(tmp_path / "mute")})
+        await released.wait()
+        async with asyncio.timeout(_PATIENCE_S):
+            while gated.process.poll() is None:
+                gated.process.terminate()
+                await asyncio.sleep(0.05)
+        assert gated.process.returncode == -signal.SIGTERM
+        server.close()
+        gated.start()
+        gated.open("a")
+        gated.post("wait a")
+        await gated.until_heard(f"1 wait a attempt 1 in {gated.process.pid}")
+        await gated.ends_well()
 
 
 async def test_where_no_daemon_runs_it_starts_as_ever(tmp_path: Path) -> None:

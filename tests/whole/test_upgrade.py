@@ -31,6 +31,14 @@ async def until_gone(pid: int) -> None:
             os.close(process)
 
 
+def keep_busy(manager: Path) -> None:
+    """It has so much to hear that nothing more can be told to it until it listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, contextlib.suppress(BlockingIOError):
+        other.setblocking(False)
+        while True:
+            other.sendto(b"X_OTHER=1", str(manager))
+
+
 async def test_its_turn_ends_where_it_began_and_the_manager_is_told_of_the_successor(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
@@ -42,6 +50,7 @@ async def test_its_turn_ends_where_it_began_and_the_manager_is_told_of_the_succe
             gated.post("wait a")
             await gated.until_begun("wait a")
             client = Client(tmp_path / "state" / "control.sock")
+            keep_busy(tmp_path / "notify")
             told = await asyncio.to_thread(client.upgrade)
             try:
                 first = gated.process.pid
@@ -74,6 +83,23 @@ async def test_what_nobody_would_look_after_is_not_started(tmp_path: Path) -> No
         client = Client(tmp_path / "state" / "control.sock")
         with pytest.raises(ControlError, match="start that one yourself: agentd run --take-over"):
             await asyncio.to_thread(client.upgrade)
+        await gated.ends_well()
+
+
+async def test_what_would_be_a_second_daemon_with_a_state_of_its_own_ends(tmp_path: Path) -> None:
+    async with Gated(tmp_path) as gated:
+        assert await gated.stop() == 0
+        gated.start(NOTIFY_SOCKET=str(tmp_path / "nobody"))
+        await gated.until_identity(lambda it: it["state"] == "live")
+        gated.configure(lambda text: text.replace(f'state = "{tmp_path}/state"', f'state = "{tmp_path}/elsewhere"'))
+        client = Client(tmp_path / "state" / "control.sock")
+        with pytest.raises(ControlError, match="the new process has ended with code 1"):
+            await asyncio.to_thread(client.upgrade)
+        assert "its state is elsewhere, or it has gone; stop that one, then start this one" in gated.log
+        assert not (tmp_path / "elsewhere" / "journal.db").exists()
+        gated.open("a")
+        gated.post("wait a")
+        await gated.until_heard(f"1 wait a attempt 1 in {gated.process.pid}")
         await gated.ends_well()
 
 
