@@ -1012,6 +1012,13 @@ def test_a_store_in_a_folder_that_is_not_there_is_a_matter_of_usage(tmp_path: Pa
     assert "does not exist; make it first" in result.stderr
 
 
+def test_a_store_that_is_no_file_is_told_in_one_line(tmp_path: Path) -> None:
+    words = ["hub", "--store", str(tmp_path), "--port", "0"]
+    done = subprocess.run([sys.executable, "-m", "agentd", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == f"agentd: {tmp_path} cannot be the hub's store (Is a directory); name another file\n"
+
+
 def test_faults_become_a_plan() -> None:
     from agentd.cli.serving import fault_plan
 
