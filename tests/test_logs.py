@@ -290,6 +290,16 @@ def test_a_traceback_reaches_the_journal_in_the_same_entry(journal: Journal) -> 
     assert journal.entry()["MESSAGE"].startswith("failed\nTraceback (most recent call last):\n")
 
 
+def test_no_message_is_hidden_by_a_character_in_it_that_journalctl_does_not_print(journal: Journal) -> None:
+    logs.configure("info", journal.stream, journal.environ)
+    try:
+        raise ValueError("peer\x1b[2J\x9b")
+    except ValueError:
+        logging.getLogger("agentd.test").exception("handler\x00 failed")
+    lines = journal.entry()["MESSAGE"].split("\n")
+    assert (lines[0], lines[-1]) == ("handler\\u0000 failed", "ValueError: peer\\u001b[2J\\u009b")
+
+
 def test_what_the_journal_does_not_take_goes_to_stderr_with_its_level(journal: Journal) -> None:
     logs.configure("info", journal.stream, journal.environ)
     journal.socket.close()

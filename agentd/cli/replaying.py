@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import click
 
 from agentd.cli.agreeing import agree
+from agentd.cli.printing import echo_json_line
 from agentd.cli.tables import number
 from agentd.control.client import Client
 from agentd.logs import printable
@@ -118,8 +119,8 @@ def _echo_unreadable(told: Row) -> None:
 
 def _echo_rehearsed(line: Row) -> None:
     event = line["event"]
-    said = printable(event["text"][:_TEXT_MAX_CHARS]) if event.get("text") else f"[{event['type']}]"
-    place = click.style(f"{event['conversation']} #{event['seq']}", bold=True)
+    said = printable(event["text"][:_TEXT_MAX_CHARS]) if event.get("text") else f"[{printable(event['type'])}]"
+    place = click.style(f"{printable(event['conversation'])} #{event['seq']}", bold=True)
     click.echo(f"{place} position {event['position']}, {printable(event['sender'])}: {said}")
     for effect in _effects(line):
         click.echo(f"  {printable(effect)}")
@@ -156,7 +157,7 @@ def _send(send: Row, line: Row) -> str:
 def _echo_json_lines(lines: Sequence[Row], wanted: bool) -> None:
     if wanted:
         for line in lines:
-            click.echo(json.dumps(line, ensure_ascii=False))
+            echo_json_line(line)
 
 
 def _count(value: int, noun: str) -> str:

@@ -481,7 +481,7 @@ async function explain(button) {
 // With characters written out that show nothing, or that turn the direction of writing around.
 function printable(text) {
   return String(text).replace(
-    /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g,
+    /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g,
     (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`,
   );
 }
@@ -514,7 +514,7 @@ async function showLetter(button) {
     ["error", letter.error],
     ...(event ? [["from", event.sender], ["seq", event.seq], ["text", event.text ?? event.type]] : []),
   ]);
-  byId("letter-trace").textContent = letter.traceback;
+  byId("letter-trace").textContent = printable(letter.traceback);
   openDialog(byId("letter"), button);
   byId("letter").scrollTop = 0;
 }
