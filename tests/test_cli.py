@@ -1188,6 +1188,32 @@ def test_an_export_into_a_file_is_there_for_its_owner_only(
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_an_export_gets_a_file_of_its_own_whatever_lies_beside(
+    ask: Callable[..., Result], served: Any, tmp_path: Path
+) -> None:
+    scripted_export(served)
+    left = tmp_path / "case.jsonl.part"
+    left.write_text("mine")
+    left.chmod(0o644)
+    assert ask("export", "--to", str(tmp_path / "case.jsonl")).exit_code == 0
+    assert left.read_text() == "mine"
+    assert (tmp_path / "case.jsonl").stat().st_mode & 0o777 == 0o600
+    assert sorted(each.name for each in tmp_path.glob("*case*")) == ["case.jsonl", "case.jsonl.part"]
+
+
+def test_an_export_into_a_pipe_goes_through_it(ask: Callable[..., Result], served: Any, tmp_path: Path) -> None:
+    scripted_export(served)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert ask("export", "--to", str(pipe)).exit_code == 0
+        assert os.read(reading, 65_536) == b"".join(LINES)
+    finally:
+        os.close(reading)
+    assert pipe.is_fifo(), "nothing takes its place"
+
+
 def test_an_export_that_is_broken_off_leaves_the_file_as_it_was(
     ask: Callable[..., Result], served: Any, tmp_path: Path
 ) -> None:
@@ -1198,7 +1224,7 @@ def test_an_export_that_is_broken_off_leaves_the_file_as_it_was(
     assert result.exit_code == 69
     assert "broke off" in result.stderr
     assert file.read_text() == "before"
-    assert not (tmp_path / "case.jsonl.part").exists()
+    assert list(tmp_path.glob("*.part")) == list(tmp_path.glob(".*.part")) == []
     elsewhere = tmp_path / "no folder" / "case.jsonl"
     refused = ask("export", "--to", str(elsewhere))
     assert (refused.exit_code, "name another file with --to" in refused.stderr) == (1, True)

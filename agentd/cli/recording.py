@@ -10,10 +10,11 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
@@ -34,9 +35,9 @@ def export(daemon: Client, identity: str | None, conversation: str | None, since
     quiet = not sys.stderr.isatty() or (to_stdout and sys.stdout.isatty())
     count = 0
     told_at = time.monotonic()
-    with daemon.export(identity, conversation, since) as exported, _written(to) as out:
+    with daemon.export(identity, conversation, since) as exported, _written(to) as put:
         for line in exported:
-            out.write(line)
+            put(line)
             count += 1
             if not quiet and time.monotonic() - told_at >= _PROGRESS_S:
                 told_at = time.monotonic()
@@ -55,24 +56,32 @@ def _progress(count: int, line: bytes, exported: Export) -> str:
 
 
 @contextlib.contextmanager
-def _written(to: Path) -> Iterator[IO[bytes]]:
-    """Stdout, or a file that takes its name when all is written. Raises click's errors."""
+def _written(to: Path) -> Iterator[Callable[[bytes], object]]:
+    """Takes lines for stdout, or for a file that takes its name when all is written. Raises click's errors."""
     if str(to) == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        yield _show if sys.stdout.isatty() else sys.stdout.buffer.write
+        sys.stdout.flush()
         return
-    unfinished = to.with_name(f"{to.name}.part")
     try:
-        # What people said to each other is for the owner's eyes.
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        if to.exists() and not to.is_file():  # a pipe, a device: nothing takes the place of that
+            with to.open("wb") as out:
+                yield out.write
+            return
+        # What people said to each other is for the owner's eyes: a name that nobody else can have taken, mode 0600.
+        descriptor, unfinished = tempfile.mkstemp(prefix=f".{to.name}.", suffix=".part", dir=to.parent)
         try:
             with os.fdopen(descriptor, "wb") as out:
-                yield out
-            unfinished.replace(to)
+                yield out.write
+            Path(unfinished).replace(to)
         finally:
-            unfinished.unlink(missing_ok=True)
+            Path(unfinished).unlink(missing_ok=True)
     except OSError as error:
         raise click.ClickException(f"{to} cannot be written ({error.strerror}); name another file with --to") from None
+
+
+def _show(line: bytes) -> None:
+    """On a terminal, which nothing in it can steer: the escapes are JSON's own."""
+    click.echo(printable(line.decode().rstrip("\n")))
 
 
 def explain(daemon: Client, event: str, identity: str | None, plugin: str | None, *, as_json: bool) -> None:
@@ -93,9 +102,10 @@ def explain(daemon: Client, event: str, identity: str | None, plugin: str | None
 
 def _echo_event(row: Mapping[str, Any]) -> None:
     notes = "".join(f", {note}" for note in ("own", "late") if row.get(note))
-    place = f"identity {row['identity']}, {row['conversation']} #{row['seq']}, position {row['position']}"
+    conversation = printable(row["conversation"])
+    place = f"identity {row['identity']}, {conversation} #{row['seq']}, position {row['position']}"
     click.echo(f"{printable(row['id'])} from {printable(row['sender'])}, {place}{notes}")
-    said = printable(row["text"]) if row.get("text") else f"[{row['type']}]"
+    said = printable(row["text"]) if row.get("text") else f"[{printable(row['type'])}]"
     click.echo(f"received {row['received_at']}: {said}")
 
 

@@ -6,6 +6,7 @@ Not here: how answers look to people (cli).
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -237,7 +238,8 @@ class Client:
     def _response(
         self, connection: _Connection, method: str, target: str, body: Mapping[str, Any] | None
     ) -> http.client.HTTPResponse:
-        content = None if body is None else json.dumps(body).encode()
+        with _readable():
+            content = None if body is None else json.dumps(body, ensure_ascii=False).encode()
         try:
             connection.request(method, target, content, {"Content-Type": "application/json"} if body else {})
             response = connection.getresponse()
@@ -315,8 +317,18 @@ class _Connection(http.client.HTTPConnection):
 
 
 def _target(path: str, **query: str | None) -> str:
-    given = urlencode({name: value for name, value in query.items() if value is not None})
+    with _readable():
+        given = urlencode({name: value for name, value in query.items() if value is not None})
     return f"{path}?{given}" if given else path
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """What was given leaves as UTF-8. Raises ControlError where it cannot: a command line may hold any bytes."""
+    try:
+        yield
+    except UnicodeEncodeError:
+        raise ControlError(400, "BAD_REQUEST", "a word of the command is not UTF-8", "write it in UTF-8") from None
 
 
 def _how_to_start(path: Path) -> str:
