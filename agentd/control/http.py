@@ -35,12 +35,13 @@ Not here: who is let in (sessions.py), what the page shows (page.py), how it is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -51,7 +52,8 @@ from aiohttp.http import HttpProcessingError
 from agentd import config
 from agentd.config import is_address, listening_address
 from agentd.control import page
-from agentd.control.api import PAUSE_MAX_S, Daemon
+from agentd.control.answers import as_json, bad_request, refusal, streamed, whole_number
+from agentd.control.api import PAUSE_MAX_S, Daemon, LetterChosen
 from agentd.control.explained import explanation
 from agentd.control.exposition import CONTENT_TYPE
 from agentd.control.feed import Feed
@@ -96,12 +98,6 @@ class Invited(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /session."""
 
     invitation: Annotated[str, msgspec.Meta(max_length=200)]
-
-
-class Letter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Body of POST /api/dead/replay and /api/dead/drop."""
-
-    number: Annotated[int, msgspec.Meta(ge=1)]
 
 
 class SendOf(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -268,7 +264,7 @@ class HttpServer:
         cookie = self._sessions.accept(invited.invitation, time.monotonic())
         if cookie is None:
             raise ControlError(403, "NO_INVITATION", "this link was used, or is too old", "run: agentd dashboard")
-        response = _json({"let_in": True})
+        response = as_json({"let_in": True})
         response.set_cookie(
             _COOKIE, cookie, max_age=int(self._http.session_max_s), httponly=True, samesite="Strict", path="/"
         )
@@ -276,31 +272,31 @@ class HttpServer:
 
     async def _end_session(self, request: web.Request) -> web.StreamResponse:
         self._sessions.end(request.cookies.get(_COOKIE, ""))
-        response = _json({"let_in": False})
+        response = as_json({"let_in": False})
         response.del_cookie(_COOKIE, path="/")
         return response
 
     async def _invite(self, request: web.Request) -> web.StreamResponse:
         if not self._has_token(request):
             raise ControlError(403, "NO_TOKEN", "only the token's holder may invite", "run: agentd dashboard")
-        return _json({"invitation": self._sessions.invite(time.monotonic())})
+        return as_json({"invitation": self._sessions.invite(time.monotonic())})
 
     # -- for programs -----------------------------------------------------------------------------------------------
 
     async def _healthz(self, request: web.Request) -> web.StreamResponse:
-        return _json({"alive": True})
+        return as_json({"alive": True})
 
     async def _readyz(self, request: web.Request) -> web.StreamResponse:
         now = time.monotonic()
         found = why_not_ready(self._daemon.status(), self._limits, now)
         told = {"ready": not found, "reasons": [_told(reason, now) for reason in found]}
-        return _json(told, status=503 if found else 200)
+        return as_json(told, status=503 if found else 200)
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=(await self._readings.page()).encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
-        return _json(self._daemon.status())
+        return as_json(self._daemon.status())
 
     # -- the page ---------------------------------------------------------------------------------------------------
 
@@ -322,64 +318,59 @@ class HttpServer:
             return self._has_token(request) or self._has_session(request)
 
         with self._feed.opened():
-            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-            await response.prepare(request)
-            try:
-                async for name, data in self._feed.events(goes_on):
-                    await response.write(b"event: " + name.encode() + b"\ndata: " + orjson.dumps(data) + b"\n\n")
-            except ConnectionResetError:
-                pass  # the reader has gone
-            return response
+            return await streamed(request, "text/event-stream", _told_as_events(self._feed.events(goes_on)))
 
     async def _letter(self, request: web.Request) -> web.StreamResponse:
-        return _json(await self._daemon.dead_show(_number(request, "number")))
+        return as_json(await self._daemon.dead_show(whole_number("number", request.query.get("number", ""))))
 
     async def _replay_letter(self, request: web.Request) -> web.StreamResponse:
-        return _json(await self._daemon.dead_replay((await _body(request, Letter)).number))
+        return as_json(await self._daemon.dead_replay((await _body(request, LetterChosen)).number))
 
     async def _drop_letter(self, request: web.Request) -> web.StreamResponse:
-        return _json(await self._daemon.dead_drop((await _body(request, Letter)).number))
+        return as_json(await self._daemon.dead_drop((await _body(request, LetterChosen)).number))
 
     async def _retry_send(self, request: web.Request) -> web.StreamResponse:
         chosen = await _body(request, SendOf)
-        return _json(await self._daemon.outbox_retry(self._known(chosen.identity), chosen.client_msg_id))
+        return as_json(await self._daemon.outbox_retry(self._known(chosen.identity), chosen.client_msg_id))
 
     async def _drop_send(self, request: web.Request) -> web.StreamResponse:
         chosen = await _body(request, SendOf)
-        return _json(await self._daemon.outbox_drop(self._known(chosen.identity), chosen.client_msg_id))
+        return as_json(await self._daemon.outbox_drop(self._known(chosen.identity), chosen.client_msg_id))
 
     async def _release(self, request: web.Request) -> web.StreamResponse:
         held = await _body(request, Held)
         released = self._daemon.release(held.plugin, self._known(held.identity), held.conversation)
-        return _json({"released": released})
+        return as_json({"released": released})
 
     async def _explanation(self, request: web.Request) -> web.StreamResponse:
         identity = self._known(request.query.get("identity", ""))
-        explained = await self._daemon.explain(str(_number(request, "position")), identity, None)
+        explained = await self._daemon.explain(
+            str(whole_number("position", request.query.get("position", ""))), identity, None
+        )
         found = explained["events"][0]
         place = (identity, found["event"]["conversation"])
         pauses = self._daemon.status()["pauses"]
         pause = next((each for each in pauses if (each["identity"], each["conversation"]) == place), None)
-        return _json(explanation(found, pause))
+        return as_json(explanation(found, pause))
 
     async def _conversations(self, request: web.Request) -> web.StreamResponse:
         identity = self._known(request.query.get("identity", ""))
         found = await self._daemon.conversations(identity, request.query.get("prefix", ""), _SUGGESTED)
-        return _json({"conversations": [each["conversation"] for each in found]})
+        return as_json({"conversations": [each["conversation"] for each in found]})
 
     async def _pause(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, Pause)
-        return _json(await self._daemon.pause(self._known(wanted.identity), wanted.conversation, wanted.for_s))
+        return as_json(await self._daemon.pause(self._known(wanted.identity), wanted.conversation, wanted.for_s))
 
     async def _resume(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, Resume)
-        return _json(await self._daemon.resume(self._known(wanted.identity), wanted.conversation))
+        return as_json(await self._daemon.resume(self._known(wanted.identity), wanted.conversation))
 
     async def _say(self, request: web.Request) -> web.StreamResponse:
         if self._daemon.status()["hub_url"] is None:
             raise ControlError(404, "NOT_EMBEDDED", "there is no embedded hub to talk to", "see: agentd send")
         said = await _body(request, Said)
-        return _json(await self._daemon.send(None, page.ECHO, Content(text=said.text), _SAY_WAIT_S, None))
+        return as_json(await self._daemon.send(None, page.ECHO, Content(text=said.text), _SAY_WAIT_S, None))
 
     def _known(self, identity: str) -> str:
         if identity in (each["name"] for each in self._daemon.status()["identities"]):
@@ -418,16 +409,16 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     try:
         return await handler(request)
     except web.HTTPRequestEntityTooLarge:
-        return _refusal(ControlError(413, "TOO_LARGE", "the body is too long", "see [agentd.http] body_max_bytes"))
+        return refusal(ControlError(413, "TOO_LARGE", "the body is too long", "see [agentd.http] body_max_bytes"))
     except web.HTTPException as error:
-        return _refusal(ControlError(error.status, "UNKNOWN_CALL", f"no call {request.method} {request.path}"))
+        return refusal(ControlError(error.status, "UNKNOWN_CALL", f"no call {request.method} {request.path}"))
     except ControlError as refused:
-        return _refusal(refused)
+        return refusal(refused)
     except AgentdError as error:
-        return _refusal(ControlError(503, "UNAVAILABLE", str(error), "try again in a moment"))
+        return refusal(ControlError(503, "UNAVAILABLE", str(error), "try again in a moment"))
     except Exception as error:
         log.exception("a call over HTTP failed")
-        return _refusal(ControlError(500, "INTERNAL", f"the daemon failed ({type(error).__name__})", "see its log"))
+        return refusal(ControlError(500, "INTERNAL", f"the daemon failed ({type(error).__name__})", "see its log"))
 
 
 async def _body(request: web.Request, shape: type[T]) -> T:
@@ -439,18 +430,17 @@ async def _body(request: web.Request, shape: type[T]) -> T:
             body = await request.read()
     except (web.RequestPayloadError, ConnectionError, TimeoutError) as error:
         what = f"the body did not come as it was announced ({type(error).__name__})"
-        raise ControlError(400, "BAD_REQUEST", what, "mend the request") from None
+        raise bad_request(what) from None
     try:
         return msgspec.json.decode(body, type=shape)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise ControlError(400, "BAD_REQUEST", str(error), "mend the request") from None
+        raise bad_request(str(error)) from None
 
 
-def _number(request: web.Request, name: str) -> int:
-    given = request.query.get(name, "")
-    if not given.isdecimal() or len(given) > 18:
-        raise ControlError(400, "BAD_REQUEST", f"{name} must be a whole number", "mend the request")
-    return int(given)
+async def _told_as_events(events: AsyncGenerator[tuple[str, dict[str, Any]], None]) -> AsyncGenerator[bytes, None]:
+    async with contextlib.aclosing(events):
+        async for name, data in events:
+            yield b"event: " + name.encode() + b"\ndata: " + orjson.dumps(data) + b"\n\n"
 
 
 def _told(reason: Reason, now: float) -> dict[str, str | None]:
@@ -482,11 +472,3 @@ def _reached_at(host: str) -> str:
     """How this machine's own browser reaches what listens there."""
     own = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- asked about, not listened on
     return f"[{own}]" if ":" in own else own
-
-
-def _refusal(refused: ControlError) -> web.Response:
-    return _json({"code": refused.code, "message": refused.message, "remedy": refused.remedy}, status=refused.status)
-
-
-def _json(value: object, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")

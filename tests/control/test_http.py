@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import logging
 import os
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 from agentd import logs
 from agentd.control.http import _HEADERS
 from agentd.control.sessions import Sessions, take_token
+from agentd.errors import JournalError
 from tests.control.pages import Page, identity, record
 
 SECRET_PATHS = [
@@ -207,6 +210,15 @@ def test_a_body_a_header_and_a_line_past_their_bounds_are_refused(serve: Callabl
     assert page.ask("GET", f"/healthz?{'x' * 2_001}")[0] in (400, 414)
 
 
+def answered_in_the_end(page: Page) -> int:
+    until = time.monotonic() + 30
+    while True:
+        try:
+            return page.ask("GET", "/healthz")[0]
+        except (ConnectionError, http.client.HTTPException):
+            assert time.monotonic() < until, "there is never room"
+
+
 def test_connections_past_the_bound_are_closed_and_leave_again_room(serve: Callable[..., Page]) -> None:
     page = serve(connections_max=3)
     idle = [socket.create_connection(("127.0.0.1", page.port)) for _ in range(3)]
@@ -215,14 +227,7 @@ def test_connections_past_the_bound_are_closed_and_leave_again_room(serve: Calla
             page.ask("GET", "/healthz")
     for each in idle:
         each.close()
-    answered = 0
-    for _ in range(1_000):
-        try:
-            answered = page.ask("GET", "/healthz")[0]
-            break
-        except (ConnectionError, http.client.HTTPException):
-            continue
-    assert answered == 200
+    assert answered_in_the_end(page) == 200
 
 
 def test_connections_on_which_nothing_is_asked_make_room_and_streams_do_not(serve: Callable[..., Page]) -> None:
@@ -233,14 +238,7 @@ def test_connections_on_which_nothing_is_asked_make_room_and_streams_do_not(serv
     assert events.status == 200
     idle = [socket.create_connection(("127.0.0.1", page.port)) for _ in range(8)]
     idle[0].sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
-    answered = 0
-    for _ in range(100):
-        try:
-            answered = page.ask("GET", "/healthz")[0]
-            break
-        except (ConnectionError, http.client.HTTPException):
-            continue
-    assert answered == 200
+    assert answered_in_the_end(page) == 200
     assert events.readline().startswith(b"event: ")
     for each in idle:
         each.close()
@@ -366,6 +364,25 @@ def test_a_stream_begins_with_every_part_and_the_newest_records(page: Page) -> N
         "gaps",
     }
     assert (last, records["count"], records["skipped"]) == ("records", 4, 0)
+
+
+def test_a_stream_whose_parts_cannot_be_read_has_one_head_and_breaks_off(
+    page: Page, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreadable(*_: object) -> list[dict[str, Any]]:
+        raise JournalError("disk I/O error")
+
+    monkeypatch.setattr(page.daemon, "dead", unreadable)
+    with socket.create_connection(("127.0.0.1", page.port), timeout=10) as connection:
+        head = f"GET /api/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {page.token}\r\n\r\n"
+        connection.sendall(head.encode())
+        told = b""
+        with contextlib.suppress(ConnectionResetError):
+            while some := connection.recv(65_536):
+                told += some
+    assert told.count(b"HTTP/1.1 ") <= 1
+    assert not told.endswith(b"0\r\n\r\n")
+    assert [each.getMessage() for each in caplog.records] == ["an answer broke off: disk I/O error"]
 
 
 def test_a_part_is_sent_again_only_when_it_has_changed(page: Page) -> None:
