@@ -59,7 +59,7 @@ from agentd.control.exposition import CONTENT_TYPE
 from agentd.control.feed import Feed
 from agentd.control.readings import Readings, limits, why_not_ready
 from agentd.control.refusal import ControlError
-from agentd.control.sessions import Sessions, take_token
+from agentd.control.sessions import TOKEN_NAME, Sessions, take_token
 from agentd.core.events import Content
 from agentd.core.health import Reason
 from agentd.core.moments import iso
@@ -89,9 +89,10 @@ _HEADERS = {
 
 log = logging.getLogger(__name__)
 
+_NONSENSE = (HttpProcessingError, web.RequestPayloadError)
 _unreadable = logging.getLogger(f"{__name__}.unreadable")
 # Whoever can connect could fill the log with them.
-_unreadable.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
+_unreadable.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], _NONSENSE)))
 
 
 class Invited(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -156,11 +157,16 @@ class HttpServer:
             max_line_size=self._http.header_max_bytes,
             max_field_size=self._http.header_max_bytes,
         )
+        self._cookie = _COOKIE
         self.url: str | None = None
 
     async def start(self) -> None:
         """Listen. Mail matters more than the page: where the address cannot be had, that is logged, and no more."""
-        token = take_token(self._state)
+        try:
+            token = take_token(self._state)
+        except OSError as error:
+            log.error("%s cannot be had (%s): no page and no metrics", self._state / TOKEN_NAME, error.strerror)
+            return
         self._sessions = Sessions(token, sessions_max=self._http.sessions_max, session_max_s=self._http.session_max_s)
         host, port = listening_address(self._http.listen)
         await self._runner.setup()
@@ -178,6 +184,8 @@ class HttpServer:
             return
         self._readings.__enter__()
         port = self._server.sockets[0].getsockname()[1]
+        # Browsers keep the ports of a host apart in all but cookies, and there may be two daemons.
+        self._cookie = f"{_COOKIE}_{port}"
         self.url = f"http://{_reached_at(host)}:{port}"
         log.info("the page and the metrics are at %s; to open it: agentd dashboard", self.url)
 
@@ -246,7 +254,7 @@ class HttpServer:
             401,
             "NO_TOKEN",
             "this needs a token",
-            f"a browser: agentd dashboard; a program: Authorization: Bearer, with {self._state / 'http_token'}",
+            f"a browser: agentd dashboard; a program: Authorization: Bearer, with {self._state / TOKEN_NAME}",
         )
 
     def _has_token(self, request: web.Request) -> bool:
@@ -255,7 +263,7 @@ class HttpServer:
 
     def _has_session(self, request: web.Request) -> bool:
         """A call that changes something must come from the page itself: other ports share its cookies."""
-        cookie = request.cookies.get(_COOKIE, "")
+        cookie = request.cookies.get(self._cookie, "")
         from_the_page = request.method == "GET" or "Origin" in request.headers
         return from_the_page and self._sessions.is_let_in(cookie, time.monotonic())
 
@@ -266,14 +274,14 @@ class HttpServer:
             raise ControlError(403, "NO_INVITATION", "this link was used, or is too old", "run: agentd dashboard")
         response = as_json({"let_in": True})
         response.set_cookie(
-            _COOKIE, cookie, max_age=int(self._http.session_max_s), httponly=True, samesite="Strict", path="/"
+            self._cookie, cookie, max_age=int(self._http.session_max_s), httponly=True, samesite="Strict", path="/"
         )
         return response
 
     async def _end_session(self, request: web.Request) -> web.StreamResponse:
-        self._sessions.end(request.cookies.get(_COOKIE, ""))
+        self._sessions.end(request.cookies.get(self._cookie, ""))
         response = as_json({"let_in": False})
-        response.del_cookie(_COOKIE, path="/")
+        response.del_cookie(self._cookie, path="/")
         return response
 
     async def _invite(self, request: web.Request) -> web.StreamResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -16,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from agentd import logs
-from agentd.control.http import _HEADERS
+from agentd import config, logs
+from agentd.control.http import _HEADERS, HttpServer
 from agentd.control.sessions import Sessions, take_token
 from agentd.errors import JournalError
-from tests.control.pages import Page, identity, record
+from tests.control.pages import Page, PageDaemon, identity, record
 
 SECRET_PATHS = [
     ("GET", "/readyz"),
@@ -269,6 +270,20 @@ def test_what_makes_no_sense_is_refused_and_fills_no_log(page: Page, caplog: pyt
     assert caplog.records == []
 
 
+def test_a_body_that_breaks_while_it_is_read_fills_no_log(page: Page, caplog: pytest.LogCaptureFixture) -> None:
+    head = f"POST /session HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", page.port), timeout=10) as connection:
+        connection.sendall(
+            f"{head}Content-Encoding: gzip\r\nContent-Length: 99\r\nExpect: 100-continue\r\n\r\n".encode()
+        )
+        assert b" 100 " in connection.recv(65_536), "it is being read"
+        connection.sendall(b"{}")
+        assert b" 400 " in connection.recv(65_536)
+        while connection.recv(65_536):
+            pass  # until it is over
+    assert caplog.records == []
+
+
 def test_streams_past_the_bound_are_refused(serve: Callable[..., Page]) -> None:
     page = serve(streams_max=1)
     connection = page.connection()
@@ -473,6 +488,46 @@ def test_a_token_that_others_could_read_is_made_anew(tmp_path: Path, caplog: pyt
     assert take_token(tmp_path) != token
     assert stat.S_IMODE((tmp_path / "http_token").stat().st_mode) == 0o600
     assert "made anew" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"\xff" * 40])
+def test_a_file_that_holds_no_token_gets_one(content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "http_token").touch(0o600)
+    (tmp_path / "http_token").write_bytes(content)
+    token = take_token(tmp_path)
+    assert take_token(tmp_path) == token
+    assert "holds no token: it is made anew" in caplog.text
+
+
+def test_a_token_that_another_user_put_there_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = take_token(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert take_token(tmp_path) != token
+
+
+def test_a_token_that_cannot_be_had_costs_the_page_and_no_mail(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "http_token").mkdir()
+    server = HttpServer(PageDaemon(), config.Agentd(state=str(tmp_path), http=config.Http(listen="127.0.0.1:0")))
+    asyncio.run(started_and_closed(server))
+    assert server.url is None
+    assert "http_token cannot be had (Is a directory): no page and no metrics" in caplog.text
+
+
+async def started_and_closed(server: HttpServer) -> None:
+    await server.start()
+    await server.close()
+
+
+def test_a_browser_may_look_at_two_daemons_of_one_machine(serve: Callable[..., Page]) -> None:
+    jar: dict[str, str] = {}
+    pages = [serve(), serve()]
+    for page in pages:  # for a browser all ports of an address have the same cookies
+        name, _, value = page.cookie().partition("=")
+        jar[name] = value
+    sent = "; ".join(f"{name}={value}" for name, value in jar.items())
+    assert [page.ask("GET", "/api/status", bare=True, Cookie=sent)[0] for page in pages] == [200, 200]
 
 
 def test_the_token_is_in_no_log(page: Page, caplog: pytest.LogCaptureFixture) -> None:
