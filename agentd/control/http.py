@@ -38,7 +38,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -148,6 +148,8 @@ class HttpServer:
         self._feed = Feed(daemon, self._limits, self._http.streams_max)
         self._state = Path(settings.state)
         self._server: asyncio.Server | None = None
+        self._asked: set[asyncio.BaseProtocol] = set()
+        """Connections on which something is asked, until the answer has left."""
         self._runner = web.AppRunner(
             self._application(),
             access_log=None,
@@ -171,7 +173,7 @@ class HttpServer:
         host, port = listening_address(self._http.listen)
         await self._runner.setup()
         assert self._runner.server is not None
-        accept = _Accept(self._runner.server, self._http.connections_max)
+        accept = _Accept(self._runner.server, self._http.connections_max, self._asked)
         try:
             self._server = await asyncio.get_running_loop().create_server(accept, host, port)
         except OSError as error:
@@ -199,7 +201,8 @@ class HttpServer:
 
     def _application(self) -> web.Application:
         application = web.Application(
-            client_max_size=self._http.body_max_bytes, middlewares=[_answered, self._known_name, self._let_in]
+            client_max_size=self._http.body_max_bytes,
+            middlewares=[self._asks, _answered, self._known_name, self._let_in],
         )
         application.on_response_prepare.append(_add_headers)
         routes = application.router
@@ -227,6 +230,19 @@ class HttpServer:
         return application
 
     # -- who may ask ------------------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _asks(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Remember that this connection is in use, until all of the answer is handed to the system."""
+        self._asked.add(request.protocol)
+        try:
+            response = await handler(request)
+            with contextlib.suppress(ConnectionError):  # the reader has gone
+                await response.prepare(request)
+                await response.write_eof()
+            return response
+        finally:
+            self._asked.discard(request.protocol)
 
     @web.middleware
     async def _known_name(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -387,16 +403,22 @@ class HttpServer:
 
 
 class _Accept:
-    """Makes a protocol per connection; past the bound, one that closes at once, as do all on which nothing is asked."""
+    """Makes a protocol per connection; past the bound, one that closes at once, as do all on which nothing is asked.
 
-    def __init__(self, server: web.Server, connections_max: int) -> None:
+    asked: those on which something is.
+    """
+
+    def __init__(self, server: web.Server, connections_max: int, asked: Collection[asyncio.BaseProtocol]) -> None:
         self._server = server
         self._connections_max = connections_max
+        self._asked = asked
 
     def __call__(self) -> asyncio.BaseProtocol:
         if len(self._server.connections) < self._connections_max:
             return self._server()
-        self._server.pre_shutdown()  # ends those that wait for a request; a stream goes on
+        for connection in self._server.connections:
+            if connection not in self._asked:
+                connection.force_close()
         return _Closed()
 
 

@@ -231,6 +231,18 @@ def test_connections_past_the_bound_are_closed_and_leave_again_room(serve: Calla
     assert answered_in_the_end(page) == 200
 
 
+def test_connections_that_say_nothing_cannot_keep_others_out(serve: Callable[..., Page]) -> None:
+    page = serve(connections_max=3)
+    idle = [socket.create_connection(("127.0.0.1", page.port), timeout=10) for _ in range(3)]
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        while True:  # until the three are taken in
+            page.ask("GET", "/healthz")
+    assert answered_in_the_end(page) == 200
+    for each in idle:
+        assert each.recv(1) == b"", "it was closed"
+        each.close()
+
+
 def test_connections_on_which_nothing_is_asked_make_room_and_streams_do_not(serve: Callable[..., Page]) -> None:
     page = serve(connections_max=3)
     stream = page.connection()
