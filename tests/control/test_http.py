@@ -19,8 +19,11 @@ import pytest
 
 from agentd import config, logs
 from agentd.control.http import _HEADERS, HttpServer
+from agentd.control.readings import Readings
 from agentd.control.sessions import Sessions, take_token
+from agentd.core.health import Limits
 from agentd.errors import JournalError
+from agentd.metrics import ALL
 from tests.control.pages import Page, PageDaemon, identity, record
 
 SECRET_PATHS = [
@@ -568,3 +571,22 @@ def test_an_address_that_is_taken_is_logged_and_mail_goes_on(
     second = serve(listen=f"127.0.0.1:{first.port}")
     assert second.server.url is None
     assert "cannot listen on" in caplog.text
+
+
+async def test_the_gauges_of_one_answer_are_of_one_moment_also_where_two_scrape_at_a_time() -> None:
+    daemon, moments = PageDaemon(), iter(range(1, 10))
+
+    def status() -> dict[str, Any]:
+        moment = next(moments)
+        return {**daemon.status(), "undispatched": moment, "log_lines_dropped": moment}
+
+    async def scraped(later: int) -> str:
+        for _ in range(later):
+            await asyncio.sleep(0)
+        return await readings.page()
+
+    between = list(ALL).index("agentd_undispatched") + 1  # each metric is a turn of the loop
+    with Readings(status, Limits()) as readings:
+        for page in await asyncio.gather(scraped(0), scraped(between)):
+            told = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+            assert told["agentd_undispatched"] == told["agentd_log_lines_dropped"]
