@@ -242,3 +242,23 @@ def test_progress_is_told_after_a_second_with_the_time_that_is_left(terminal: Ca
     assert "copying: 25 %, about 6 s left" in terminal()
     progress.over()
     assert terminal().endswith("\r\x1b[K")
+
+
+@pytest.mark.parametrize("words", [("upgrade-check",), ("vacuum",), ("retention", "--dry-run")])
+def test_a_journal_in_a_folder_that_this_user_may_not_enter_is_told_in_one_line(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    state = tmp_path / "private" / "state"
+    state.mkdir(parents=True)
+    (tmp_path / "private").chmod(0)
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65_534)
+    try:
+        result = agentd_command(*words, state=state)
+    finally:
+        os.seteuid(was)
+        (tmp_path / "private").chmod(0o700)
+    assert result.exit_code in (1, 69)
+    (line,) = result.stderr.splitlines()
+    assert line.endswith("run the command as the daemon's user or as root")

@@ -35,6 +35,10 @@ class Verbs(click.Group):
             _fail(ctx, error, EXIT_UNREACHABLE)
         except AgentdError as error:
             _fail(ctx, error, EXIT_FAILED)
+        except PermissionError as error:
+            # Of the service's folders; whoever opens a file of his own is told by who opens it.
+            told = f"{error.filename} is not for this user ({error.strerror}); run the command as the daemon's user"
+            _fail(ctx, AgentdError(f"{told} or as root"), EXIT_FAILED)
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
 

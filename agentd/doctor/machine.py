@@ -5,6 +5,7 @@ Always true: nothing is locked or changed; a daemon that runs is asked as any cl
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
@@ -82,7 +83,7 @@ def daemon(config: Path | None, environ: Mapping[str, str]) -> tuple[Running | N
     try:
         status = Client(path).status()
     except UnreachableError as error:
-        if not path.exists():
+        if not _is_there(path):
             return None, [Finding(OK, "daemon", "", "none runs")]
         return None, [Finding(WARN, "daemon", str(path), str(error), "see its log; restart it")]
     except ControlError as error:
@@ -142,14 +143,26 @@ def _unborn(state: Path) -> Finding:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder itself, or the first of those above it that is there."""
-    return next(each for each in (folder, *folder.parents) if each.is_dir())
+    """The folder itself, or the first of those above it that can be seen to be there."""
+    for each in (folder, *folder.parents):
+        with contextlib.suppress(OSError):  # within a folder that this user may not enter
+            if each.is_dir():
+                return each
+    return Path("/")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether this user can see it to be there. Of a folder that he may not enter `state_folder` tells."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def journal(state: Path, running: Running | None) -> list[Finding]:
     """Whether it can be read by this version, and who holds it."""
     path = state / JOURNAL_NAME
-    if not path.exists():
+    if not _is_there(path):
         return []
     try:
         found = copies.standing(path)
@@ -170,6 +183,8 @@ def journal(state: Path, running: Running | None) -> list[Finding]:
 def known_handles(state: Path) -> dict[str, str]:
     """Identity to the handle whose mail the journal holds."""
     path = state / JOURNAL_NAME
+    if not _is_there(path):
+        return {}
     try:
         with copies.reading(path) as connection:
             return marks.handles(connection)
