@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import resource
+import shlex
 import shutil
 import stat
 import sys
@@ -126,11 +127,12 @@ def state_folder(state: Path) -> list[Finding]:
     if not stat.S_ISDIR(status.st_mode):
         return [Finding(FAIL, "state folder", str(state), "is not a folder", "name another one")]
     if status.st_uid != os.geteuid() and os.geteuid() != 0:
-        remedy = f"run agentd as that user, or: chown -R {os.geteuid()} {state}"
+        remedy = f"run agentd as that user, or: chown -R {os.geteuid()} {shlex.quote(str(state))}"
         return [Finding(FAIL, "state folder", str(state), f"belongs to user {status.st_uid}", remedy)]
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
-        return [Finding(WARN, "state folder", str(state), f"is open to others (mode {mode:04o})", f"chmod 700 {state}")]
+        remedy = f"chmod 700 {shlex.quote(str(state))}"
+        return [Finding(WARN, "state folder", str(state), f"is open to others (mode {mode:04o})", remedy)]
     return [Finding(OK, "state folder", str(state), f"of user {status.st_uid}, mode {mode:04o}")]
 
 
