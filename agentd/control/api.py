@@ -56,7 +56,6 @@ import errno
 import logging
 import os
 import socket
-import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
@@ -68,6 +67,7 @@ from aiohttp import web
 from agentd import __version__
 from agentd.control.address import short_name
 from agentd.control.answers import as_json, bad_request, refusal, streamed, whole_number
+from agentd.control.peer import uid_of_peer
 from agentd.control.refusal import ControlError
 from agentd.core.events import OPEN_STATES, SETTLED_STATES, Content
 from agentd.core.moments import unix
@@ -85,7 +85,6 @@ _LINES = "application/x-ndjson"
 _HELD = ",".join(state for state in (*OPEN_STATES, *SETTLED_STATES) if state not in ("sent", "dropped"))
 _WAIT_MAX_S = 600.0
 _SHUTDOWN_TIMEOUT_S = 0.3  # enough for what is answered from memory; a tail or a waiting send is cancelled then
-_UCRED = struct.Struct("3i")  # pid, uid, gid, as SO_PEERCRED gives them
 
 log = logging.getLogger(__name__)
 
@@ -702,8 +701,7 @@ def _peer_uid(request: web.Request) -> int | None:
     connection = request.get_extra_info("socket")
     if connection is None:
         return None
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return int(_UCRED.unpack(credentials)[1])
+    return uid_of_peer(connection)
 
 
 def bind(path: Path, *, in_place: bool = False) -> socket.socket:

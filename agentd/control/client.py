@@ -1,14 +1,17 @@
 """Asks a running daemon through its control socket.
 
 Always true: the standard library only, so that a verb of the command line starts in a fraction of a second.
+Nobody is told anything but a daemon of this user or of root, unless it is root that asks.
 Not here: how answers look to people (cli).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from agentd.control.address import short_name
+from agentd.control.peer import uid_of_peer
 from agentd.control.refusal import ControlError, SilentError, UnreachableError
 from agentd.errors import AgentdError, ConfigError
 
@@ -308,6 +312,9 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(self.timeout)
         with short_name(self._path) as name:
             self.sock.connect(name)
+        # A command looks in the folder that it runs in, where somebody else may have put a socket to be talked to.
+        if os.geteuid() not in (0, served_by := uid_of_peer(self.sock)) and served_by != 0:
+            raise PermissionError(errno.EPERM, "served by another user", str(self._path))
 
     def __enter__(self) -> _Connection:
         return self

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +73,32 @@ def test_a_socket_that_nobody_listens_on_is_no_daemon(path: Path) -> None:
         left.bind(str(path))
     with pytest.raises(UnreachableError, match="no daemon answers"):
         Client(path).status()
+
+
+def test_nothing_is_said_to_a_socket_that_another_user_has_put_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    was = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as planted:
+        Path(folder).chmod(0o777)
+        path = Path(folder) / "control.sock"
+        if was == 0:
+            os.seteuid(65_534)
+        try:
+            planted.bind(str(path))
+            path.chmod(0o666)
+            planted.listen()
+            planted.setblocking(False)
+            if was == 0:
+                os.seteuid(0)
+                os.seteuid(65_533)
+            else:
+                monkeypatch.setattr(os, "geteuid", lambda: was + 1)
+            with pytest.raises(UnreachableError, match="belongs to another user"):
+                Client(path).send("@bob", {"text": "secret"})
+        finally:
+            os.seteuid(was)
+        connection, _ = planted.accept()
+        with connection:
+            assert connection.recv(65_536) == b""
 
 
 def test_a_path_through_a_file_is_no_daemon(path: Path) -> None:
