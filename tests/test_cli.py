@@ -1241,7 +1241,7 @@ def test_an_export_shows_its_progress_on_a_terminal(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     recording.export(Client(served.path), None, None, None, tmp_path / "case.jsonl")
     steps = capsys.readouterr().err.split("\r\x1b[K")
-    assert steps == ["", "1 events, 50 %", "2 events, 100 %", f"exported 2 events to {tmp_path / 'case.jsonl'}\n"]
+    assert steps == ["", "1 event, 50 %", "2 events, 100 %", f"exported 2 events to {tmp_path / 'case.jsonl'}\n"]
 
 
 @pytest.mark.parametrize("given", ["yesterday", "2x", "2026-13-01", "9" * 400 + "d"])
@@ -1405,6 +1405,12 @@ def test_a_table_fits_and_keeps_what_matters_most(rows: list[tuple[str, str, str
     for line in lines[1:]:
         assert columns_of(line) <= width
         assert len(line.splitlines()) <= 1
+
+
+def test_several_columns_that_must_stay_are_cut_until_they_fit() -> None:
+    columns = [Column(title, lambda row: "x" * 50) for title in ("FIRST", "SECOND", "THIRD")]
+    assert columns_of(table(columns, [{}], 60)[1]) == 60
+    assert columns_of(table(columns, [{}], 20)[1]) == 3 * 8 + 4, "as narrow as a cell can be"
 
 
 def test_wide_characters_take_two_columns_and_combining_ones_none() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from agentd.cli.printing import echo_json
-from agentd.cli.tables import number
+from agentd.cli.tables import counted, number
 from agentd.control.client import Client, Export
 from agentd.control.fates import MATCHES, filter_passed, told_fate, told_filter, told_outcome, told_pause
 from agentd.logs import printable
@@ -43,8 +43,7 @@ def export(daemon: Client, identity: str | None, conversation: str | None, since
                 told_at = time.monotonic()
                 click.echo(f"{_CLEARED}{_progress(count, line, exported)}", nl=False, err=True)
     place = "" if to_stdout else f" to {to}"
-    noun = "event" if count == 1 else "events"
-    click.echo(f"{'' if quiet else _CLEARED}exported {number(count)} {noun}{place}", err=True)
+    click.echo(f"{'' if quiet else _CLEARED}exported {counted(count, 'event')}{place}", err=True)
     if exported.unreadable:
         why = "their identities are not configured, or they cannot be read any more"
         click.echo(f"left out {number(exported.unreadable)}: {why}", err=True)
@@ -52,7 +51,7 @@ def export(daemon: Client, identity: str | None, conversation: str | None, since
 
 def _progress(count: int, line: bytes, exported: Export) -> str:
     position = json.loads(line)["position"]
-    return f"{number(count)} events, {100 * position // max(1, exported.up_to)} %"
+    return f"{counted(count, 'event')}, {100 * position // max(1, exported.up_to)} %"
 
 
 @contextlib.contextmanager
