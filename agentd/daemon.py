@@ -407,6 +407,7 @@ class Daemon:
         if not departure.serves.done():
             leaving.cancel()
         await asyncio.wait((leaving,))
+        await self._manager.heard(_BEYOND_S)
 
     async def _state_of(self, plugin: str, conversation: int, key: str) -> bytes | None:
         """What a turn of the process before us reads."""

@@ -66,24 +66,31 @@ class _Concealed:
     """The keys that were named, and the pattern that finds them and what looks like one."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._keys: dict[str, None] = {}
-        self._pattern = re.compile(_KEY_LIKE)
+        self._pattern: re.Pattern[str] | None = None  # made when it is needed: a start names hundreds of keys in a row
 
     def add(self, key: str) -> None:
         if not key:
             return
-        if key in self._keys:
-            self._keys[key] = self._keys.pop(key)  # the newest again: a key that is in use is read now and then
-            return
-        while len(self._keys) >= _CONCEALED_MAX:
-            del self._keys[next(iter(self._keys))]
-        self._keys[key] = None
-        # The longest first, so that a key that begins with another is blotted out whole.
-        known = sorted(self._keys, key=len, reverse=True)
-        self._pattern = re.compile("|".join([*map(re.escape, known), _KEY_LIKE]))
+        with self._lock:
+            if key in self._keys:
+                self._keys[key] = self._keys.pop(key)  # the newest again: a key that is in use is read now and then
+                return
+            while len(self._keys) >= _CONCEALED_MAX:
+                del self._keys[next(iter(self._keys))]
+            self._keys[key] = None
+            self._pattern = None
 
     def blotted(self, text: str) -> str:
-        return self._pattern.sub(_REDACTED, text)
+        return (self._pattern or self._made()).sub(_REDACTED, text)
+
+    def _made(self) -> re.Pattern[str]:
+        with self._lock:
+            # The longest first, so that a key that begins with another is blotted out whole.
+            known = sorted(self._keys, key=len, reverse=True)
+            self._pattern = pattern = re.compile("|".join([*map(re.escape, known), _KEY_LIKE]))
+        return pattern
 
 
 _concealed = _Concealed()

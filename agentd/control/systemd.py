@@ -2,17 +2,22 @@
 
 A unit with Type=notify sets $NOTIFY_SOCKET, and WatchdogSec sets $WATCHDOG_USEC; without them every call does nothing.
 
-Always true: telling never raises and never blocks: a service manager that does not listen is no reason to stop.
+Always true: telling never raises and never blocks: a service manager that does not listen is no reason to stop. What it
+must not miss is told again until it has room for it, in order; what will be told anew anyway is not.
 Not here: what "alive" means (the daemon).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Mapping
+
+_AGAIN_S = 0.05
 
 
 class ServiceManager:
@@ -24,6 +29,8 @@ class ServiceManager:
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self.watchdog_s = _watchdog_s(environ)
         self._status = ""
+        self._owed: deque[str] = deque()
+        self._paying: asyncio.Task[None] | None = None
 
     @property
     def listens(self) -> bool:
@@ -32,18 +39,18 @@ class ServiceManager:
 
     def ready(self) -> None:
         """Everything runs, from the start on or again after `reloading`."""
-        self._tell("READY=1")
+        self._tell_surely("READY=1")
 
     def reloading(self) -> None:
         """The configuration is read again; `ready` ends it, whether it was taken or refused.
 
         The time goes with it since systemd of Type=notify-reload waits for ever for a READY=1 behind it otherwise.
         """
-        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1_000}")
+        self._tell_surely(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1_000}")
 
     def stopping(self) -> None:
         """An orderly stop has begun."""
-        self._tell("STOPPING=1")
+        self._tell_surely("STOPPING=1")
 
     def alive(self) -> None:
         """The watchdog may wait for another `watchdog_s`."""
@@ -51,9 +58,8 @@ class ServiceManager:
 
     def status(self, line: str) -> None:
         """One line for `systemctl status`; told again only when it differs."""
-        if line != self._status:
+        if line != self._status and self._tell(f"STATUS={line}"):
             self._status = line
-            self._tell(f"STATUS={line}")
 
     @property
     def address(self) -> str:
@@ -62,14 +68,35 @@ class ServiceManager:
 
     def succeeded_by(self, pid: int) -> None:
         """Look after this process from now on. The watchdog begins anew: it did not hear it while the two changed."""
-        self._tell(f"MAINPID={pid}\nWATCHDOG=1")
+        self._tell_surely(f"MAINPID={pid}\nWATCHDOG=1")
 
-    def _tell(self, state: str) -> None:
-        if not self._address:
-            return
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.setblocking(False)
-            manager.sendto(state.encode(), self._address)
+    async def heard(self, timeout_s: float) -> None:
+        """Wait so long for it to have room for what it must not miss: a process that ends tells nothing any more."""
+        if self._paying is not None:
+            await asyncio.wait((self._paying,), timeout=timeout_s)
+
+    def _tell_surely(self, state: str) -> None:
+        if self._owed or not self._tell(state):
+            self._owed.append(state)
+            if self._paying is None or self._paying.done():
+                self._paying = asyncio.get_running_loop().create_task(self._pay(), name="service manager")
+
+    async def _pay(self) -> None:
+        while self._owed:
+            await asyncio.sleep(_AGAIN_S)
+            while self._owed and self._tell(self._owed[0]):
+                self._owed.popleft()
+
+    def _tell(self, state: str) -> bool:
+        """Whether nothing is to be gained from telling it again: only a full queue passes."""
+        if self._address:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+                manager.setblocking(False)
+                try:
+                    manager.sendto(state.encode(), self._address)
+                except BlockingIOError:
+                    return False
+        return True
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
@@ -38,6 +39,19 @@ def test_the_manager_hears_each_word(manager: socket.socket) -> None:
     word, _, moment = manager.recv(100).decode().partition("\nMONOTONIC_USEC=")
     assert word == "RELOADING=1"
     assert before_us <= int(moment) <= time.monotonic_ns() // 1_000
+
+
+async def test_what_a_manager_must_not_miss_is_told_when_it_has_room_again(manager: socket.socket) -> None:
+    told = ServiceManager({"NOTIFY_SOCKET": manager.getsockname()})
+    words = [b"MAINPID=%d\nWATCHDOG=1" % pid for pid in range(1_000)]  # more than a socket holds
+    for pid in range(len(words)):
+        told.succeeded_by(pid)
+    told.alive()
+    told.status("2 live")
+    assert [await asyncio.to_thread(manager.recv, 100) for _ in words] == words
+    await told.heard(5.0)
+    told.status("2 live")
+    assert manager.recv(100) == b"STATUS=2 live"
 
 
 def test_an_abstract_address_is_understood() -> None:

@@ -120,12 +120,13 @@ class Books(Proofed):
     # -- the far end ------------------------------------------------------------------------------------------------
 
     def say(self, peer: str, *wishes: str) -> None:
+        """The last word of each is what is wished for."""
         rows = self.said[peer]
         texts = [f"{peer}/{len(rows) + place} {self.padding}{wish}" for place, wish in enumerate(wishes, 1)]
         stored = self.hub.post(peer, self.identities[0], *texts)
         for text, wish, each in zip(texts, wishes, stored, strict=True):
             rows.append((each.id, text))
-            self._expected[each.id] = _ANSWERS[wish]
+            self._expected[each.id] = _ANSWERS[wish.rpartition(" ")[2]]
 
     def say_everything(self) -> None:
         """One message of each wish from every peer, each beginning with another."""

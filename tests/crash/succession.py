@@ -7,6 +7,7 @@ Not here: when it is taken over, and who is killed (the tests).
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from agentd.demo.ledger import entries
-from tests.crash.rig import ROOT, SETTLE_S, Books
+from tests.crash.lingerer import PATIENT
+from tests.crash.rig import ROOT, SETTLE_S, WISHES, Books
 
 _MAIN = ("-m", "agentd")
 LAUNCHER = ("-m", "tests.crash.launcher")
@@ -79,7 +81,7 @@ class Succession(Books):
                 states = [each["state"] for each in status["identities"]] if status else []
                 if status and status["pid"] == process.pid and states.count("live") == len(states):
                     return
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.1)  # the status of hundreds of identities is work, here and there
 
     async def take_over(self) -> None:
         """The next process takes over; the one before goes on with what it runs."""
@@ -92,6 +94,25 @@ class Succession(Books):
         for process in self.former:
             code = await asyncio.to_thread(process.wait, SETTLE_S)
             assert code == 0, f"a process that was taken over ended with {code}"
+
+    async def begin_patient_turns(self, peers: Sequence[str]) -> None:
+        """A turn of each wish, that does nothing before `let_go_on`. Returns when they are under way."""
+        for peer, wish in zip(peers, WISHES, strict=True):
+            self.say(peer, f"{PATIENT} {wish}")
+        said = {id_ for peer in peers for id_, _ in self.said[peer]}
+        begun = Path(f"{self._ledger}.begun")
+        async with asyncio.timeout(SETTLE_S):
+            while not (begun.exists() and said <= {json.loads(line)[0] for line in begun.read_text().splitlines()}):
+                await asyncio.sleep(0.02)
+
+    async def let_go_on_once_handed_over(self) -> None:
+        """So that whatever a patient turn does, it does it in a process that was taken over."""
+        while "handed over; " not in self.log:
+            await asyncio.sleep(0.02)
+        self.let_go_on()
+
+    def let_go_on(self) -> None:
+        Path(f"{self._ledger}.go").touch()
 
     async def until_killed(self, process: subprocess.Popen[bytes], point: str) -> None:
         """Wait for the SIGKILL that the launcher of this process waits for."""

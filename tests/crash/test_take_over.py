@@ -19,6 +19,7 @@ from tests.crash.succession import LAUNCHER, Succession
 from tests.crash.take_over_points import BEFORE_TAKEN, PREDECESSOR, SUCCESSOR
 
 PEERS = [f"peer-{number}" for number in range(12)]
+PATIENT = [f"peer-{number}" for number in range(len(PEERS), len(PEERS) + len(WISHES))]
 
 
 @contextlib.asynccontextmanager
@@ -39,6 +40,18 @@ async def talk(books: Succession) -> AsyncIterator[None]:
     finally:
         over.set()
         await talking
+
+
+@contextlib.asynccontextmanager
+async def turns_that_go_on_in_the_process_before(books: Succession) -> AsyncIterator[None]:
+    """Turns of each wish are under way, and go on when the take-over has got so far."""
+    await books.begin_patient_turns(PATIENT)
+    going_on = asyncio.create_task(books.let_go_on_once_handed_over())
+    try:
+        yield
+    finally:
+        going_on.cancel()
+        books.let_go_on()
 
 
 async def taken_over_under_load(folder: Path, times: int) -> None:
@@ -66,12 +79,11 @@ async def test_twenty_take_overs_under_load_lose_nothing_and_handle_nothing_twic
 
 @pytest.mark.parametrize("point", PREDECESSOR)
 async def test_a_predecessor_that_is_killed_at_any_point_loses_nothing(tmp_path: Path, point: str) -> None:
-    async with Succession(tmp_path, peers=len(PEERS)) as books:
+    async with Succession(tmp_path, peers=len(PEERS + PATIENT)) as books:
         books.start(LAUNCHER, **books.to_die_at(point))
         await books.until_identity(lambda it: it["state"] == "live")
         predecessor = books.process
-        async with talk(books):
-            await asyncio.sleep(0.7)
+        async with talk(books), turns_that_go_on_in_the_process_before(books):
             successor = books.begin_take_over()
             await books.until_killed(predecessor, point)
             await books.until_serving(successor)
@@ -82,12 +94,11 @@ async def test_a_predecessor_that_is_killed_at_any_point_loses_nothing(tmp_path:
 
 @pytest.mark.parametrize("point", SUCCESSOR)
 async def test_a_successor_that_is_killed_at_any_point_loses_nothing(tmp_path: Path, point: str) -> None:
-    async with Succession(tmp_path, peers=len(PEERS)) as books:
+    async with Succession(tmp_path, peers=len(PEERS + PATIENT)) as books:
         books.start()
         await books.until_identity(lambda it: it["state"] == "live")
         predecessor = books.process
-        async with talk(books):
-            await asyncio.sleep(0.7)
+        async with talk(books), turns_that_go_on_in_the_process_before(books):
             successor = books.begin_take_over(LAUNCHER, **books.to_die_at(point))
             await books.until_killed(successor, point)
             if point in BEFORE_TAKEN:

@@ -49,12 +49,13 @@ async def test_its_turn_ends_where_it_began_and_the_manager_is_told_of_the_succe
                 assert told["pid"] != first
                 status = await asyncio.to_thread(client.status)
                 assert status["pid"] == told["pid"]
-                heard = [await asyncio.to_thread(manager.recv, 4_096)]
-                while not heard[-1].startswith(b"MAINPID="):
-                    heard.append(await asyncio.to_thread(manager.recv, 4_096))
-                assert heard[-1].split() == [b"MAINPID=%d" % told["pid"], b"WATCHDOG=1"]
-                while heard[-1] != b"WATCHDOG=1":
-                    heard.append(await asyncio.to_thread(manager.recv, 4_096))
+                async with asyncio.timeout(_PATIENCE_S):
+                    heard = [await asyncio.to_thread(manager.recv, 4_096)]
+                    while not heard[-1].startswith(b"MAINPID="):
+                        heard.append(await asyncio.to_thread(manager.recv, 4_096))
+                    assert heard[-1].split() == [b"MAINPID=%d" % told["pid"], b"WATCHDOG=1"]
+                    while heard[-1] != b"WATCHDOG=1":
+                        heard.append(await asyncio.to_thread(manager.recv, 4_096))
                 with pytest.raises(ControlError, match="1 turns still run in the process before it"):
                     await asyncio.to_thread(client.upgrade)
                 gated.open("a")

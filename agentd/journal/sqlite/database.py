@@ -212,12 +212,12 @@ class SqliteJournal:
 
     @property
     def last_commit_at(self) -> float | None:
-        """Monotonic seconds of the last commit that reached the disk, or None."""
+        """When the last commit reached the disk, by the loop's clock, or None."""
         return self._group.last_commit_at
 
     @property
     def waiting_since(self) -> float | None:
-        """Monotonic seconds since which a commit has been waiting for the disk, or None."""
+        """Since when a commit has been waiting for the disk, by the loop's clock, or None."""
         return self._group.waiting_since
 
     @property

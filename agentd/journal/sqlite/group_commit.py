@@ -81,7 +81,7 @@ class GroupCommit:
 
     @property
     def waiting_since(self) -> float | None:
-        """Monotonic seconds since which the oldest unwritten commit waits, or None."""
+        """Since when the oldest unwritten commit waits, by the loop's clock, or None."""
         return self._writing_since if self._writing_since is not None else self._pending_since
 
     @property
@@ -96,7 +96,7 @@ class GroupCommit:
             future.set_exception(_again(self._refusal))
             return future
         if not self._pending:
-            self._pending_since = time.monotonic()
+            self._pending_since = self._loop.time()
             self._work.set()
         self._pending.append((call, future))
         return future
@@ -164,14 +164,15 @@ class GroupCommit:
 
     def _count(self, calls: Sequence[Call], started: float) -> None:
         self._note_hold_up(None)
-        self.last_commit_at = time.monotonic()
-        self.last_commit_s = self.last_commit_at - started
+        now = time.monotonic()
+        self.last_commit_at = self._loop.time()
+        self.last_commit_s = now - started
         self.commits += 1
         changes = sum(map(len, calls))
         self.changes += changes
         metrics.COMMIT_SECONDS.observe(self.last_commit_s)
         metrics.COMMIT_CHANGES.observe(changes)
-        self._linger.written(self.last_commit_at)
+        self._linger.written(now)
 
     def _note_hold_up(self, wait: MustWait | None) -> None:
         """Remember what commits wait for, and log it when it changes."""
