@@ -269,22 +269,11 @@ class JournalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand one entry to the journal."""
-        texts = entry(record)
-        values = {
-            # journalctl shows nothing of a message with a control character in it but its length.
-            "MESSAGE": "\n".join(
-                printable(line)
-                for name in ("message", "exception", "stack")
-                if name in texts
-                for line in texts[name].split("\n")
-            ),
-            "PRIORITY": str(_PRIORITIES.get(record.levelno, 6)),
-            "SYSLOG_IDENTIFIER": "agentd",
-            "LOGGER": texts["logger"],
-            "CODE_FILE": record.pathname,
-            "CODE_LINE": str(record.lineno),
-            **{f"AGENTD_{name.upper()}": texts[name] for name in FIELDS if name in texts},
-        }
+        try:
+            values = _journal_fields(record)
+        except Exception:  # whoever logs something that cannot be shown goes on
+            self.handleError(record)
+            return
         try:
             self._socket.sendto(journal_datagram(values), self._address)
         except OSError:
@@ -300,6 +289,25 @@ class JournalHandler(logging.Handler):
         self.outlet.close()
         self._socket.close()
         super().close()
+
+
+def _journal_fields(record: logging.LogRecord) -> dict[str, str]:
+    texts = entry(record)
+    return {
+        # journalctl shows nothing of a message with a control character in it but its length.
+        "MESSAGE": "\n".join(
+            printable(line)
+            for name in ("message", "exception", "stack")
+            if name in texts
+            for line in texts[name].split("\n")
+        ),
+        "PRIORITY": str(_PRIORITIES.get(record.levelno, 6)),
+        "SYSLOG_IDENTIFIER": "agentd",
+        "LOGGER": texts["logger"],
+        "CODE_FILE": record.pathname,
+        "CODE_LINE": str(record.lineno),
+        **{f"AGENTD_{name.upper()}": texts[name] for name in FIELDS if name in texts},
+    }
 
 
 def journal_datagram(values: Mapping[str, str]) -> bytes:
