@@ -39,6 +39,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -149,7 +150,7 @@ class HttpServer:
         self._state = Path(settings.state)
         self._server: asyncio.Server | None = None
         self._asked: set[asyncio.BaseProtocol] = set()
-        """Connections on which something is asked, until the answer has left."""
+        """Connections on which somebody asks who is let in, until the answer has left."""
         self._runner = web.AppRunner(
             self._application(),
             access_log=None,
@@ -233,8 +234,12 @@ class HttpServer:
 
     @web.middleware
     async def _asks(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Remember that this connection is in use, until all of the answer is handed to the system."""
-        self._asked.add(request.protocol)
+        """Remember that this connection is in use, until all of the answer is handed to the system.
+
+        Not for those who are not let in, who could send a body byte by byte on as many as there may be.
+        """
+        if self._is_let_in(request):
+            self._asked.add(request.protocol)
         try:
             response = await handler(request)
             with contextlib.suppress(ConnectionError):  # the reader has gone
@@ -264,7 +269,7 @@ class HttpServer:
     async def _let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let through who has the token or a session, and everybody to what is no secret."""
         is_open = request.path in ("/healthz", "/", "/session") or request.path.startswith("/static/")
-        if is_open or self._has_token(request) or self._has_session(request):
+        if is_open or self._is_let_in(request):
             return await handler(request)
         raise ControlError(
             401,
@@ -272,6 +277,9 @@ class HttpServer:
             "this needs a token",
             f"a browser: agentd dashboard; a program: Authorization: Bearer, with {self._state / TOKEN_NAME}",
         )
+
+    def _is_let_in(self, request: web.Request) -> bool:
+        return self._has_token(request) or self._has_session(request)
 
     def _has_token(self, request: web.Request) -> bool:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -325,7 +333,7 @@ class HttpServer:
     # -- the page ---------------------------------------------------------------------------------------------------
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
-        if not (self._has_token(request) or self._has_session(request)):
+        if not self._is_let_in(request):
             return web.Response(text=page.doorway(), content_type="text/html")
         parts = await self._feed.parts()
         return web.Response(text=page.document(self._daemon.status(), parts), content_type="text/html")
@@ -338,11 +346,9 @@ class HttpServer:
         return web.Response(body=body, content_type=_STATIC[name], charset="utf-8")
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        def goes_on() -> bool:
-            return self._has_token(request) or self._has_session(request)
-
         with self._feed.opened():
-            return await streamed(request, "text/event-stream", _told_as_events(self._feed.events(goes_on)))
+            events = self._feed.events(partial(self._is_let_in, request))
+            return await streamed(request, "text/event-stream", _told_as_events(events))
 
     async def _letter(self, request: web.Request) -> web.StreamResponse:
         return as_json(await self._daemon.dead_show(whole_number("number", request.query.get("number", ""))))
@@ -403,9 +409,9 @@ class HttpServer:
 
 
 class _Accept:
-    """Makes a protocol per connection; past the bound, one that closes at once, as do all on which nothing is asked.
+    """Makes a protocol per connection; past the bound, one that closes at once, as do all that are not in use.
 
-    asked: those on which something is.
+    asked: those that are.
     """
 
     def __init__(self, server: web.Server, connections_max: int, asked: Collection[asyncio.BaseProtocol]) -> None:

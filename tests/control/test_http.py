@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from agentd import config, logs
+from agentd.control import http as http_server
 from agentd.control.http import _HEADERS, HttpServer
 from agentd.control.readings import Readings
 from agentd.control.sessions import Sessions, take_token
@@ -243,6 +244,21 @@ def test_connections_that_say_nothing_cannot_keep_others_out(serve: Callable[...
     assert answered_in_the_end(page) == 200
     for each in idle:
         assert each.recv(1) == b"", "it was closed"
+        each.close()
+
+
+def test_bodies_that_never_come_cannot_keep_others_out(
+    serve: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "_BODY_WAIT_S", 1_000.0)
+    page = serve(connections_max=3)
+    head = f"POST /session HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\nContent-Type: application/json\r\n"
+    slow = [socket.create_connection(("127.0.0.1", page.port), timeout=10) for _ in range(3)]
+    for each in slow:
+        each.sendall(f"{head}Content-Length: 9\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert b" 100 " in each.recv(65_536), "it is being read"
+    assert answered_in_the_end(page) == 200
+    for each in slow:
         each.close()
 
 
