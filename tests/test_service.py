@@ -144,6 +144,21 @@ def test_without_home_it_is_that_of_the_user_and_who_has_none_is_told_so(
     assert told.stderr == "agentd: this user has no home; set HOME, or install a service of the machine\n"
 
 
+def test_a_service_is_told_of_also_by_an_agentd_that_could_not_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (
+        agentd_command(
+            "install", "--user", "--root", tmp_path, "--yes", HOME="/home/alice", XDG_CONFIG_HOME=""
+        ).exit_code
+        == 0
+    )
+    monkeypatch.setattr(service, "own_program", lambda: Path("/home/alice/my programs/bin/agentd"))
+    told = agentd_command("status", "--user", "--root", tmp_path, HOME="/home/alice", XDG_CONFIG_HOME="")
+    assert told.exit_code == 0
+    assert "differs from what this agentd would write; see: agentd service install --user --dry-run" in told.stdout
+
+
 def test_an_environment_without_the_program_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     told = agentd_command("install", "--user", "--root", tmp_path, "--yes")

@@ -145,7 +145,7 @@ def _next_step(service: Service) -> str:
 def status(service: Service, *, as_json: bool) -> bool:
     """Say how the service is. True if it runs (below a root folder: if it is in place)."""
     installed = service.file.exists()
-    current = _is_written(service.file, unit_text(service.template, own_program()))
+    current = _is_current(service)
     shown = _shown(service) if service.root is None else {}
     if as_json:
         echo_json({"unit": str(service.file), "installed": installed, "current": current, "systemd": shown})
@@ -222,6 +222,13 @@ def _refuse_hidden(program: Path) -> None:
 def own_parts(program: Path) -> list[Path]:
     """What has to be readable for the program to start: itself, its interpreter, its modules."""
     return [program, Path(sys.executable).resolve(), Path(sys.base_prefix), Path(agentd.__file__).resolve()]
+
+
+def _is_current(service: Service) -> bool:
+    try:
+        return _is_written(service.file, unit_text(service.template, own_program()))
+    except ServiceError:  # it would write none: what was installed from elsewhere runs all the same
+        return False
 
 
 def _is_written(file: Path, text: str) -> bool:
