@@ -34,10 +34,13 @@ _RELOAD_TIMEOUT_S = (
 
 
 class Client:
-    """One daemon, one connection per question. patience_s: how long an answer from its memory may take."""
+    """One daemon, one connection per question. path: of its socket.
+
+    patience_s: how long an answer from its memory may take.
+    """
 
     def __init__(self, path: Path, *, patience_s: float = _ANSWER_TIMEOUT_S) -> None:
-        self._path = path
+        self.path = path
         self._patience_s = patience_s
 
     def status(self, identity: str | None = None) -> dict[str, Any]:
@@ -155,7 +158,7 @@ class Client:
         Raises UnreachableError when the daemon ends the stream.
         """
         query = _target("/v1/tail", identity=identity, since=None if since is None else str(since))
-        with _Connection(self._path, timeout_s=None) as connection:
+        with _Connection(self.path, timeout_s=None) as connection:
             response = self._response(connection, "GET", query, None)
             try:
                 for line in response:
@@ -163,16 +166,14 @@ class Client:
                         yield json.loads(line)
             except (OSError, http.client.HTTPException, ValueError):
                 pass  # cut off in the middle: the same as a proper end, to a reader
-        raise UnreachableError(
-            f"the daemon at {self._path} ended the stream; see its log, or start it with: agentd run"
-        )
+        raise UnreachableError(f"the daemon at {self.path} ended the stream; see its log, or start it with: agentd run")
 
     def export(self, identity: str | None = None, conversation: str | None = None, since: str | None = None) -> Export:
         """Recorded events as lines, oldest first. since: ISO 8601. Raises ControlError, UnreachableError."""
         query = _target("/v1/export", identity=identity, conversation=conversation, since=since)
-        connection = _Connection(self._path, timeout_s=None)
+        connection = _Connection(self.path, timeout_s=None)
         try:
-            return Export(self._path, connection, self._response(connection, "GET", query, None))
+            return Export(self.path, connection, self._response(connection, "GET", query, None))
         except AgentdError:
             connection.close()
             raise
@@ -214,14 +215,14 @@ class Client:
 
     def _lines(self, target: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The lines of an answer, the last of which has `done`. Raises UnreachableError if it breaks off before."""
-        with _Connection(self._path, timeout_s=None) as connection:
+        with _Connection(self.path, timeout_s=None) as connection:
             response = self._response(connection, "POST", target, body)
             told: dict[str, Any] = {}
             while "done" not in told:
                 try:
                     told = json.loads(response.readline())
                 except (OSError, http.client.HTTPException, ValueError) as error:
-                    raise _unreachable(self._path, error) from None
+                    raise _unreachable(self.path, error) from None
                 yield told
 
     def explain(self, event: str, identity: str | None = None, plugin: str | None = None) -> dict[str, Any]:
@@ -232,11 +233,11 @@ class Client:
     def _ask(
         self, method: str, target: str, body: Mapping[str, Any] | None = None, timeout_s: float | None = None
     ) -> dict[str, Any]:
-        with _Connection(self._path, timeout_s or self._patience_s) as connection:
+        with _Connection(self.path, timeout_s or self._patience_s) as connection:
             try:
                 answer: dict[str, Any] = json.loads(self._response(connection, method, target, body).read())
             except (OSError, http.client.HTTPException, ValueError) as error:
-                raise _unreachable(self._path, error) from None
+                raise _unreachable(self.path, error) from None
             return answer
 
     def _response(
@@ -251,7 +252,7 @@ class Client:
                 return response
             refusal = json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _unreachable(self._path, error) from None
+            raise _unreachable(self.path, error) from None
         raise ControlError(
             response.status, refusal.get("code", ""), refusal.get("message", ""), refusal.get("remedy", "")
         )
