@@ -158,8 +158,10 @@ class Client:
         Raises UnreachableError when the daemon ends the stream.
         """
         query = _target("/v1/tail", identity=identity, since=None if since is None else str(since))
-        with _Connection(self.path, timeout_s=None) as connection:
+        with _Connection(self.path, self._patience_s) as connection:
             response = self._response(connection, "GET", query, None)
+            if connection.sock is not None:
+                connection.sock.settimeout(None)  # it has begun, and may be silent for days
             try:
                 for line in response:
                     if line.strip():

@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,6 +129,18 @@ def test_a_daemon_that_hangs_is_told_as_such(listener: Listener, path: Path, mon
     monkeypatch.setattr(client.Client._ask, "__defaults__", (None, 0.05))
     with pytest.raises(UnreachableError, match="does not answer in time"):
         Client(path).status()
+
+
+@pytest.mark.parametrize("listener", [None], indirect=True)
+def test_a_tail_that_does_not_begin_is_not_taken_for_silence(listener: Listener, path: Path) -> None:
+    with pytest.raises(UnreachableError, match="does not answer in time"):
+        next(Client(path, patience_s=0.05).tail())
+
+
+def test_a_tail_may_be_silent_for_longer_than_an_answer_may_take(served: Any) -> None:
+    records = Client(served.path, patience_s=2.0).tail()
+    threading.Timer(2.5, served.happen, [{"position": 1}]).start()
+    assert next(records) == {"position": 1}
 
 
 @pytest.mark.parametrize(
