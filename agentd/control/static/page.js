@@ -223,6 +223,7 @@ function tellHealth(part) {
 // --- events
 
 let held = null;
+let toldAnew = false; // while held, by a new connection: what the list shows will be told again
 
 function flow({ html, skipped }) {
   if (held) {
@@ -258,11 +259,22 @@ function forget(event) {
   event.remove();
 }
 
+function clearEvents() {
+  if (byId("events").contains(document.activeElement)) {
+    focusOn(byId("events"));
+  }
+  byId("events").replaceChildren();
+}
+
 function hold() {
   const button = byId("hold");
   const waiting = held;
   held = held ? null : [];
   button.setAttribute("aria-pressed", String(held !== null));
+  if (toldAnew) {
+    toldAnew = false;
+    clearEvents();
+  }
   for (const each of waiting ?? []) {
     flow(each);
   }
@@ -273,10 +285,12 @@ function follow() {
   const lost = byId("lost");
   stream.addEventListener("open", () => {
     lost.hidden = true;
-    if (byId("events").contains(document.activeElement)) {
-      focusOn(byId("events"));
+    if (held) {
+      held = [];
+      toldAnew = true;
+    } else {
+      clearEvents();
     }
-    byId("events").replaceChildren();
   });
   stream.addEventListener("error", () => {
     lost.hidden = false;
