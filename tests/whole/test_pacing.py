@@ -84,7 +84,7 @@ async def crosses_both_thresholds(rig: Rig, soft: int, hard: int) -> None:
     await rig.until(lambda: len(accepted(rig, "quick")) == 20)
     assert accepted(rig, "slow") == keys("slow", 0, 3), "it is parked, and the other did not wait for it"
     assert accepted(rig, "quick") == keys("quick", 0, 20)
-    assert rig.status()[0]["outbox_ready"] == 9
+    await rig.until(lambda: rig.status()[0]["outbox_ready"] == 9)
     assert pacing(rig).rate_of("@quick") is None
 
     await read_all(rig, "slow", peers["slow"])
