@@ -149,6 +149,7 @@ class HttpServer:
         self._feed = Feed(daemon, self._limits, self._http.streams_max)
         self._state = Path(settings.state)
         self._server: asyncio.Server | None = None
+        self._names = {"localhost", *map(str.lower, self._http.hosts)}
         self._asked: set[asyncio.BaseProtocol] = set()
         """Connections on which somebody asks who is let in, until the answer has left."""
         self._runner = web.AppRunner(
@@ -253,7 +254,7 @@ class HttpServer:
     async def _known_name(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse a name that somebody pointed at this address, and a page of somebody else's."""
         name = _host_name(request.headers.get("Host", ""))
-        if not (is_address(name) or name in ("localhost", *self._http.hosts)):
+        if not (is_address(name) or name in self._names):
             raise ControlError(
                 421,
                 "UNKNOWN_HOST",

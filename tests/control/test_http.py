@@ -199,8 +199,8 @@ def test_a_name_that_was_pointed_here_is_refused(page: Page) -> None:
 
 
 def test_an_address_localhost_and_a_configured_name_are_known(serve: Callable[..., Page]) -> None:
-    page = serve(hosts=("agentd.lan",))
-    for host in ("127.0.0.1", f"localhost:{page.port}", "[::1]:1", "agentd.lan"):
+    page = serve(hosts=("Agentd.LAN",))  # names know no case
+    for host in ("127.0.0.1", f"localhost:{page.port}", "[::1]:1", "agentd.lan", "AGENTD.lan"):
         assert page.ask("GET", "/healthz", Host=host)[0] == 200
 
 
