@@ -6,6 +6,7 @@ Not here: what a send may become, and when (sender).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ class Outbox:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._journal = parts.journal
+        # Each decision is made on a send as it is on disk: of two at once the second would not see the first.
+        self._deciding = asyncio.Lock()
 
     async def listed(self, identity: str | None, states: Sequence[str], limit: int) -> list[dict[str, Any]]:
         """See control.api.Daemon."""
@@ -38,24 +41,26 @@ class Outbox:
 
     async def retry(self, identity: str | None, client_msg_id: str) -> dict[str, Any]:
         """See control.api.Daemon."""
-        row = await self._find(identity, client_msg_id)
-        commit = self._sender(row.send.identity).retry(row)
-        if commit is None:
-            remedy = "nothing is left to do" if row.send.state == "sent" else "it goes on by itself"
-            raise ControlError(409, "NOTHING_TO_RETRY", f"{client_msg_id} is {row.send.state}", remedy)
-        await commit
+        async with self._deciding:
+            row = await self._find(identity, client_msg_id)
+            commit = self._sender(row.send.identity).retry(row)
+            if commit is None:
+                remedy = "nothing is left to do" if row.send.state == "sent" else "it goes on by itself"
+                raise ControlError(409, "NOTHING_TO_RETRY", f"{client_msg_id} is {row.send.state}", remedy)
+            await commit
         return await self.show(row.send.identity, client_msg_id)
 
     async def drop(self, identity: str | None, client_msg_id: str) -> dict[str, Any]:
         """See control.api.Daemon."""
-        row = await self._find(identity, client_msg_id)
-        commit = self._sender(row.send.identity).drop(row)
-        if commit is None:
-            settled = row.send.state in SETTLED_STATES
-            told = row.send.state if settled else "on its way at this moment"
-            remedy = "nothing is left to drop" if settled else "look again in a moment"
-            raise ControlError(409, "NOTHING_TO_DROP", f"{client_msg_id} is {told}", remedy)
-        await commit
+        async with self._deciding:
+            row = await self._find(identity, client_msg_id)
+            commit = self._sender(row.send.identity).drop(row)
+            if commit is None:
+                settled = row.send.state in SETTLED_STATES
+                told = row.send.state if settled else "on its way at this moment"
+                remedy = "nothing is left to drop" if settled else "look again in a moment"
+                raise ControlError(409, "NOTHING_TO_DROP", f"{client_msg_id} is {told}", remedy)
+            await commit
         return await self.show(row.send.identity, client_msg_id)
 
     async def _find(self, identity: str | None, client_msg_id: str) -> OutboxRow:

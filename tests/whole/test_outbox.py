@@ -137,6 +137,26 @@ async def test_a_refused_send_tells_the_platforms_answer_and_leaves_when_it_is_r
         await rig.daemon.operations.outbox_show(None, "helo")
 
 
+async def test_what_two_people_decide_at_a_time_on_a_send_is_decided_once(rig: Rig) -> None:
+    await begin(rig)
+    assert rig.daemon is not None
+    await say(rig, "@nobody", "twice", "both")
+    await rig.until(lambda: rig.status()[0]["outbox_refused"] == 2)
+    drop, retry = rig.daemon.operations.outbox_drop, rig.daemon.operations.outbox_retry
+    told = await asyncio.gather(drop(None, "twice"), drop(None, "twice"), return_exceptions=True)
+    assert [type(each) for each in told] == [dict, ControlError], "the second is told that it is dropped"
+    assert rig.status()[0]["outbox_refused"] == 1
+    rig.hub.create_agent("nobody")
+    done = await asyncio.gather(retry(None, "both"), drop(None, "both"), return_exceptions=True)
+    assert type(done[0]) is dict
+    if isinstance(done[1], dict):
+        await rig.until(lambda: rig.status()[0]["outbox_ready"] == 0)
+        assert said(rig) == [], "what is told to be dropped never leaves"
+    else:
+        await rig.until(lambda: keys_of(said(rig)) == ["both"])
+    await rig.until(lambda: rig.status()[0]["outbox_refused"] == 0)
+
+
 async def test_a_send_that_is_dropped_while_it_waits_never_leaves_and_what_is_behind_it_does(
     make_rig: Callable[..., Any],
 ) -> None:
