@@ -1,17 +1,18 @@
 """What answers are made of, on the control socket and for the page: JSON, refusals, and what is told bit by bit.
 
 Always true: an answer has one head. What fails once that has left breaks the answer off, so that nobody takes what came
-until then for all.
+until then for all. Who asks for a change and goes away leaves none half made.
 Not here: what is answered (api.py, http.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable
+from typing import Any, TypeVar
 
 import orjson
 from aiohttp import web
@@ -20,6 +21,8 @@ from agentd.control.refusal import ControlError
 from agentd.errors import AgentdError
 
 _DIGITS_MAX = 18  # what fits into a position on disk
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,13 @@ def whole_number(name: str, given: str) -> int:
     if not given.isdecimal() or len(given) > _DIGITS_MAX:
         raise bad_request(f"{name} must be a whole number of at most {_DIGITS_MAX} digits")
     return int(given)
+
+
+async def whole(change: Awaitable[T]) -> T:
+    """Carried out to its end also if who asked has gone: else what it put on disk would not be known in memory."""
+    carried_out = asyncio.ensure_future(change)
+    carried_out.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may wait for it
+    return await asyncio.shield(carried_out)
 
 
 async def streamed(request: web.Request, content_type: str, pieces: AsyncGenerator[bytes, None]) -> web.StreamResponse:

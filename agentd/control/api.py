@@ -66,7 +66,7 @@ from aiohttp import web
 
 from agentd import __version__
 from agentd.control.address import short_name
-from agentd.control.answers import as_json, bad_request, refusal, streamed, whole_number
+from agentd.control.answers import as_json, bad_request, refusal, streamed, whole, whole_number
 from agentd.control.peer import uid_of_peer
 from agentd.control.refusal import ControlError
 from agentd.core.events import OPEN_STATES, SETTLED_STATES, Content
@@ -497,11 +497,11 @@ class ControlServer:
     async def _pause(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, PauseRequest)
         identity = self._identity(wanted.identity)
-        return as_json(await self._daemon.pause(identity, wanted.conversation, wanted.for_s))
+        return as_json(await whole(self._daemon.pause(identity, wanted.conversation, wanted.for_s)))
 
     async def _resume(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, ResumeRequest)
-        return as_json(await self._daemon.resume(self._identity(wanted.identity), wanted.conversation))
+        return as_json(await whole(self._daemon.resume(self._identity(wanted.identity), wanted.conversation)))
 
     async def _gaps(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
@@ -524,11 +524,11 @@ class ControlServer:
 
     async def _outbox_retry(self, request: web.Request) -> web.StreamResponse:
         chosen = await _body(request, SendChosen)
-        return as_json(await self._daemon.outbox_retry(self._identity(chosen.identity), chosen.client_msg_id))
+        return as_json(await whole(self._daemon.outbox_retry(self._identity(chosen.identity), chosen.client_msg_id)))
 
     async def _outbox_drop(self, request: web.Request) -> web.StreamResponse:
         chosen = await _body(request, SendChosen)
-        return as_json(await self._daemon.outbox_drop(self._identity(chosen.identity), chosen.client_msg_id))
+        return as_json(await whole(self._daemon.outbox_drop(self._identity(chosen.identity), chosen.client_msg_id)))
 
     async def _dead(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
@@ -539,10 +539,10 @@ class ControlServer:
         return as_json(await self._daemon.dead_show(_number(request, "number", 0)))
 
     async def _dead_replay(self, request: web.Request) -> web.StreamResponse:
-        return as_json(await self._daemon.dead_replay((await _body(request, LetterChosen)).number))
+        return as_json(await whole(self._daemon.dead_replay((await _body(request, LetterChosen)).number)))
 
     async def _dead_drop(self, request: web.Request) -> web.StreamResponse:
-        return as_json(await self._daemon.dead_drop((await _body(request, LetterChosen)).number))
+        return as_json(await whole(self._daemon.dead_drop((await _body(request, LetterChosen)).number)))
 
     async def _tail(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
@@ -583,19 +583,13 @@ class ControlServer:
         return as_json(await self._daemon.explain(event, identity, request.query.get("plugin")))
 
     async def _reload(self, request: web.Request) -> web.StreamResponse:
-        # A client that has gone must not leave a change half made.
-        reload = asyncio.ensure_future(self._daemon.reload())
-        reload.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # which the log has
-        return as_json(await asyncio.shield(reload))
+        return as_json(await whole(self._daemon.reload()))
 
     async def _hand_over(self, request: web.Request) -> web.StreamResponse:
         return as_json(await self._daemon.hand_over(await _body(request, HandOverRequest)))
 
     async def _upgrade(self, request: web.Request) -> web.StreamResponse:
-        # As with a reload: whoever asked need not wait for the end.
-        upgrade = asyncio.ensure_future(self._daemon.upgrade())
-        upgrade.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        return as_json(await asyncio.shield(upgrade))
+        return as_json(await whole(self._daemon.upgrade()))
 
     async def _stop(self, request: web.Request) -> web.StreamResponse:
         await self._daemon.stop()

@@ -53,7 +53,7 @@ from aiohttp.http import HttpProcessingError
 from agentd import config
 from agentd.config import is_address, listening_address
 from agentd.control import page
-from agentd.control.answers import as_json, bad_request, refusal, streamed, whole_number
+from agentd.control.answers import as_json, bad_request, refusal, streamed, whole, whole_number
 from agentd.control.api import PAUSE_MAX_S, Daemon, LetterChosen
 from agentd.control.explained import explanation
 from agentd.control.exposition import CONTENT_TYPE
@@ -355,18 +355,18 @@ class HttpServer:
         return as_json(await self._daemon.dead_show(whole_number("number", request.query.get("number", ""))))
 
     async def _replay_letter(self, request: web.Request) -> web.StreamResponse:
-        return as_json(await self._daemon.dead_replay((await _body(request, LetterChosen)).number))
+        return as_json(await whole(self._daemon.dead_replay((await _body(request, LetterChosen)).number)))
 
     async def _drop_letter(self, request: web.Request) -> web.StreamResponse:
-        return as_json(await self._daemon.dead_drop((await _body(request, LetterChosen)).number))
+        return as_json(await whole(self._daemon.dead_drop((await _body(request, LetterChosen)).number)))
 
     async def _retry_send(self, request: web.Request) -> web.StreamResponse:
         chosen = await _body(request, SendOf)
-        return as_json(await self._daemon.outbox_retry(self._known(chosen.identity), chosen.client_msg_id))
+        return as_json(await whole(self._daemon.outbox_retry(self._known(chosen.identity), chosen.client_msg_id)))
 
     async def _drop_send(self, request: web.Request) -> web.StreamResponse:
         chosen = await _body(request, SendOf)
-        return as_json(await self._daemon.outbox_drop(self._known(chosen.identity), chosen.client_msg_id))
+        return as_json(await whole(self._daemon.outbox_drop(self._known(chosen.identity), chosen.client_msg_id)))
 
     async def _release(self, request: web.Request) -> web.StreamResponse:
         held = await _body(request, Held)
@@ -391,11 +391,11 @@ class HttpServer:
 
     async def _pause(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, Pause)
-        return as_json(await self._daemon.pause(self._known(wanted.identity), wanted.conversation, wanted.for_s))
+        return as_json(await whole(self._daemon.pause(self._known(wanted.identity), wanted.conversation, wanted.for_s)))
 
     async def _resume(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, Resume)
-        return as_json(await self._daemon.resume(self._known(wanted.identity), wanted.conversation))
+        return as_json(await whole(self._daemon.resume(self._known(wanted.identity), wanted.conversation)))
 
     async def _say(self, request: web.Request) -> web.StreamResponse:
         if self._daemon.status()["hub_url"] is None:

@@ -11,10 +11,12 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from agentd.control.refusal import ControlError
 from agentd.core.events import SETTLED_STATES, Content, Message, Record, Send, Sent
+from agentd.dispatcher.commits import succeeded
 from agentd.errors import NotSent
 from agentd.journal.storage import Carried, Journal, OutboxRow, Queued
 from agentd.operations.following import Followers
@@ -117,8 +119,10 @@ class Sending:
             known = await self._journal.outbox_find(key, name)
             if known is None:
                 admit(name)
-                await self._journal.commit(Queued(send, time.time()))
-                self._queued((send,))
+                commit = self._journal.commit(Queued(send, time.time()))
+                # Whoever waits may go away, or run out of time: what is on disk leaves all the same.
+                commit.add_done_callback(partial(self._put, send))
+                await asyncio.shield(commit)
             if known is None or known.send.state not in SETTLED_STATES:
                 await asyncio.wait((settled,), timeout=wait_s)
         finally:
@@ -128,6 +132,10 @@ class Sending:
         row = await self._journal.outbox_find(key, name)
         assert row is not None
         return row
+
+    def _put(self, send: Send, commit: asyncio.Future[None]) -> None:
+        if succeeded(commit):
+            self._queued((send,))
 
     async def _reply(
         self, records: asyncio.Queue[Record], identity: str, conversation: str | None, after_seq: int, deadline: float
