@@ -34,7 +34,7 @@ from agentd.core.events import Event, Record, Send, Signal, Source
 from agentd.core.reconnect import Throttle
 from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, Marks, calls_max
-from agentd.errors import AgentdError, ConfigError, PluginLoadError, Unavailable, first_of
+from agentd.errors import AgentdError, ConfigError, PluginLoadError, Unavailable, ValueDamaged, first_of
 from agentd.generations import Generations
 from agentd.handover import RESTART, Arrival, Asked, Departure, Whereabouts
 from agentd.host.api import Port
@@ -643,6 +643,8 @@ class Daemon:
         return self._journal.waiting > self._settings.agentd.journal.waiting_max
 
     def _revive(self, stored: StoredRecord) -> Event:
+        if stored.damage:
+            raise ValueDamaged(stored.damage)
         platform = self._identities.platforms[stored.identity]
         return platform.revive(stored.payload, epoch=stored.epoch, late=stored.late, source=Source(stored.source))
 

@@ -11,6 +11,7 @@ AgentdError
 ├── JournalError         the disk does not hold what was asked of it
 │   ├── JournalFull          no room; ends by itself when there is room again
 │   └── JournalUnusable      locked, corrupt or from a newer version; carries the remedy
+│       └── ValueDamaged         that is so of one sealed value alone; carries its row
 ├── ExportUnreadable     a line that `agentd export` did not write so; export anew
 ├── ExportMisfit         an exported event that has no place in this journal; carries its line and the remedy
 ├── StillRunning         what is to be served again has a turn under way that began before; try again when it has ended
@@ -92,6 +93,10 @@ class JournalFull(JournalError):
 
 class JournalUnusable(JournalError):
     """The journal cannot be opened as it is; the text names the file and the remedy."""
+
+
+class ValueDamaged(JournalUnusable):
+    """One value does not open any more, and all else may be used; the text names its row and the remedy."""
 
 
 class PluginLoadError(AgentdError):

@@ -106,6 +106,11 @@ def redacted(text: str) -> str:
     return _concealed.blotted(text)
 
 
+def encodable(text: str) -> str:
+    """The text, with what is no text (half a surrogate pair, as in some file names) written out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def printable(text: str) -> str:
     """The text on one line, with whatever could steer a terminal written out."""
     return _CONTROL.sub(lambda found: "\\n" if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
@@ -204,7 +209,7 @@ class JsonFormatter(logging.Formatter):
         import orjson  # here, since client verbs import this module and never log
 
         # A lone surrogate, as in a file name that is not UTF-8, is no JSON text.
-        line = orjson.dumps({name: _encodable(text) for name, text in entry(record).items()}).decode()
+        line = orjson.dumps({name: encodable(text) for name, text in entry(record).items()}).decode()
         return printable(line)  # what JSON may hold as it is, but a terminal should not see; the escapes are JSON's own
 
 
@@ -221,10 +226,10 @@ class HumanFormatter(logging.Formatter):
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         level = self._painted(f"{texts['level']:<8}", _COLOURS.get(record.levelno, ""))
         fields = " ".join(f"{name}={printable(texts[name])}" for name in FIELDS if name in texts)
-        head = f"{clock} {level} {_encodable(printable(texts['message']))}"
-        lines = [head + (f"  {self._painted(_encodable(fields), '2')}" if fields else "")]
+        head = f"{clock} {level} {encodable(printable(texts['message']))}"
+        lines = [head + (f"  {self._painted(encodable(fields), '2')}" if fields else "")]
         for name in ("exception", "stack"):
-            lines += [f"    {_encodable(printable(line))}" for line in texts.get(name, "").splitlines()]
+            lines += [f"    {encodable(printable(line))}" for line in texts.get(name, "").splitlines()]
         return "\n".join(lines)
 
     def _painted(self, text: str, colour: str) -> str:
@@ -278,7 +283,7 @@ class JournalHandler(logging.Handler):
             self._socket.sendto(journal_datagram(values), self._address)
         except OSError:
             with contextlib.suppress(OSError, ValueError):
-                self.outlet.put(f"<{values['PRIORITY']}>{_encodable(printable(values['MESSAGE']))}")
+                self.outlet.put(f"<{values['PRIORITY']}>{encodable(printable(values['MESSAGE']))}")
 
     def flush(self) -> None:
         """Wait for the reader of what the journal did not take, but not for long."""
@@ -332,10 +337,6 @@ def _missed(lines: int) -> logging.LogRecord:
 
 def _iso(unix_s: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(unix_s)) + f".{int(unix_s % 1 * 1000):03d}Z"
-
-
-def _encodable(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -210,7 +210,7 @@ class MemoryJournal:
 
     async def totals(self, identity: str) -> Totals:
         """See storage.Journal."""
-        return Totals(sum(record.event.identity == identity for record in self.records), 0, len(self.dead), {})
+        return Totals(sum(record.event.identity == identity for record in self.records), 0, {})
 
     async def cursors(self, plugin: str) -> dict[int, int]:
         """See storage.Journal."""

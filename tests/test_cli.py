@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 import agentd
 from agentd import cli
+from agentd.cli.recording import _written
 from agentd.cli.tables import Column, age, columns_of, since, table
 from agentd.control.refusal import ControlError
 from agentd.errors import ConfigError
@@ -1224,10 +1225,22 @@ def test_an_export_that_is_broken_off_leaves_the_file_as_it_was(
     assert result.exit_code == 69
     assert "broke off" in result.stderr
     assert file.read_text() == "before"
-    assert list(tmp_path.glob("*.part")) == list(tmp_path.glob(".*.part")) == []
+    assert list(tmp_path.glob("case.jsonl?*")) == []
+
     elsewhere = tmp_path / "no folder" / "case.jsonl"
     refused = ask("export", "--to", str(elsewhere))
     assert (refused.exit_code, "name another file with --to" in refused.stderr) == (1, True)
+
+
+def test_two_exports_into_one_file_at_a_time_are_each_whole(tmp_path: Path) -> None:
+    file = tmp_path / "case.jsonl"
+    with _written(file) as one:
+        one.write(b"one\n")
+        with _written(file) as other:
+            other.write(b"other\n")
+        assert file.read_bytes() == b"other\n"
+    assert file.read_bytes() == b"one\n"
+    assert [each.name for each in tmp_path.iterdir()] == ["case.jsonl"]
 
 
 def test_an_export_shows_its_progress_on_a_terminal(

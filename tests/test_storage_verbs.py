@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
+import resource
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,10 +146,12 @@ def test_retention_shows_first_and_lets_go_then(state: Path, tmp_path: Path) -> 
     assert [(went["start"], went["stop"], went["rows"]) for went in after["went"]] == [(1, 4, 3)]
 
 
-def test_what_would_go_for_the_size_is_shown_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bound", ["retention]\njournal_max_mb = 4", "journal]\nmax_mb = 5"])
+def test_what_would_go_for_the_size_is_shown_first(tmp_path: Path, bound: str) -> None:
+    """Below the size at which the journal takes nothing more, room is made as well."""
     state = tmp_path / "state"
     asyncio.run(_fill(state, 3_000))
-    (config := tmp_path / "agentd.toml").write_text("[agentd.retention]\njournal_max_mb = 4\n")
+    (config := tmp_path / "agentd.toml").write_text(f"[agentd.{bound}\n")
     shown = json.loads(agentd_command("retention", "--dry-run", "--json", "--config", config, state=state).stdout)
     [(reason, found)] = [(why, found) for why, found in shown["would_go"].items() if found["rows"]]
     assert reason == "events, the oldest, since the journal is above 4 MB"
@@ -244,21 +250,50 @@ def test_progress_is_told_after_a_second_with_the_time_that_is_left(terminal: Ca
     assert terminal().endswith("\r\x1b[K")
 
 
-@pytest.mark.parametrize("words", [("upgrade-check",), ("vacuum",), ("retention", "--dry-run")])
-def test_a_journal_in_a_folder_that_this_user_may_not_enter_is_told_in_one_line(
-    words: tuple[str, ...], tmp_path: Path
-) -> None:
-    state = tmp_path / "private" / "state"
-    state.mkdir(parents=True)
-    (tmp_path / "private").chmod(0)
-    was = os.geteuid()
-    if was == 0:
-        os.seteuid(65_534)
-    try:
-        result = agentd_command(*words, state=state)
-    finally:
-        os.seteuid(was)
-        (tmp_path / "private").chmod(0o700)
-    assert result.exit_code in (1, 69)
-    (line,) = result.stderr.splitlines()
-    assert line.endswith("run the command as the daemon's user or as root")
+def test_a_line_without_an_end_is_refused_before_it_has_filled_memory(tmp_path: Path) -> None:
+    file = tmp_path / "endless.jsonl"
+    with file.open("wb") as endless:
+        endless.truncate(8 << 30)  # takes no room
+    command = [sys.executable, "-m", "agentd", "import", str(file), "--state", str(tmp_path / "state")]
+    told = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)),
+    )
+    assert told.returncode == 1
+    assert "line 1 is no event as `agentd export` writes it (it is longer than 67,108,864 bytes)" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+_BESIDE_A_SERVICE = """
+import pathlib
+import sys
+
+from agentd import cli
+from agentd.cli import storage
+
+storage.SERVICE_STATE = pathlib.Path(sys.argv.pop(1))
+cli.main()
+"""
+
+
+def _like_anybody() -> None:
+    """Root may read everything by two capabilities, which the program that is begun then has no more."""
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+
+
+@pytest.mark.parametrize("words", [["backup", "copy.db"], ["vacuum"], ["retention", "--dry-run"], ["upgrade-check"]])
+def test_what_belongs_to_the_service_is_told_without_a_traceback(words: list[str], tmp_path: Path) -> None:
+    """As for anybody but root, on a machine where agentd runs as a service."""
+    theirs = tmp_path / "of-the-service"
+    theirs.mkdir(0o000)
+    command = [sys.executable, "-c", _BESIDE_A_SERVICE, str(theirs), *words]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=_like_anybody)
+    assert (told.returncode, told.stderr) == (
+        1,
+        f"agentd: {theirs / 'journal.db'} belongs to another user; use sudo, or name other files\n",
+    )

@@ -245,6 +245,59 @@ async def test_starts_while_its_whole_plugin_waits_cost_a_timer_no_attempt() -> 
         assert h.timers == []
 
 
+async def test_what_a_timers_turn_has_noted_is_known_to_its_repeat_however_that_comes_about() -> None:
+    plugin = Plugin("p")
+    known: list[Any] = []
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        ctx.remind(1.0)
+
+    @plugin.on(Timer)
+    async def wake(timer: Timer, ctx: Context) -> None:
+        known.append(ctx.last_progress)
+        ctx.progress(len(known))
+        if len(known) == 1:
+            raise RetryLater(60, whole_plugin=True)
+        if len(known) == 2:
+            raise ValueError("broken")
+        if len(known) == 3:
+            await asyncio.Event().wait()  # until the daemon is stopped
+
+    async with Harness(plugin) as h:
+        await h.message("a")
+        await h.advance(2)
+        await h.advance(120)
+        while len(known) < 3:
+            h.clock.pass_by(60)
+            for callback in iter(lambda: h.clock.next_timer(h.clock.monotonic()), None):
+                callback()
+            await asyncio.sleep(0)
+        await h._dispatcher.stop(0.0)
+        await h.crash()
+        assert known == [None, 1, 2, 3]
+        assert h.timers == []
+
+
+async def test_a_timer_has_the_attempts_of_its_handler_and_not_those_of_the_plugin() -> None:
+    plugin, attempts = Plugin("p"), []
+
+    @plugin.on(Message)
+    async def handle(message: Message, ctx: Context) -> None:
+        ctx.remind(1.0)
+
+    @plugin.on(Timer, attempts=4)
+    async def wake(timer: Timer, ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+        raise ValueError("broken")
+
+    async with Harness(plugin, attempts=2) as h:
+        await h.message("a")
+        await h.advance(3_600)
+        assert attempts == [1, 2, 3, 4]
+        assert [each.error for each in h.timers] == ["ValueError: broken"]
+
+
 async def test_wrong_times_and_reminders_that_nobody_would_notice_fail_in_the_authors_line() -> None:
     plugin, errors = Plugin("p"), []
 

@@ -36,9 +36,9 @@ class Verbs(click.Group):
         except AgentdError as error:
             _fail(ctx, error, EXIT_FAILED)
         except PermissionError as error:
-            # Of the service's folders; whoever opens a file of his own is told by who opens it.
-            told = f"{error.filename} is not for this user ({error.strerror}); run the command as the daemon's user"
-            _fail(ctx, AgentdError(f"{told} or as root"), EXIT_FAILED)
+            if error.filename is None:
+                raise
+            _fail(ctx, f"{error.filename} belongs to another user; use sudo, or name other files", EXIT_FAILED)
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
 
@@ -47,7 +47,7 @@ class Verbs(click.Group):
         return list(self.commands)
 
 
-def _fail(ctx: click.Context, error: AgentdError, code: int) -> None:
+def _fail(ctx: click.Context, error: AgentdError | str, code: int) -> None:
     from agentd.logs import printable
 
     click.echo(f"agentd: {printable(str(error))}", err=True)  # a platform's words may be in it

@@ -6,6 +6,7 @@ Not here: parsing words (words/), what the journal makes of the events (journal/
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,9 +21,11 @@ from agentd.cli.tables import counted
 from agentd.config import Settings, find_configuration, load
 from agentd.core.events import Event
 from agentd.core.exported import numbered
-from agentd.errors import WireViolation
+from agentd.errors import ExportUnreadable, WireViolation
 from agentd.journal.sqlite.importing import import_events
 from agentd.wire.agentchat import AgentChat
+
+_LINE_MAX_BYTES = 1 << 26  # twice what a platform's answer may hold: a message as it came, and as an event
 
 
 def import_file(
@@ -83,7 +86,12 @@ def fitting(settings: Settings) -> Callable[[Event], str | None]:
 def _watched(lines: IO[bytes], file: Path, progress: Progress) -> Iterator[bytes]:
     size = 0 if str(file) == "-" else file.stat().st_size
     done = 0
-    for line in lines:
+    for place in itertools.count(1):
+        line = lines.readline(_LINE_MAX_BYTES + 1)
+        if not line:
+            return
+        if len(line) > _LINE_MAX_BYTES:
+            raise ExportUnreadable(place, f"it is longer than {_LINE_MAX_BYTES:,} bytes")
         yield line
         done += len(line)
         progress(done, max(size, done))

@@ -66,14 +66,17 @@ def _written(to: Path) -> Iterator[Callable[[bytes], object]]:
             with to.open("wb") as out:
                 yield out.write
             return
-        # What people said to each other is for the owner's eyes: a name that nobody else can have taken, mode 0600.
-        descriptor, unfinished = tempfile.mkstemp(prefix=f".{to.name}.", suffix=".part", dir=to.parent)
+        # What people said to each other is for the owner's eyes, and nobody else writes to a name that is made up.
+        descriptor, name = tempfile.mkstemp(".part", f"{to.name}.", to.parent)
+        unfinished = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as out:
                 yield out.write
-            Path(unfinished).replace(to)
+                out.flush()
+                os.fsync(out.fileno())
+            unfinished.replace(to)
         finally:
-            Path(unfinished).unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise click.ClickException(f"{to} cannot be written ({error.strerror}); name another file with --to") from None
 

@@ -28,7 +28,7 @@ from agentd.config import SERVICE_STATE, Agentd, JournalSettings, Retention, fin
 from agentd.control.client import Client
 from agentd.control.refusal import UnreachableError
 from agentd.errors import JournalUnusable
-from agentd.journal.retention import TABLES, bounds_of_age, excess, oldest_first, slices
+from agentd.journal.retention import TABLES, below, bounds_of_age, excess, oldest_first, slices
 from agentd.journal.retention import Retention as Keeper
 from agentd.journal.sqlite import copies, open_journal, trimming
 from agentd.journal.sqlite.trimming import Found
@@ -142,7 +142,7 @@ def _rehearsed(file: Path) -> float:
 
 def retention(journal: Path, daemon: Client, configured: Agentd, *, dry_run: bool, as_json: bool) -> None:
     """Show what would go, or let it go: the daemon does, by its own bounds; without one it is done here."""
-    settings = configured.retention
+    settings = below(configured.retention, configured.journal.max_mb)
     if not dry_run:
         try:
             rows = daemon.retain()
@@ -189,7 +189,7 @@ async def _look(look: copies.Look, settings: Retention) -> dict[str, Found]:
     progress = Progress("looking")
     found: dict[str, Found] = {}
     for bound in bounds_of_age(settings, time.time()):
-        total, end = Found(), await look.last_of(bound.what)
+        total, end = Found(), (await look.parts(bound.what))[-1].upto
         async for slice_ in slices(look, bound, settings.forget_plugins):
             total = total.joined(slice_.found)
             progress(slice_.stretch.upto, end)

@@ -192,7 +192,9 @@ class Daemon(Protocol):
     async def dead_replay(self, number: int) -> dict[str, Any]:
         """Deliver its event again: in its place where the conversation is held behind it, else by itself, marked late.
 
-        The letter is off the list then. Returns as dead_show; raises ControlError if there is none, or nobody to ask.
+        The letter is off the list then, and in its place those of the other events of its turn, which begins anew as a
+        whole. One that was tried again already is left at that. Returns as dead_show; raises ControlError if there is
+        none, or nobody to ask.
         """
         ...
 

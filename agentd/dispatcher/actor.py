@@ -70,8 +70,6 @@ class Dispatcher:
     than it was. send_now: puts a send into the outbox and waits for what becomes of it; raises NotSent. running: where
     calls under way are marked. unfinished: what was under way when the process before this one died. traces: who
     follows events, or None.
-
-    dead: per identity, dead letters.
     """
 
     def __init__(
@@ -103,7 +101,6 @@ class Dispatcher:
         limits = Limits(lanes=settings.breaker_lanes, first_s=settings.breaker_first_s, max_s=settings.breaker_max_s)
         self._served: dict[str, Served] = {}
         self._begin_with = serves
-        self.dead = dict.fromkeys(serves, 0)
         self._engine = engine = Engine(
             journal,
             self._served,
@@ -125,9 +122,8 @@ class Dispatcher:
             marks,
             revive=revive,
             on_backlog=on_backlog,
-            on_dead=self._count_dead,
         )
-        self._wakeups = Wakeups(engine, revive=revive, on_dead=self._count_dead)
+        self._wakeups = Wakeups(engine, revive=revive)
         self._deliveries = Deliveries(
             engine,
             self._backlog,
@@ -136,7 +132,6 @@ class Dispatcher:
             self._running,
             self._conduct,
             pause=self.pause,
-            on_dead=self._count_dead,
         )
         self._signals = Signals(engine, settings.signals_max)
         self._predecessor = Predecessor(engine, self._backlog, self._deliveries, self._wakeups, self._signals, revive)
@@ -149,7 +144,6 @@ class Dispatcher:
             self._running,
             limits,
             conduct=self._conduct,
-            dead=self.dead,
             send_now=send_now or _nobody_sends,
             holds=self._predecessor.holds,
         )
@@ -158,10 +152,6 @@ class Dispatcher:
         engine.carry_out = self._carry_out
         engine.on_deadline = self._deadline
         engine.on_paused = self._paused
-
-    def _count_dead(self, identity: str) -> None:
-        if identity in self.dead:  # else it was taken from service while the turn ran
-            self.dead[identity] += 1
 
     # --- what it is asked
 
@@ -303,11 +293,16 @@ class Dispatcher:
         self._engine.wake()
         return done
 
-    async def try_again(self, letter: DeadRow) -> None:
+    def held_with(self, letter: DeadRow) -> list[int]:
+        """Positions of the other events of its turn, where a dead letter's lane stands still behind that turn."""
+        return self._deliveries.held_with(letter.plugin, letter.identity, letter.conversation_id, letter.position)
+
+    async def try_again(self, letter: DeadRow, beside: Sequence[DeadRow] = ()) -> None:
         """Deliver a dead letter again: in its place where its lane waits behind it, else by itself, marked late.
 
         By itself it is a new cause, so that what its handlers sent before they gave up does not stand for what they
-        send now. The dead letter is dropped. Returns once that is on disk.
+        send now. beside: the letters of `held_with`: in its place its turn begins anew with all of its events. The dead
+        letters are dropped. Returns once that is on disk.
         """
         now = self._engine.clock.unix()
         place = (letter.plugin, letter.identity, letter.conversation_id)
@@ -321,12 +316,12 @@ class Dispatcher:
             now,
             again=f"dead letter {letter.number} of {letter.died_at:.3f}",
         )
-        noted = Outcome(letter.plugin, letter.conversation, letter.position, letter.position, TRIED_AGAIN, None, now)
-        commit = self._engine.commits.commit(in_place or row, DeadDropped(letter.number, now), noted)
+        letters = (letter, *beside) if in_place is not None else (letter,)
+        dropped = [DeadDropped(each.number, now) for each in letters]
+        noted = [_tried_again(each, now) for each in letters]
+        commit = self._engine.commits.commit(in_place or row, *dropped, *noted)
         if in_place is None:
             self._wakeups.put([row])
-        if letter.identity in self.dead:
-            self.dead[letter.identity] -= letter.dropped_at is None
         self._engine.wake()
         await commit
 
@@ -491,6 +486,10 @@ class Dispatcher:
         if lane is not None and isinstance(head, Delivery):
             lane.still = True
             self._loading.unload(lane, head)
+
+
+def _tried_again(letter: DeadRow, now: float) -> Outcome:
+    return Outcome(letter.plugin, letter.conversation, letter.position, letter.position, TRIED_AGAIN, None, now)
 
 
 def _turn(ctx: TurnContext[Any]) -> Turn:

@@ -57,7 +57,7 @@ _STALE = "held: stale mail"
 
 
 class Deliveries:
-    """Those of one dispatcher. conduct: of every identity. pause: stops a conversation. on_dead: counts dead letters.
+    """Those of one dispatcher. conduct: of every identity. pause: stops a conversation.
 
     parked: by (plugin, identity, conversation), lanes that stand behind a dead letter.
     """
@@ -72,7 +72,6 @@ class Deliveries:
         conduct: Mapping[str, config.Conduct],
         *,
         pause: Callable[[Paused], object],
-        on_dead: Callable[[str], None],
     ) -> None:
         self._engine = engine
         self._backlog = backlog
@@ -81,7 +80,6 @@ class Deliveries:
         self._running = running
         self._conduct = conduct
         self._pause = pause
-        self._on_dead = on_dead
         self.suspects = Suspects()
         self.guards = {identity: LoopGuard(_budget(each.loop_guard)) for identity, each in conduct.items()}
         self.parked: dict[tuple[str, str, str], tuple[Lane, Stretch]] = {}
@@ -468,7 +466,6 @@ class Deliveries:
         return partial(self._finish, lane, stretch.deliveries)
 
     def _dead(self, lane: Lane, delivery: Delivery, error: BaseException) -> Change:
-        self._on_dead(lane.line.identity)
         attempts = lane.failures + lane.deaths
         now = self._engine.clock.unix()
         return dead_letter(lane.served.plugin, lane.number, _at(delivery), attempts, error, now)
@@ -497,6 +494,12 @@ class Deliveries:
         self._finish(lane, stretch.deliveries)
         self._engine.wake()
         return True
+
+    def held_with(self, plugin: str, identity: str, conversation: str, position: int) -> list[int]:
+        """Positions of the other events of the turn that a lane is held behind, if this one is among them."""
+        _, stretch = self.parked.get((plugin, identity, conversation), (None, None))
+        positions = [] if stretch is None else [_at(each) for each in stretch.deliveries]
+        return [each for each in positions if each != position] if position in positions else []
 
     def retry_parked(self, plugin: str, identity: str, conversation: str, position: int) -> Change | None:
         """Let a lane that is held behind this event begin it anew. Returns what must be committed, None if none is."""

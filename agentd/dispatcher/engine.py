@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -401,7 +400,7 @@ class Engine:
             return False
         now = self.clock.monotonic()
         until = served.breakers.standing(ctx.identity).until
-        until = max(until, now + asked_s if asked_s is not None and math.isfinite(asked_s) else now)
+        until = max(until, now + (asked_s or 0.0))
         log_failure(f"failed with its plugin, again in {until - now:.1f} s", ctx, failure)
         self.once_it_ended(error, served, key, lambda: self.delay(served, key, until))
         self.arm()

@@ -1,13 +1,14 @@
 """What became of a turn, as changes for the journal and lines for the log.
 
-Always true: nothing that could hold a key or grow without bound leaves here: errors and tracebacks are redacted and
-cut.
+Always true: nothing that could hold a key, grow without bound or not be stored leaves here: errors and tracebacks are
+redacted, cut, and text.
 Not here: which fate it is (the actor, core/retry).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import traceback
 from typing import Any
 
@@ -26,6 +27,7 @@ log = logging.getLogger("agentd.dispatcher")
 
 _ERROR_MAX_CHARS = 500
 _TRACEBACK_MAX_CHARS = 8_000
+_WAIT_MAX_S = 31_536_000.0  # a year: what is asked for beyond that is a mistake, and may be past what a date can say
 
 _EXPECTED = (RetryLater, Unavailable, GiveUp, DeadlinePassed, ProcessDied, WorkerDied)
 
@@ -93,23 +95,42 @@ def dead_letter(
         attempts=attempts,
         error=told(error),
         # The innermost frames come last, and say the most.
-        traceback=logs.redacted("".join(traceback.format_exception(error)))[-_TRACEBACK_MAX_CHARS:],
+        traceback=_kept("".join(traceback.format_exception(error)))[-_TRACEBACK_MAX_CHARS:],
         plugin_version=plugin.version,
         died_at=now,
     )
 
 
 def asked_wait_s(error: BaseException) -> float | None:
-    """How long to wait before the next attempt, if the failure says so: the plugin's word, or the platform's."""
+    """How long to wait before the next attempt, if the failure says so: the plugin's word, or the platform's.
+
+    None as well where what it says is no span of time, as in `RetryLater("the service is down")`.
+    """
+    asked: Any = None
     if isinstance(error, RetryLater):
-        return error.after_s
-    return error.retry_after_s if isinstance(error, Unavailable) else None
+        asked = error.after_s
+    elif isinstance(error, Unavailable):
+        asked = error.retry_after_s
+    try:
+        asked_s = float(asked)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return min(asked_s, _WAIT_MAX_S) if math.isfinite(asked_s) else None
 
 
 def told(error: BaseException) -> str:
     """An error in one short line."""
-    text, name = str(error), type(error).__name__
-    return logs.redacted(f"{name}: {text}" if text else name)[:_ERROR_MAX_CHARS]
+    try:
+        text = str(error)
+    except Exception:
+        text = "its text cannot be told"
+    name = type(error).__name__
+    return _kept(f"{name}: {text}" if text else name)[:_ERROR_MAX_CHARS]
+
+
+def _kept(text: str) -> str:
+    # The journal holds text only, and a commit that it cannot hold would end the daemon, at each start anew.
+    return logs.encodable(logs.redacted(text))
 
 
 def log_failure(what: str, ctx: TurnContext[Any], failure: Failure) -> None:

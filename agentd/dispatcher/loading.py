@@ -50,7 +50,6 @@ class Loading:
         *,
         revive: Callable[[StoredRecord], Event],
         on_backlog: Callable[[str, bool], None],
-        on_dead: Callable[[str], None],
     ) -> None:
         self._engine = engine
         self._backlog = backlog
@@ -58,7 +57,6 @@ class Loading:
         self._marks = marks
         self._revive = revive
         self._on_backlog = on_backlog
-        self._on_dead = on_dead
         self._shedding: set[str] = set()
         self._looking = False
 
@@ -163,7 +161,6 @@ class Loading:
             )
             now = self._engine.clock.unix()
             self._engine.commits.commit(dead_letter(plugin, lane.number, stored.position, 0, error, now))
-            self._on_dead(stored.identity)
             lane.loaded = stored.position
             lane.loaded_count += 1
         else:

@@ -28,7 +28,7 @@ from agentd.dispatcher.fates import attempt
 from agentd.dispatcher.handing import Elsewhere, Over, Turn
 from agentd.dispatcher.signals import Signals
 from agentd.dispatcher.timers import Due
-from agentd.dispatcher.wakeups import Wakeups
+from agentd.dispatcher.wakeups import Unreadable, Wakeups
 from agentd.host.context import TurnContext
 from agentd.host.faults import made_again
 from agentd.host.handlers import Handler
@@ -214,8 +214,9 @@ class Predecessor:
             self._unknown(served, key, elsewhere)
             return
         timer = msgspec.structs.replace(tried, failures=max(0, tried.failures - 1), error="")
-        event = Due(timer).event if not timer.position else await self._wakeups.recorded(timer)
-        if event is None:
+        try:
+            event = Due(timer).event if not timer.position else await self._wakeups.recorded(timer)
+        except Unreadable:
             self._unknown(served, key, elsewhere)
             return
         ctx: TurnContext[Any] = TurnContext(

@@ -40,7 +40,7 @@ class Serving:
     """That of one dispatcher. conduct: of every identity, changed here. send_now: what plugins get. holds: puts
     what the process before this one runs in a lane at its head.
 
-    serves: every identity with its plugins. dead: per identity, dead letters.
+    serves: every identity with its plugins.
     """
 
     def __init__(
@@ -54,7 +54,6 @@ class Serving:
         limits: Limits,
         *,
         conduct: dict[str, config.Conduct],
-        dead: dict[str, int],
         send_now: Callable[[Send], Awaitable[Sent]],
         holds: Callable[[Lane], None],
     ) -> None:
@@ -72,7 +71,6 @@ class Serving:
         self._since: dict[tuple[str, str], int] = {}
         self._leaving: dict[tuple[str, str], asyncio.Future[None]] = {}
         self.serves: dict[str, list[Served]] = {}
-        self.dead = dead
 
     def since(self, identity: str, plugin: str) -> int:
         """The position behind which a plugin serves an identity."""
@@ -200,7 +198,6 @@ class Serving:
         self._loading.forget(identity)
         self._deliveries.guards.pop(identity, None)
         self._conduct.pop(identity, None)
-        self.dead.pop(identity, None)
         return await self._until_left(identity, gone, timeout_s)
 
     def still_running(self, identity: str, plugins: Iterable[str]) -> list[str]:
@@ -235,7 +232,6 @@ class Serving:
                 self._engine.pauses.begin(pause)
         await self._restore_guard(identity)
         totals = await self._journal.totals(identity)
-        self.dead[identity] = totals.dead
         self.serves[identity] = list(plugins)
         for served in plugins:
             served.carry(identity, self._conduct[identity])

@@ -59,6 +59,11 @@ class Timers:
         if timer.due_at < math.inf:
             heapq.heappush(self._heap, (timer.due_at, timer.id))
 
+    def renew(self, timer: TimerSet) -> None:
+        """Have one as it is now, due no other time for that."""
+        if timer.id in self._rows:
+            self._rows[timer.id] = timer
+
     def __contains__(self, timer: TimerSet) -> bool:
         return timer.id in self._rows
 

@@ -39,15 +39,19 @@ log = logging.getLogger("agentd.dispatcher")
 _ROOM_LOOK_S = 1.0  # how soon a timer whose sends found the outbox full runs again
 
 
-class Wakeups:
-    """Those of one dispatcher. revive: decodes what was stored. on_dead: counts a dead letter of an identity."""
+class Unreadable(Exception):
+    """A recorded event that was to be delivered again cannot be read any more."""
 
-    def __init__(
-        self, engine: Engine, *, revive: Callable[[StoredRecord], Event], on_dead: Callable[[str], None]
-    ) -> None:
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the event cannot be read any more: {why}")
+
+
+class Wakeups:
+    """Those of one dispatcher. revive: decodes what was stored."""
+
+    def __init__(self, engine: Engine, *, revive: Callable[[StoredRecord], Event]) -> None:
         self._engine = engine
         self._revive = revive
-        self._on_dead = on_dead
         self._ended_elsewhere: dict[str, tuple[TimerSet, TurnContext[Any], Failure | None]] = {}
 
     async def restore(self, served: Served, identities: list[str]) -> None:
@@ -88,22 +92,22 @@ class Wakeups:
 
     async def run(self, served: Served, key: Key, due: Due, waits: Waits) -> None:
         """One turn. The row goes, or has its next beat, with the turn's effects."""
-        timer, engine = due.timer, self._engine
+        engine = self._engine
+        timer = engine.timers.get(due.timer.id) or due.timer  # an attempt may have noted its progress since
         if (ended := self._ended_elsewhere.pop(timer.id, None)) is not None:
             self.ended(served, key, *ended)
             return
-        if timer.failures >= served.plugin.settings.attempts:  # the last of which ended the process
-            log.error("timer given up: %s", timer.error, extra={"plugin": timer.plugin, "identity": timer.identity})
-            self._settle(served, key, timer, None, self._given_up(served, timer, ProcessDied(timer.failures)))
-            return
         waits()
-        event = due.event if not timer.position else await self.recorded(timer)
-        if event is None:
-            self._settle(served, key, timer, None, [])
+        try:
+            event = due.event if not timer.position else await self.recorded(timer)
+        except Unreadable as error:
+            self._give_up(served, key, timer, error)
             return
-        # On disk before it runs, so that a handler which ends the process is not run for ever.
+        handlers = matching(served.plugin, event)
+        if timer.failures >= _attempts(served, handlers):  # the last of which ended the process
+            self._give_up(served, key, timer, ProcessDied(timer.failures))
+            return
         tried = msgspec.structs.replace(timer, failures=timer.failures + 1, error="the process died while it ran")
-        await asyncio.wait((engine.commits.commit(tried),))
         ctx: TurnContext[Any] = TurnContext(
             served.plugin,
             event,
@@ -114,16 +118,18 @@ class Wakeups:
             owner=self,
             about=tried,
         )
-        if served.breakers.troubled:
-            served.breakers.began(timer.identity, key)
-        handlers = matching(served.plugin, event)
-        trace = None if engine.traces is None else _traced(engine.traces, timer, event, ctx, handlers)
-        engine.under_way.add(ctx)
+        trace = None
         try:
+            # On disk before it runs, so that a handler which ends the process is not run for ever.
+            await asyncio.wait((engine.commits.commit(tried),))
+            if served.breakers.troubled:
+                served.breakers.began(timer.identity, key)
+            trace = None if engine.traces is None else _traced(engine.traces, timer, event, ctx, handlers)
+            engine.under_way.add(ctx)
             failure = await served.plugin.turns.run(event, handlers, ctx, lambda: None)
         except asyncio.CancelledError:
             if engine.successor is None:
-                engine.commits.commit(timer)
+                self._uncounted(timer, ctx)
             if trace is not None:
                 trace.ended("given back")
             raise
@@ -147,10 +153,10 @@ class Wakeups:
         """What follows from how a turn ended. timer: its row as it was before."""
         engine = self._engine
         if failure is not None:
-            self._failed(served, key, msgspec.structs.replace(timer, progress=ctx.progressed), ctx, failure)
+            self._failed(served, key, timer, ctx, failure)
         elif ctx.sends and not engine.room.fits(ctx.sends):
             log.warning("the outbox is full: a timer waits for it", extra={"identity": timer.identity})
-            self._uncounted(timer)
+            self._uncounted(timer, ctx)
             engine.delay(served, key, engine.clock.monotonic() + _ROOM_LOOK_S)
         else:
             if served.breakers.troubled:
@@ -166,17 +172,16 @@ class Wakeups:
     async def says_now(self, ctx: TurnContext[Any]) -> None:
         """See host.context.Owner. A timer is one at every repeat."""
 
-    async def recorded(self, timer: TimerSet) -> Event | None:
-        """The event that is delivered again, marked late; None if it cannot be read any more."""
+    async def recorded(self, timer: TimerSet) -> Event:
+        """The event that is delivered again, marked late. Raises Unreadable."""
         stored = await self._engine.journal.read_lane(timer.conversation, timer.position - 1, 1)
         if not stored or stored[0].position != timer.position:
-            log.error("an event that was to be tried again has gone", extra={"identity": timer.identity})
-            return None
+            raise Unreadable("it has gone")
         try:
             return msgspec.structs.replace(self._revive(stored[0]), late=True)
-        except Exception:
+        except Exception as error:
             log.exception("a stored event cannot be decoded", extra={"identity": timer.identity})
-            return None
+            raise Unreadable(told(error)) from error
 
     # --- fates
 
@@ -210,9 +215,16 @@ class Wakeups:
             engine.wake()
         engine.committed()
 
-    def _uncounted(self, timer: TimerSet) -> None:
+    def _uncounted(self, timer: TimerSet, ctx: TurnContext[Any]) -> None:
         """It comes again, and nothing went wrong with it: a start meanwhile must not take that for a death."""
-        self._engine.commits.commit(timer)
+        again = msgspec.structs.replace(timer, progress=ctx.progressed)
+        self._engine.timers.renew(again)
+        self._engine.commits.commit(again)
+
+    def _give_up(self, served: Served, key: Key, timer: TimerSet, error: Exception) -> None:
+        """It cannot even be tried."""
+        log.error("given up: %s", told(error), extra={"plugin": timer.plugin, "identity": timer.identity})
+        self._settle(served, key, timer, None, self._given_up(served, timer, error))
 
     def _successor(self, served: Served, timer: TimerSet) -> TimerSet | None:
         interval_s = served.intervals.get(timer.name)
@@ -221,7 +233,6 @@ class Wakeups:
     def _given_up(self, served: Served, timer: TimerSet, error: BaseException) -> list[Change]:
         """What is left of it: a dead letter, its next beat, or a row that says why, for people."""
         if timer.position:
-            self._on_dead(timer.identity)
             now = self._engine.clock.unix()
             return [dead_letter(served.plugin, timer.conversation, timer.position, timer.failures, error, now)]
         return _rows(self._successor(served, timer) or msgspec.structs.replace(timer, due_at=math.inf))
@@ -229,16 +240,26 @@ class Wakeups:
     def _failed(self, served: Served, key: Key, timer: TimerSet, ctx: TurnContext[Any], failure: Failure) -> None:
         engine, error = self._engine, failure.error
         if engine.postponed(served, key, ctx, failure):
-            self._uncounted(timer)
+            self._uncounted(timer, ctx)
             return
         verdict = engine.verdict(served, ctx.attempt, failure)
         again_s = verdict.after_s if isinstance(verdict, Again) else math.inf
         failed = msgspec.structs.replace(
-            timer, failures=ctx.attempt, due_at=engine.clock.unix() + again_s, error=told(error)
+            timer,
+            failures=ctx.attempt,
+            due_at=engine.clock.unix() + again_s,
+            error=told(error),
+            progress=ctx.progressed,
         )
         then = _rows(failed) if isinstance(verdict, Again) else self._given_up(served, failed, error)
         log_failure(f"attempt {ctx.attempt} of a timer failed, the next in {again_s:.1f} s", ctx, failure)
         engine.once_it_ended(error, served, key, lambda: self._settle(served, key, timer, None, then))
+
+
+def _attempts(served: Served, handlers: tuple[Handler, ...] | None) -> int:
+    """How often a turn of these may run at all."""
+    usual = served.plugin.settings.attempts
+    return max((each.attempts or usual for each in handlers or ()), default=usual)
 
 
 def set_aside(delivery: Delivery, due_at: float, *, again: str = "") -> TimerSet:

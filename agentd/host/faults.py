@@ -120,14 +120,9 @@ def _known(error: BaseException) -> tuple[type[BaseException], dict[str, Any]]:
     return (DeadlinePassed if isinstance(error, DeadlinePassed) else Elsewhere), {}
 
 
-def encodable(text: str) -> str:
-    """The text, with what is no text (half a surrogate pair, as in some file names) written out."""
-    return text.encode(errors="backslashreplace").decode()
-
-
 def _told(text: str) -> str:
     # Here, since the keys that a worker has read are known to it alone.
-    return encodable(logs.redacted(text))
+    return logs.encodable(logs.redacted(text))
 
 
 def _told_or_none(text: str | None) -> str | None:

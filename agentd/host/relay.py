@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 
 from agentd import logs
-from agentd.host.faults import encodable
 from agentd.host.pipe import Said
 
 _TEXT_MAX_CHARS = 65_536  # of one field of one line
@@ -25,7 +24,7 @@ class Relay(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one line to the daemon."""
-        texts = {name: encodable(text[:_TEXT_MAX_CHARS]) for name, text in logs.entry(record).items()}
+        texts = {name: logs.encodable(text[:_TEXT_MAX_CHARS]) for name, text in logs.entry(record).items()}
         self._tell(Said(record.levelno, record.created, record.name, texts))
 
 

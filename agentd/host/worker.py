@@ -28,12 +28,13 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from agentd import logs
 from agentd.core.events import Send, Sent
 from agentd.errors import ConfigError, PluginLoadError
 from agentd.host import pipe
 from agentd.host.api import SURFACES, Port
 from agentd.host.context import TurnContext
-from agentd.host.faults import encodable, made_again, taken_apart
+from agentd.host.faults import made_again, taken_apart
 from agentd.host.handlers import Handler
 from agentd.host.lifecycle import Loaded, load
 from agentd.host.limits import CpuAllowance, die_with, leave_no_core, limit_memory
@@ -169,10 +170,10 @@ class Worker:
             plugin = load(start.name, settings, Path(start.base), self._read_state)
             handlers = declarations(start.name, plugin.plugin.declared)
         except ConfigError as error:
-            self._pipe.tell(pipe.Refused(problems=[encodable(each) for each in error.problems]))
+            self._pipe.tell(pipe.Refused(problems=[logs.encodable(each) for each in error.problems]))
             return
         except PluginLoadError as error:
-            self._pipe.tell(pipe.Refused(reason=encodable(str(error))))
+            self._pipe.tell(pipe.Refused(reason=logs.encodable(str(error))))
             return
         self._plugin = plugin
         hooks = plugin.plugin
@@ -194,7 +195,7 @@ class Worker:
         except PluginLoadError as error:
             if isinstance(error.__cause__, MemoryError):
                 self._pipe.die_out_of_memory()
-            self._pipe.tell(pipe.Refused(reason=encodable(str(error))))
+            self._pipe.tell(pipe.Refused(reason=logs.encodable(str(error))))
         else:
             self._cpu.lift()
             self._pipe.tell(pipe.IsSetUp())

@@ -25,6 +25,7 @@ import msgspec
 from agentd import metrics
 from agentd.config import Retention as Settings
 from agentd.errors import JournalError
+from agentd.journal.sqlite.events import Part
 from agentd.journal.sqlite.trimming import Found, Stretch
 from agentd.journal.storage import Change, Room, Shrink, Trim
 
@@ -57,8 +58,8 @@ class Looking(Protocol):
         """When the last event of a stretch came, or None if there is none."""
         ...
 
-    async def last_of(self, what: str) -> int:
-        """The highest position or number in a table."""
+    async def parts(self, what: str) -> list[Part]:
+        """The parts that a table is walked in."""
         ...
 
 
@@ -120,22 +121,32 @@ def below(settings: Settings, full_mb: int) -> Settings:
 
 async def slices(looking: Looking, bound: Bound, ignoring: tuple[str, ...]) -> AsyncGenerator[Slice, None]:
     """The slices of a table in which something may go, from its beginning on."""
-    after, end = 0, await looking.last_of(bound.what)
-    while after < end:
-        stretch = Stretch(bound.what, after, min(after + SLICE, end), bound.before, ignoring)
+    for part in await looking.parts(bound.what):
+        async with contextlib.aclosing(_slices_of(looking, part, bound, ignoring)) as found:
+            async for each in found:
+                yield each
+
+
+async def _slices_of(
+    looking: Looking, part: Part, bound: Bound, ignoring: tuple[str, ...]
+) -> AsyncGenerator[Slice, None]:
+    after = part.after
+    while after < part.upto:
+        stretch = Stretch(bound.what, after, min(after + SLICE, part.upto), bound.before, ignoring)
         found = await looking.trimmable(stretch)
         if found.rows:
             yield Slice(stretch, found)
-        elif bound.what == "event":
+        elif part.rises:
             newest = await looking.newest_in(after, stretch.upto)
             if newest is not None and newest >= bound.before:
-                return  # positions and times rise together: nothing behind is older
+                return  # nothing behind is older
         after = stretch.upto
 
 
 async def oldest_first(looking: Looking, ignoring: tuple[str, ...]) -> AsyncGenerator[Slice, None]:
     """Every slice in which something may go, whatever its age, merged over the tables by the age of its oldest row."""
-    walks = [slices(looking, Bound(what, _FOR_EVER, ""), ignoring) for what in TABLES]
+    bounds = [Bound(what, _FOR_EVER, "") for what in TABLES]
+    walks = [_slices_of(looking, part, bound, ignoring) for bound in bounds for part in await looking.parts(bound.what)]
     heads: list[tuple[float, int, Slice]] = []
     try:
         for number, walk in enumerate(walks):

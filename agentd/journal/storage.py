@@ -21,6 +21,10 @@ SUBSCRIPTIONS = "agentd.subscriptions"
 """Whose state says from which position on a plugin serves an identity, under IDENTITY/PLUGIN. No plugin's name has a
 dot."""
 
+IMPORTS = "agentd.imports"
+"""Whose state says which stretches of the log were imported, under AFTER/UPTO: when their events were received does not
+follow from where they stand."""
+
 
 class Conversation(msgspec.Struct, frozen=True, gc=False):
     """Change: how far a conversation is accounted for. Also what is read back at start.
@@ -348,7 +352,6 @@ class Totals(msgspec.Struct, frozen=True):
 
     journaled: int
     absent: int
-    dead: int
     outbox: dict[str, int]
 
 
@@ -520,6 +523,10 @@ class Journal(Protocol):
         """Dead letters, newest first; of every identity if None."""
         ...
 
+    def dead_count(self, identity: str) -> int:
+        """How many letters on disk nobody is through with."""
+        ...
+
     async def dead_find(self, number: int) -> DeadRow | None: ...
     async def dead_at(self, conversation: int, position: int) -> list[DeadRow]:
         """The dead letters of one event: at most one for each plugin."""
@@ -527,7 +534,10 @@ class Journal(Protocol):
 
 
 class StoredRecord(msgspec.Struct, frozen=True, gc=False):
-    """A record as it lies on disk; `Platform.revive` makes its payload an event again."""
+    """A record as it lies on disk; `Platform.revive` makes its payload an event again.
+
+    damage: why there is no payload to be read, or "".
+    """
 
     position: int
     conversation: int
@@ -538,6 +548,7 @@ class StoredRecord(msgspec.Struct, frozen=True, gc=False):
     source: str
     payload: bytes
     received_at: float
+    damage: str = ""
 
     def record(self, event: Event) -> Record:
         """The same record with its payload decoded."""

@@ -93,7 +93,7 @@ def _fate(position: int, known: Known) -> Fate:
         return Fate("held", letter.attempts, letter.error, letter=letter.number)
     if aside is not None:
         return Fate("aside", aside.failures, aside.error or None, aside.due_at)
-    if letter is not None and not _tried_since(letter, known.outcomes):
+    if letter is not None and not tried_since(letter, known.outcomes):
         return Fate("dead", letter.attempts, letter.error, letter=letter.number)
     if position > known.cursor:
         return _ahead(position, known, failure)
@@ -117,7 +117,7 @@ def _ahead(position: int, known: Known, failure: Attempt | None) -> Fate:
     return Fate("waiting", behind=min(ahead, default=None))
 
 
-def _tried_since(letter: DeadRow, outcomes: Sequence[Outcome]) -> bool:
+def tried_since(letter: DeadRow, outcomes: Sequence[Outcome]) -> bool:
     """Whether somebody wanted the event to be handled again after it had died."""
     return any(each.word in _NOTES and each.at >= letter.died_at for each in outcomes)
 
@@ -154,7 +154,7 @@ class Explaining:
                 409,
                 "UNREADABLE_EVENT",
                 f"event {event!r} of identity {rows[0].identity} cannot be read",
-                "is the identity still in the configuration?",
+                rows[0].damage or "is the identity still in the configuration?",
             )
         return records
 

@@ -13,6 +13,7 @@ from typing import Any
 from agentd.control.refusal import ControlError
 from agentd.core.events import Record
 from agentd.journal.storage import DeadDropped, DeadRow
+from agentd.operations.explaining import tried_since
 from agentd.operations.parts import Parts
 from agentd.operations.rows import dead_row, record_row
 
@@ -23,7 +24,7 @@ class Letters:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._journal = parts.journal
-        # Each decision is made on a letter as it is on disk: two at once would both take it off the list.
+        # Each decision is made on a letter as it is on disk: two at once would both have it delivered.
         self._deciding = asyncio.Lock()
 
     async def listed(self, identity: str | None, dropped_too: bool, limit: int) -> list[dict[str, Any]]:
@@ -45,6 +46,8 @@ class Letters:
 
     async def _replay(self, number: int) -> None:
         row = await self._find(number)
+        if row.dropped_at is not None and await self._is_tried(row):
+            return  # as one of a batch, or somebody was quicker
         if row.plugin not in self._parts.plugins or row.identity not in self._parts.served_by(row.plugin):
             raise ControlError(
                 409,
@@ -59,7 +62,17 @@ class Letters:
                 f"the event of dead letter {number} cannot be read",
                 f"take it off the list: agentd dead drop {number}",
             )
-        await self._parts.dispatcher.try_again(row)
+        await self._parts.dispatcher.try_again(row, await self._beside(row))
+
+    async def _is_tried(self, row: DeadRow) -> bool:
+        outcomes = await self._journal.outcomes(row.plugin, row.conversation, row.position)
+        return tried_since(row, outcomes)
+
+    async def _beside(self, row: DeadRow) -> list[DeadRow]:
+        """The letters of the other events of its turn."""
+        places = [(row.conversation, position) for position in self._parts.dispatcher.held_with(row)]
+        found = [each for place in places for each in await self._journal.dead_at(*place)]
+        return [each for each in found if each.plugin == row.plugin and each.dropped_at is None]
 
     async def drop(self, number: int) -> dict[str, Any]:
         """See control.api.Daemon."""
@@ -67,8 +80,6 @@ class Letters:
             row = await self._find(number)
             if row.dropped_at is None:
                 await self._journal.commit(DeadDropped(number, time.time()))
-                if row.identity in self._parts.dispatcher.dead:
-                    self._parts.dispatcher.dead[row.identity] -= 1
         return await self.show(number)
 
     async def _record(self, row: DeadRow) -> Record | None:

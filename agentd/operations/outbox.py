@@ -25,7 +25,7 @@ class Outbox:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._journal = parts.journal
-        # Each decision is made on a send as it is on disk: of two at once the second would not see the first.
+        # Each decision is made on a send as it is on disk: two at once would both be carried out.
         self._deciding = asyncio.Lock()
 
     async def listed(self, identity: str | None, states: Sequence[str], limit: int) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import msgspec
 from agentd import config
 from agentd.core.events import Event, Record
 from agentd.dispatcher import Dispatcher
-from agentd.errors import WireViolation
+from agentd.errors import ValueDamaged, WireViolation
 from agentd.generations import Generations
 from agentd.host.isolated import Hosted
 from agentd.host.stalls import StallWatch
@@ -36,8 +36,9 @@ class Parts(NamedTuple):
     """What there is to ask.
 
     current: the settings as they are now. supervisors: by name. revive: decodes what was stored; raises KeyError for an
-    identity that is gone, and msgspec.DecodeError. hub_url: of the embedded hub, or None. began: monotonic seconds.
-    stopping: set once the daemon stops; `stop` sets it. tracer: tells how traces get on, or None.
+    identity that is gone, msgspec.DecodeError, WireViolation, and ValueDamaged. hub_url: of the embedded hub, or None.
+    began: monotonic seconds. stopping: set once the daemon stops; `stop` sets it. tracer: tells how traces get on, or
+    None.
     """
 
     current: Callable[[], config.Settings]
@@ -76,7 +77,7 @@ class Parts(NamedTuple):
         """A record with its event; None if the event cannot be read any more, or its identity is gone."""
         try:
             return stored.record(self.revive(stored))
-        except (KeyError, msgspec.DecodeError, WireViolation):
+        except (KeyError, msgspec.DecodeError, ValueDamaged, WireViolation):
             return None
 
     def stop(self) -> None:

@@ -36,10 +36,14 @@ _PATIENCE_S = (
 
 
 class Lane(NamedTuple):
-    """A conversation that a plugin serves. after: the position behind which it is handled again."""
+    """A conversation that a plugin serves. after: the position behind which it is handled again.
+
+    since: Unix seconds; what leads there and was received before, as what was imported may be, is left alone.
+    """
 
     conversation: Conversation
     after: int
+    since: float
 
     @property
     def place(self) -> dict[str, str]:
@@ -137,7 +141,7 @@ class Replaying:
             assert conversation is not None
             first = await self._journal.position_of_seq(found[0].number, found[0].epoch, from_seq)
             after = max(after, found[0].position if first is None else first - 1)
-        return [Lane(each, after) for each in found if each.position > after]
+        return [Lane(each, after, since or 0.0) for each in found if each.position > after]
 
     def _why_waiting(self, plugin: str, lanes: list[Lane]) -> list[dict[str, str]]:
         """The lanes that cannot be set back now, with the reason and the remedy."""
@@ -169,11 +173,15 @@ class Replaying:
 
     async def _records_of(self, lane: Lane, tally: Tally) -> AsyncGenerator[_Read, None]:
         position, last = lane.after, lane.conversation.position
+        begun = False
         while position < last:
             page = await self._journal.read_lane(lane.conversation.number, position, _PAGE)
             for stored in page:
                 if stored.position > last:
                     break
+                begun = begun or stored.received_at >= lane.since
+                if not begun:
+                    continue
                 tally.read += 1
                 if (record := self._parts.record(stored)) is None:
                     tally.unreadable += 1

@@ -1,6 +1,7 @@
 """Saying something, and waiting for what becomes of it: for people, and for handlers inside their turn.
 
-Always true: a key that is in the outbox already is not queued again; whoever waits for it hears of the first.
+Always true: a key that is in the outbox already is not queued again; whoever waits for it hears of the first. What has
+been put there leaves, whether or not anybody still waits for it.
 Not here: carrying it to the platform (sender).
 """
 
@@ -16,7 +17,6 @@ from typing import Any
 
 from agentd.control.refusal import ControlError
 from agentd.core.events import SETTLED_STATES, Content, Message, Record, Send, Sent
-from agentd.dispatcher.commits import succeeded
 from agentd.errors import NotSent
 from agentd.journal.storage import Carried, Journal, OutboxRow, Queued
 from agentd.operations.following import Followers
@@ -49,6 +49,8 @@ class Sending:
         self._loop = asyncio.get_running_loop()
         self._awaited: dict[tuple[str, str], set[asyncio.Future[None]]] = {}
         """By identity and key: several may wait for one send."""
+        self._putting: dict[tuple[str, str], asyncio.Future[None]] = {}
+        """Commits under way that put a send into the outbox."""
 
     def settled(self, carried: Carried) -> None:
         """A send has come to its end."""
@@ -119,10 +121,7 @@ class Sending:
             known = await self._journal.outbox_find(key, name)
             if known is None:
                 admit(name)
-                commit = self._journal.commit(Queued(send, time.time()))
-                # Whoever waits may go away, or run out of time: what is on disk leaves all the same.
-                commit.add_done_callback(partial(self._put, send))
-                await asyncio.shield(commit)
+                await self._put(send)
             if known is None or known.send.state not in SETTLED_STATES:
                 await asyncio.wait((settled,), timeout=wait_s)
         finally:
@@ -133,8 +132,19 @@ class Sending:
         assert row is not None
         return row
 
-    def _put(self, send: Send, commit: asyncio.Future[None]) -> None:
-        if succeeded(commit):
+    async def _put(self, send: Send) -> None:
+        """Put a send into the outbox, once however many ask for it at a time."""
+        place = send.identity, send.client_msg_id
+        if (commit := self._putting.get(place)) is None:
+            commit = self._putting[place] = self._journal.commit(Queued(send, time.time()))
+            commit.add_done_callback(partial(self._put_ended, send))
+        # Whoever is cancelled here, as at a deadline, takes nothing back: what is on disk must leave.
+        await asyncio.wait((commit,))
+        commit.result()
+
+    def _put_ended(self, send: Send, commit: asyncio.Future[None]) -> None:
+        del self._putting[send.identity, send.client_msg_id]
+        if not commit.cancelled() and commit.exception() is None:
             self._queued((send,))
 
     async def _reply(

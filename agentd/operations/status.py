@@ -86,7 +86,7 @@ class Status:
             "plugins": list(parts.settings.identity[name].plugins),
             "handled": parts.dispatcher.handled[name],
             "pending": parts.dispatcher.pending[name],
-            "dead": parts.dispatcher.dead[name],
+            "dead": parts.journal.dead_count(name),
             "last_commit_age_s": None if committed is None else round(self._loop.time() - committed, 3),
         }
 

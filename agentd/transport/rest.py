@@ -26,7 +26,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from agentd import __version__
+from agentd import __version__, logs
 from agentd.config import Rest as RestSettings
 from agentd.core.reconnect import backoff_s
 from agentd.errors import (
@@ -214,7 +214,7 @@ class Rest:
         try:
             async with asyncio.timeout(timeout_s), opened as answer:
                 body = await _read(answer, max_bytes)
-                headers = {name.lower(): value for name, value in answer.headers.items()}
+                headers = {name.lower(): logs.encodable(value) for name, value in answer.headers.items()}
                 asked_s = retry_after_s(headers.get("retry-after"), self._clock())
                 return Response(status=answer.status, headers=headers, body=body, retry_after_s=asked_s)
         except TimeoutError:

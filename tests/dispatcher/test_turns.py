@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from agentd.config import CatchUp, LoopGuard
-from agentd.core.events import Digest, Timer
+from agentd.core.events import Digest, Event, Timer
 from agentd.errors import GiveUp, RetryLater
-from agentd.journal.storage import Change, DeadRow, Paused, StatePut
+from agentd.journal.storage import Change, DeadRow, Paused, StatePut, StoredRecord
 from agentd.plugin import Context, Message, Plugin
 from agentd.testing import Harness
 
@@ -912,3 +912,29 @@ async def test_an_impossible_batch_is_refused_at_load(size: Any) -> None:
     with pytest.raises(Exception, match="give a number from 1 to 1000"):
         async with Harness(plugin):
             pass
+
+
+async def test_an_event_that_was_set_aside_and_cannot_be_read_any_more_is_a_dead_letter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plugin = Plugin("p")
+
+    @plugin.on(Message, on_dead="detach", attempts=1)
+    async def handle(message: Message, ctx: Context) -> None:
+        raise ValueError("not now")
+
+    async with Harness(plugin) as h:
+
+        def revive(stored: StoredRecord) -> Event:
+            raise ValueError("written by a version that is forgotten")
+
+        await h.message("a")
+        assert [each.position for each in h.timers] == [1]
+        assert h.dead == []
+        monkeypatch.setattr(h.journal, "revive", revive)
+        await h.crash()
+        await h.advance(3_600)
+        assert h.timers == []
+        [dead] = h.dead
+        assert dead.position == 1
+        assert "cannot be read any more: ValueError: written by a version that is forgotten" in dead.error

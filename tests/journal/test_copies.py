@@ -148,6 +148,57 @@ async def test_a_backup_that_cannot_be_finished_leaves_no_half_of_itself(closed,
     assert [each.name for each in tmp_path.iterdir() if each.is_file()] == []
 
 
+async def test_two_backups_to_one_file_at_a_time_do_not_build_in_each_others(closed, settings, tmp_path):
+    """The second began the file anew, and the first gave the name to what the second had of it."""
+    daemon = await open_journal(closed, settings)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def first(done, of):
+        begun.set()
+        assert go_on.wait(20)
+
+    copying = asyncio.create_task(asyncio.to_thread(copies.back_up, closed, tmp_path / "copy", progress=first))
+    assert await asyncio.to_thread(begun.wait, 20)
+    with pytest.raises(JournalUnusable, match="is being written by another process"):
+        copies.back_up(closed, tmp_path / "copy")
+    go_on.set()
+    await copying
+    await daemon.close()
+    assert [each.name for each in tmp_path.glob("copy*")] == ["copy"]
+    assert await last_position(tmp_path / "copy", settings) == 199
+
+
+async def test_what_a_killed_backup_left_is_begun_anew(closed, settings, tmp_path):
+    left = tmp_path / "copy.unfinished"
+    left.write_bytes(b"half a journal" * 1_000)
+    left.chmod(0o644)
+    copies.back_up(closed, tmp_path / "copy")
+    assert [each.name for each in tmp_path.glob("copy*")] == ["copy"]
+    assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o600
+    assert await last_position(tmp_path / "copy", settings) == 199
+
+
+async def test_a_rehearsal_beside_a_daemon_lets_its_file_grow_no_more_than_a_backup_does(
+    closed, settings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(copies, "WAL_MAX_MB", -1)  # as if it had grown already
+    daemon = await open_journal(closed, settings)
+    with pytest.raises(JournalUnusable, match="rehearse on a backup"):
+        copies.rehearse(closed, tmp_path)
+    await daemon.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root works for another user")
+async def test_what_root_restores_can_be_opened_by_the_user_of_the_folder(closed, tmp_path):
+    copies.back_up(closed, tmp_path / "copy")
+    folder = tmp_path / "of-the-service"
+    folder.mkdir()
+    os.chown(folder, 65_534, 65_533)
+    copies.restore(tmp_path / "copy", folder / "journal.db")
+    owners = {each.name: (each.stat().st_uid, each.stat().st_gid) for each in folder.iterdir()}
+    assert owners == dict.fromkeys(("journal.db", "journal.db.lock"), (65_534, 65_533))
+
+
 @pytest.mark.parametrize("content", [None, "not a database " * 100])
 async def test_what_is_no_journal_is_told_so(tmp_path, content):
     path = tmp_path / "journal.db"
@@ -194,8 +245,10 @@ async def test_last_commits_of_a_journal_that_is_gone_are_not_read_into_the_rest
     left = [closed.with_name(f"journal.db{suffix}") for suffix in ("-wal", "-shm")]
     for each in left:
         each.write_bytes(b"of another")
-    assert copies.restore(tmp_path / "copy", closed) is None
+    kept = copies.restore(tmp_path / "copy", closed)
     assert not any(each.exists() for each in left)
+    assert kept.name.endswith("-wal")
+    assert kept.read_bytes() == b"of another"
     assert await last_position(closed, settings) == 199
 
 

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from agentd.errors import JournalError
+from agentd.journal.sqlite import open_journal
 from agentd.journal.storage import Conversation, Dead, DeadDropped, DeadRow
 
 LETTER = Dead("echo", 1, 4, 5, "ValueError: no", "Traceback ...", "1.2", 10.0)
@@ -42,17 +43,41 @@ async def test_a_delivery_that_dies_again_is_one_letter_with_the_newest_death(jo
     again = msgspec.structs.replace(LETTER, attempts=2, error="KeyError", plugin_version="1.3", died_at=40.0)
     await journal.commit(again)
     assert await journal.dead(None, 9) == [as_read(again, 1)]
-    assert (await journal.totals("alice")).dead == 1
+    assert journal.dead_count("alice") == 1
 
 
 async def test_a_dropped_letter_is_kept_but_neither_counted_nor_listed_until_it_dies_again(journal):
     await journal.commit(Conversation(1, "alice", "conv_a", 1, 1, 1, "", 1, 0), LETTER)
     await journal.commit(DeadDropped(1, 20.0))
     assert await journal.dead(None, 9) == []
-    assert (await journal.totals("alice")).dead == 0
+    assert journal.dead_count("alice") == 0
     assert await journal.dead(None, 9, dropped_too=True) == [as_read(LETTER, 1, dropped_at=20.0)]
     await journal.commit(msgspec.structs.replace(LETTER, died_at=30.0))
     assert [row.dropped_at for row in await journal.dead(None, 9)] == [None]
+    assert journal.dead_count("alice") == 1
+
+
+async def test_a_letter_that_is_dropped_and_dies_again_in_one_group_is_on_the_list(journal):
+    """As when its turn was let begin anew and failed at once, while the disk was slow."""
+    await journal.commit(Conversation(1, "alice", "conv_a", 1, 1, 1, "", 1, 0), LETTER)
+    again = msgspec.structs.replace(LETTER, died_at=30.0)
+    await journal.commit(DeadDropped(1, 20.0), again, DeadDropped(1, 40.0), again)
+    assert [row.dropped_at for row in await journal.dead(None, 9)] == [None]
+    assert journal.dead_count("alice") == 1
+
+
+async def test_the_count_is_that_of_the_list_after_a_broken_commit_and_a_restart(journal, path, settings):
+    other = msgspec.structs.replace(LETTER, position=9)
+    await journal.commit(Conversation(1, "alice", "conv_a", 1, 1, 1, "", 1, 0), LETTER)
+    good, bad = journal.commit(other), journal.commit(msgspec.structs.replace(LETTER, position=10), DeadDropped(7, 1.0))
+    await good
+    with pytest.raises(JournalError):
+        await bad
+    assert journal.dead_count("alice") == 2
+    await journal.close()
+    again = await open_journal(path, settings)
+    assert (again.dead_count("alice"), again.dead_count("bob")) == (2, 0)
+    await again.close()
 
 
 async def test_dropping_a_letter_that_there_is_not_is_refused(journal):

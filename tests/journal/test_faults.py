@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 
 from agentd.errors import JournalUnusable
-from agentd.journal.sqlite import faults
+from agentd.journal.sqlite import copies, faults, open_journal
 
 
 def error(code, name="SQLITE_X"):
@@ -74,3 +74,24 @@ def test_an_error_without_a_code_is_the_fault_of_the_statement(tmp_path):
 def test_a_disk_with_room_is_told_from_a_folder_that_is_not_ours(tmp_path):
     assert faults.has_room(tmp_path)
     assert faults.has_room(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_nothing_is_said_to_be_on_disk_that_went_to_a_file_without_the_journals_name(
+    journal, arrived, path, settings, replaced
+):
+    """As when somebody puts a backup in place by hand while the daemon runs: SQLite goes on writing to the former."""
+    await journal.commit(*arrived(seq=1))
+    copies.back_up(path, path.parent / "backup")
+    await journal.commit(*arrived(seq=2))
+    kept = path.rename(path.parent / "kept")
+    if replaced:
+        (path.parent / "backup").rename(path)
+    assert journal.size_bytes == (path.stat().st_size if replaced else 0)
+    with pytest.raises(JournalUnusable, match=r"moved, removed or replaced while agentd had it open"):
+        await journal.commit(*arrived(seq=3))
+    await journal.close()
+    kept.rename(path)
+    again = await open_journal(path, settings)
+    assert await again.last_position() == 2
+    await again.close()

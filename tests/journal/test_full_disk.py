@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from agentd.errors import JournalError, JournalFull
-from agentd.journal.sqlite import faults, open_journal
+from agentd.journal.sqlite import copies, faults, open_journal
 
 PAYLOAD = b"x" * 20_000
 
@@ -129,3 +129,15 @@ async def test_a_really_full_filesystem_is_survived(tmp_path, settings, arrivals
         reopened = await open_journal(folder / "journal.db", settings)
         assert await reopened.last_position() == 11
         await reopened.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a filesystem")
+async def test_a_backup_to_a_full_disk_names_that_disk_and_not_the_journals(tmp_path, journal, arrived, path):
+    for seq in range(1, 40):
+        journal.commit(*arrived(seq=seq, payload=PAYLOAD))
+    await journal.commit()
+    with small_filesystem(tmp_path / "disk") as folder:
+        fill(folder)
+        with pytest.raises(JournalFull, match=f"no room for {folder / 'copy'}"):
+            copies.back_up(path, folder / "copy")
+        assert [each.name for each in folder.glob("copy*")] == []

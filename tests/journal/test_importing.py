@@ -1,16 +1,20 @@
 """Exported conversations in another journal: all of them or none, and as if they had come there."""
 
+import msgspec
 import pytest
 
-from agentd.config import Encryption, JournalSettings
+from agentd.config import Encryption, JournalSettings, Retention
 from agentd.core import exported
 from agentd.core.events import Message, Record
 from agentd.errors import ExportMisfit, ExportUnreadable, JournalUnusable
+from agentd.journal.retention import SLICE
+from agentd.journal.retention import Retention as Keeper
 from agentd.journal.sqlite import open_journal
 from agentd.journal.sqlite.importing import NOT_IN_THE_FILE, Imported, import_events
-from agentd.journal.storage import SUBSCRIPTIONS, Account, StatePut
+from agentd.journal.storage import SUBSCRIPTIONS, Account, Appended, StatePut
 
 NOW = 1_767_225_600.0
+DAY = 86_400.0
 
 
 @pytest.fixture
@@ -19,7 +23,7 @@ def encryption():
     return Encryption()
 
 
-def event(seq, *, identity="alice", conversation="conv_a", epoch=1, **fields):
+def event(seq, *, identity="alice", conversation="conv_a", epoch=1, payload_bytes=0, **fields):
     return Message(
         identity=identity,
         conversation=conversation,
@@ -28,7 +32,7 @@ def event(seq, *, identity="alice", conversation="conv_a", epoch=1, **fields):
         id=f"msg_{conversation}_{epoch}_{seq}",
         sender="peer",
         answer_to="@peer",
-        payload=b'{"n":%d}' % seq,
+        payload=b'{"n":%d}' % seq if not payload_bytes else b'{"n":"%s"}' % (b"x" * payload_bytes),
         **fields,
     )
 
@@ -210,5 +214,62 @@ async def test_a_journal_that_a_daemon_holds_is_left_alone(path, settings):
         with pytest.raises(JournalUnusable, match=r"is in use by .* Stop that one first"):
             take(path, *lines(event(1)))
         assert await journal.last_position() == 0
+
+    await read(path, settings, look)
+
+
+def at(received_at, *events):
+    return [exported.line(Record(40 + n, 9, each, received_at + n)) for n, each in enumerate(events)]
+
+
+async def received(path, settings, arrivals, *moments):
+    """Events of another conversation that came here at these moments."""
+
+    async def write(journal):
+        arrive = arrivals(journal)
+        for seq, moment in enumerate(moments, start=1):
+            mark, appended = arrive("conv_here", seq)
+            await journal.commit(mark, Appended(msgspec.structs.replace(appended.record, received_at=moment)))
+
+    await read(path, settings, write)
+
+
+@pytest.mark.parametrize("days_ago", [400, 0])
+async def test_what_was_imported_hides_nothing_from_who_looks_for_what_came_since(path, settings, arrivals, days_ago):
+    """A search by halves that met an old event in the middle took all before it for older still."""
+    here = [NOW - 100 + n for n in range(10)]
+    await received(path, settings, arrivals, *here)
+    take(path, *at(NOW - days_ago * DAY, *[event(seq) for seq in range(1, 31)]))
+
+    async def look(journal):
+        assert await journal.position_since(here[0] - 1) == 1
+        assert await journal.position_since(here[4]) == 5
+        assert await journal.position_since(NOW) == (None if days_ago else 11)
+        assert await journal.position_since(NOW - 500 * DAY) == 1
+
+    await read(path, settings, look)
+
+
+async def test_imported_texts_go_for_their_age_however_young_what_lies_before_them_is(path, settings, arrivals):
+    await received(path, settings, arrivals, *[NOW - 100] * (SLICE + 1))
+    take(path, *at(NOW - 400 * DAY, *[event(seq) for seq in range(1, 4)]))
+    assert take(path, *at(NOW - 100, event(1, conversation="conv_young"))).events == 1
+
+    async def look(journal):
+        aged = Retention(events_max_age_days=30, journal_max_mb=0)
+        assert await Keeper(journal, aged).once(NOW) == 3
+        assert len(await journal.read_log(None, 0, 9_999)) == SLICE + 2
+
+    await read(path, settings, look)
+
+
+async def test_imported_texts_are_among_the_oldest_where_the_journal_is_too_large(path, settings, arrivals):
+    await received(path, settings, arrivals, *[NOW - 100] * SLICE)
+    take(path, *at(NOW - 400 * DAY, event(1, conversation="conv_large", payload_bytes=900_000)))
+
+    async def look(journal):
+        used_mb = (await journal.room()).used_bytes / 1_000_000
+        assert used_mb > 1
+        assert await Keeper(journal, Retention(journal_max_mb=1)).once(NOW) == 1
 
     await read(path, settings, look)

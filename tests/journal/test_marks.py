@@ -3,7 +3,7 @@
 import msgspec
 
 from agentd.journal.sqlite import open_journal
-from agentd.journal.storage import Account, Conversation, Dead, GapNoted, Queued, Totals
+from agentd.journal.storage import Account, Conversation, GapNoted, Queued, Totals
 
 A = Conversation(1, "alice", "conv_a", 1, 5, 9, "msg_9", 12, 0, absent=((1, 5), (7, 8)), address="@peer")
 GAP = GapNoted(1, 1, 1, 10, 12, 1.5)
@@ -81,14 +81,13 @@ async def test_totals_count_one_identity_and_survive_a_restart(journal, arrived,
     await journal.commit(
         *arrived("conv_a", 3),
         msgspec.structs.replace(GAP, absent=4, outcome="absent"),
-        Dead("echo", 1, 1, 5, "ValueError", "", "1", 1.0),
         Queued(send("k1"), 1.0),
         Queued(send("k2", state="unknown"), 1.0),
     )
-    expected = Totals(3, 4, 1, {"ready": 1, "unknown": 1})
+    expected = Totals(3, 4, {"ready": 1, "unknown": 1})
     assert await journal.totals("alice") == expected
-    assert await journal.totals("bob") == Totals(1, 0, 0, {})
-    assert await journal.totals("nobody") == Totals(0, 0, 0, {})
+    assert await journal.totals("bob") == Totals(1, 0, {})
+    assert await journal.totals("nobody") == Totals(0, 0, {})
     await journal.close()
     reopened = await open_journal(path, settings)
     assert await reopened.totals("alice") == expected

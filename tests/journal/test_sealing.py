@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import sqlite3
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from agentd.config import Encryption, JournalSettings, KeySource
 from agentd.core import exported
 from agentd.core.events import Content, Message, Record, Send
-from agentd.errors import ConfigError, JournalUnusable
+from agentd.errors import ConfigError, JournalUnusable, ValueDamaged
 from agentd.journal.sqlite import copies, open_journal, opening, resealing, sealing
 from agentd.journal.sqlite.importing import import_events
 from agentd.journal.storage import (
@@ -179,12 +180,54 @@ async def test_a_value_opens_in_its_own_place_only(path, key):
         db.execute("UPDATE outbox SET content = substr(content, 1, 30) || 'AAAA' WHERE number = 1")
         db.commit()
     again = await open_journal(path, under(key()))
-    with pytest.raises(JournalUnusable, match=r"event\.payload of row 1 in the journal does not open"):
-        await again.read_log(None, 0, 10)
-    with pytest.raises(JournalUnusable, match=r"outbox\.content of row key-1 .* does not open"):
+    moved, right = await again.read_log(None, 0, 10)
+    assert moved.payload == b""
+    assert "event.payload of row 1 in the journal does not open" in moved.damage
+    assert (right.payload, right.damage) == (PAYLOAD, "")
+    with pytest.raises(ValueDamaged, match=r"outbox\.content of row key-1 .* does not open"):
         await again.outbox_find("key-1", "alice")
-    assert (await again.read_log(None, 1, 10))[0].payload == PAYLOAD
     await again.close()
+
+
+async def test_what_only_people_read_says_why_it_does_not_open(path, key):
+    await (await written(path, under(key()))).close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        for table, column in (("attempt", "error"), ("dead", "error"), ("dead", "traceback"), ("timer", "error")):
+            db.execute(f"UPDATE {table} SET {column} = substr({column}, 1, 8)")
+        db.execute("UPDATE outcome SET data = substr(data, 1, 30)")
+        db.commit()
+    journal = await open_journal(path, under(key()))
+    [attempt], [dead], [timer] = (
+        await journal.attempts("echo"),
+        await journal.dead(None, 9),
+        await journal.timers("echo"),
+    )
+    [outcome] = await journal.outcomes("echo", 1, 1)
+    for told in (attempt.error, dead.error, dead.traceback, timer.error, outcome.data.decode()):
+        assert "does not open" in told
+    await journal.close()
+
+
+async def test_a_vacuum_names_what_does_not_open_and_leaves_it(path, key):
+    await (await written(path, under(key()))).close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE outbox SET content = substr(content, 1, 4)")  # cut short: no base 64 any more
+        db.commit()
+    with pytest.raises(ValueDamaged, match=r"outbox\.content of row key-1"):
+        copies.vacuum(path, under(key("another"), key()))
+    assert stored(path)["outbox", "content"][0][0].startswith("\x01")
+
+
+async def test_a_lost_data_key_is_told_from_a_damaged_value(path, key):
+    await (await written(path, under(key()))).close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("DELETE FROM sealing")
+        db.execute("UPDATE event SET payload = CAST(x'0100000009' || substr(payload, 6) AS BLOB)")
+        db.commit()
+    journal = await open_journal(path, under(key()))
+    with pytest.raises(JournalUnusable, match="has no salt"):
+        await journal.read_log(None, 0, 9)
+    await journal.close()
 
 
 async def test_what_retention_let_go_stays_gone(path, key):
@@ -364,3 +407,18 @@ def test_what_looks_sealed_and_is_not_comes_back_as_it_was(text, value, head):
     assert sealing.NONE.open_text(kept, "dead.error", 1) == head + text
     blob = sealing.NONE.seal(head.encode() + value, "event.payload", 1)
     assert sealing.NONE.open(blob, "event.payload", 1) == head.encode() + value
+
+
+async def test_a_vacuum_needs_memory_for_one_value_at_a_time(path, key):
+    journal = await open_journal(path, under())
+    for number in range(60):
+        await journal.commit(StatePut("hoarder", 0, f"k{number}", b"x" * 1_000_000))
+    await journal.close()
+    tracemalloc.start()
+    copies.vacuum(path, under(key()))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20_000_000
+    journal = await open_journal(path, under(key()))
+    assert await journal.state_get("hoarder", 0, "k59") == b"x" * 1_000_000
+    await journal.close()

@@ -635,3 +635,11 @@ async def test_the_key_is_in_no_log_and_no_repr(server: StartServer, caplog: pyt
         assert isinstance(answer, Response)
         assert KEY not in repr(subject) + repr(vars(subject)) + repr(answer)
     assert KEY not in caplog.text
+
+
+async def test_a_header_that_is_no_text_is_told_as_text(raw_server: StartServer) -> None:
+    """Its request id is kept beside a refused send, and the journal holds text only."""
+    answer = b"HTTP/1.1 403 Forbidden\r\nX-Request-Id: r\xff1\r\nContent-Length: 2\r\n\r\n{}"
+    async with client(await raw_server(answer)) as rest:
+        answered = await rest.perform(GET)
+    assert answered.headers["x-request-id"] == r"r\udcff1"

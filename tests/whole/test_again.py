@@ -37,6 +37,25 @@ async def say(message: Message, ctx: Context) -> None:
 """
 
 
+_TOGETHER = """
+from pathlib import Path
+
+from agentd.plugin import Context, GiveUp, Message, Plugin
+
+plugin = Plugin("together")
+
+
+@plugin.on(Message, batch=3, settle_s=10)
+async def say(messages: tuple[Message, ...], ctx: Context) -> None:
+    if not (Path(__file__).parent / "mended").exists():
+        raise GiveUp("not yet")
+    words = ", ".join(message.text for message in messages)
+    with open(Path(__file__).parent / "said", "a") as said:
+        print(words, file=said)
+    ctx.reply(words)
+"""
+
+
 def use_mendable(rig: Rig, **settings: Any) -> None:
     (rig.folder / "mendable.py").write_text(MENDABLE)
     rig.plugin = {"use": str(rig.folder / "mendable.py"), **settings}
@@ -98,13 +117,33 @@ async def test_a_dead_letter_that_holds_its_conversation_is_tried_in_its_place(r
     assert rig.daemon is not None
     operations = rig.daemon.operations
     await rig.until(lambda: bool(operations.status()["plugins"][0]["held"]))
-    await rig._journal.commit()  # it is held when that is decided, a moment before it is on disk
+    await rig.until(lambda: rig.status()[0]["dead"] == 1)
     (letter,) = await operations.dead(None, False, 9)
     assert (await operations.dead_show(letter["number"]))["held"] is True
     mend(rig)
     await operations.dead_replay(letter["number"])
     await rig.until(lambda: said(rig) == ["poison 1", "say 2"])
     assert operations.status()["plugins"][0]["held"] == []
+
+
+async def test_letters_of_one_turn_that_holds_its_conversation_are_tried_again_together_and_once(rig: Rig) -> None:
+    (rig.folder / "together.py").write_text(_TOGETHER)
+    rig.plugin = {"use": str(rig.folder / "together.py"), "on_dead": "hold"}
+    rig.identity("agent")
+    rig.hub.create_agent("peer")
+    await rig.start()
+    rig.hub.post("peer", "agent", "one", "two", "three")
+    assert rig.daemon is not None
+    operations = rig.daemon.operations
+    await rig.until(lambda: rig.status()[0]["dead"] == 3)
+    mend(rig)
+    letters = await operations.dead(None, False, 9)
+    for letter in letters:
+        assert (await operations.dead_replay(letter["number"]))["dropped_at"] is not None
+    assert await operations.dead(None, False, 9) == []
+    rig.hub.post("peer", "agent", "four", "five", "six")
+    await rig.until(lambda: said(rig) == ["one, two, three", "four, five, six"])
+    assert operations.status()["plugins"][0]["timers"] == 0, "nor does one of them come by itself"
 
 
 async def test_a_dead_letter_that_nobody_can_handle_any_more_is_refused_with_the_remedy(rig: Rig) -> None:

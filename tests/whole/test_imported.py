@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,3 +139,31 @@ async def test_imported_mail_is_not_mixed_with_that_of_another_account(rig: Rig)
     await rig.start(live=False)
     await rig.until(lambda: rig.states() == ["parked"])
     assert "the journal holds @agent's mail" in rig.status()[0]["state_reason"]
+
+
+async def test_a_replay_of_the_last_hour_leaves_what_was_imported_in_that_hour_alone(rig: Rig) -> None:
+    rig.identity("agent")
+    for peer in ("old", "new"):
+        rig.hub.create_agent(peer)
+    await rig.start()
+    rig.hub.post("old", "agent", "one", "two")
+    await rig.until(lambda: len(rig.answers("old")) == 2 and rig.status()[0]["journaled"] == 4)
+    file = rig.folder / "case.jsonl"
+    await exported_to(rig, file)
+    rows = [{**json.loads(line), "received_at": "2020-01-02T03:04:05.000Z"} for line in file.read_text().splitlines()]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    await rig.stop()
+    shutil.rmtree(rig.folder / "state")
+
+    began = time.time()
+    rig.hub.post("new", "agent", "three")
+    await rig.start()
+    await rig.until(lambda: len(rig.answers("new")) == 1 and rig.status()[0]["journaled"] == 2)
+    await rig.stop()
+    assert "imported 4 events" in (await import_into(rig, file)).stderr
+    await rig.start()
+    assert rig.daemon is not None
+    replay = rig.daemon.operations.replay
+    for step, counts in (("count", {"events": 2, "conversations": 1}), ("set_back", {"events": 2, "conversations": 1})):
+        *_, last = [line async for line in await replay(step, rig.plugin_name, None, None, None, began - 3_600)]
+        assert {name: last[name] for name in counts} == counts

@@ -318,3 +318,21 @@ async def test_a_handler_sees_the_backlog_of_whom_it_answers(make_rig: Callable[
         assert first["content"]["text"] == "backlog 1"
         assert first["expires_at"] is not None
         assert rig.daemon._supervisors["agent"].sender.peer_backlog("@peer") == 2
+
+
+@pytest.mark.parametrize("first", ["retry", "drop"])
+async def test_two_who_decide_on_one_send_at_the_same_moment_are_not_both_told_that_it_is_done(
+    rig: Rig, first: str
+) -> None:
+    await begin(rig)
+    await say(rig, "@nobody-of-this-name", "x")
+    await rig.until(lambda: rig.status()[0]["outbox_refused"] == 1)
+    assert rig.daemon is not None
+    decisions = {"retry": rig.daemon.operations.outbox_retry, "drop": rig.daemon.operations.outbox_drop}
+    order = [decisions[first], *(each for name, each in decisions.items() if name != first)]
+    rig.hub.create_agent("nobody-of-this-name")
+    await asyncio.gather(*(each(None, "x") for each in order), return_exceptions=True)
+    await rig.until(lambda: rig.status()[0]["outbox_ready"] == 0)
+    sender = rig.daemon._supervisors["agent"].sender
+    assert sender is not None
+    assert {state: count for state, count in sender.counts.items() if count} == {await state_of(rig, "x"): 1}

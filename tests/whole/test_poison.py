@@ -188,7 +188,6 @@ async def test_what_is_set_aside_holds_nothing_up_and_comes_again_late_even_afte
     mended, poison, ordinary = said(rig)
     await rig.until(lambda: answered(rig) == [ordinary, mended] and rig.status()[0]["dead"] == 1)
     assert [line for line in notes(rig) if line in ("in order", "late")][:4] == ["in order"] * 4
-    await rig._journal.commit()  # it is counted when it is decided, a moment before it is on disk
     [dead] = await rig._journal.dead("agent", 10)
     assert dead.error == "ValueError: indigestible"
     assert await rig._journal.timers("plugin") == []
@@ -206,3 +205,70 @@ async def test_a_batch_with_one_poison_is_taken_apart_and_loses_that_one_alone(r
     assert await counted(rig) == 4
     [dead] = await rig._journal.dead("agent", 10)
     assert (dead.attempts, dead.error) == (2, "ValueError: indigestible")
+
+
+_UNSAYABLE = """
+from agentd.plugin import Context, GiveUp, Message, Plugin, RetryLater, Timer
+
+plugin = Plugin("unsayable")
+HALF = "cannot open '\\udcff'"  # as Python spells a file name that is not UTF-8
+
+
+class Wordless(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+ERRORS = {
+    "no text": ValueError(HALF),
+    "no text, given up": GiveUp(HALF),
+    "no words": Wordless(),
+    "no number": RetryLater("the service is down"),
+    "nan": RetryLater(float("nan")),
+    "too large": RetryLater(10**400),
+}
+
+
+@plugin.on(Timer)
+async def wake(timer: Timer, ctx: Context) -> None:
+    raise ERRORS["no text"]
+
+
+@plugin.on(Message)
+async def handle(message: Message, ctx: Context) -> None:
+    if message.text == "timer":
+        ctx.remind(0)
+    elif message.text in ERRORS:
+        raise ERRORS[message.text]
+    ctx.reply("fine")
+"""
+
+_UNSAID = ["no text", "no text, given up", "no words", "no number", "nan", "too large"]
+
+
+async def test_an_error_that_cannot_be_told_or_kept_costs_its_event_and_not_the_daemon(rig: Rig) -> None:
+    (rig.folder / "unsayable.py").write_text(_UNSAYABLE)
+    dispatch = msgspec.structs.replace(rig.settings.dispatch, retry_first_s=0.05, retry_max_s=0.1, breaker_lanes=100)
+    rig.settings = msgspec.structs.replace(rig.settings, dispatch=dispatch)
+    rig.plugin = {"use": str(rig.folder / "unsayable.py"), "attempts": 2}
+    rig.identity("agent")
+    peers = [f"peer{number}" for number in range(len(_UNSAID))]
+    for peer in peers:
+        rig.hub.create_agent(peer)
+    await rig.start()
+    for peer, text in zip(peers, _UNSAID, strict=True):
+        rig.hub.post(peer, "agent", text, "timer")
+    await rig.until(lambda: all(rig.answers(peer) == ["fine"] for peer in peers))
+    assert rig.daemon is not None
+    dispatcher = rig.daemon.operations
+    await rig.until(lambda: len(dispatcher.status()["plugins"][0]["timers_given_up"]) == len(peers))
+    dead = await rig._journal.dead("agent", 10)
+    assert sorted(each.error.partition(":")[0] for each in dead) == [
+        "GiveUp",
+        "RetryLater",
+        "RetryLater",
+        "RetryLater",
+        "ValueError",
+        "Wordless",
+    ]
+    assert r"ValueError: cannot open '\udcff'" in {each.error for each in dead}

@@ -11,6 +11,7 @@ Not here: the copy before an upgrade (opening.py).
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -22,7 +23,8 @@ import msgspec
 
 from agentd.config import JournalSettings
 from agentd.errors import JournalFull, JournalUnusable
-from agentd.journal.sqlite import opening, resealing, trimming
+from agentd.journal.sqlite import faults, opening, resealing, trimming
+from agentd.journal.sqlite.events import Part
 from agentd.journal.sqlite.lock import OwnerLock
 from agentd.journal.sqlite.opening import SCHEMA, Schema
 from agentd.journal.storage import Room
@@ -44,21 +46,22 @@ def nobody_watches(done: int, of: int) -> None:
 class _Bounded:
     """Progress of a copy that ends when the daemon's -wal file has grown too large: it is not emptied while it is read.
 
-    Raises JournalUnusable with the remedy.
+    remedy: what to do then. Raises JournalUnusable with it.
     """
 
-    def __init__(self, path: Path, wal_max_mb: int, progress: Progress) -> None:
+    def __init__(self, path: Path, wal_max_mb: int, remedy: str, progress: Progress) -> None:
         self._path = path
         self._wal = path.with_name(f"{path.name}-wal")
         self._wal_max_bytes = self._wal_bytes() + wal_max_mb * 1_000_000
         self._max_mb = wal_max_mb
+        self._remedy = remedy
         self._progress = progress
 
     def __call__(self, done: int, of: int) -> None:
         if self._wal_bytes() > self._wal_max_bytes:
             raise JournalUnusable(
                 f"{self._wal} has grown by more than {self._max_mb} MB while {100 * done // max(1, of)} % of "
-                f"{self._path} were copied; copy to a faster disk, at a quieter hour, or allow more: --wal-max-mb"
+                f"{self._path} were copied; {self._remedy}"
             )
         self._progress(done, of)
 
@@ -96,7 +99,9 @@ def standing(path: Path, schema: Schema = SCHEMA) -> Standing:
 def rehearse(path: Path, folder: Path, schema: Schema = SCHEMA) -> float:
     """Upgrade a copy of it in this folder, to see that it can be done. Returns the seconds that the upgrade took."""
     copy = folder / "rehearsal.db"
-    _copy(path, copy, nobody_watches)
+    remedy = "rehearse on a backup: agentd upgrade-check FILE --rehearse"
+    with _undisturbed(path):
+        _copy(path, copy, _Bounded(path, WAL_MAX_MB, remedy, nobody_watches))
     started = time.monotonic()
     opening.open_writer(copy, JournalSettings(), schema, content=False).close()
     return time.monotonic() - started
@@ -119,10 +124,10 @@ def back_up(
         raise JournalUnusable(f"{target} is there already; name another file, or add --force to replace it")
     if target.exists() and path.exists() and target.samefile(path):
         raise JournalUnusable(f"{target} is the journal itself; name another file")
+    remedy = "copy to a faster disk, at a quieter hour, or allow more: --wal-max-mb"
     try:
-        # A daemon that starts while a file at rest is copied would write under the copy's hands.
-        with owned(path) if path.exists() and _is_at_rest(path) else contextlib.nullcontext():
-            return _copy(path, target, _Bounded(path, wal_max_mb, progress))
+        with _undisturbed(path):
+            return _copy(path, target, _Bounded(path, wal_max_mb, remedy, progress))
     except OSError as error:
         raise JournalUnusable(
             f"{target} cannot be written: {error.strerror}. Name a file in another folder."
@@ -176,6 +181,13 @@ def owned(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def _undisturbed(path: Path) -> contextlib.AbstractContextManager[None]:
+    """A daemon that starts while a file at rest is copied would write under the copy's hands."""
+    # What no daemon ever had, such as a backup, has no lock beside it, and needs none.
+    had = path.with_name(f"{path.name}.lock").exists()
+    return owned(path) if had and _is_at_rest(path) else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that reads a journal or a backup of one, whoever else has it open. Raises JournalUnusable."""
@@ -200,9 +212,9 @@ class Look:
         """See journal.retention.Looking."""
         return trimming.newest_in(self._connection, after, upto)
 
-    async def last_of(self, what: str) -> int:
+    async def parts(self, what: str) -> list[Part]:
         """See journal.retention.Looking."""
-        return trimming.last_of(self._connection, what)
+        return trimming.parts(self._connection, what)
 
     def room(self) -> Room:
         """What its pages are used for."""
@@ -224,12 +236,51 @@ def _missing(path: Path) -> JournalUnusable:
     return JournalUnusable(f"there is no journal at {path}; name its folder with --state")
 
 
-def _copy(path: Path, target: Path, progress: Progress) -> int:
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    unfinished.unlink(missing_ok=True)
-    opening.make_private(unfinished)
+@contextlib.contextmanager
+def _unfinished(target: Path) -> Iterator[Path]:
+    """An empty file beside the target to build it in, for its owner only and for nobody else to build in meanwhile."""
+    path = target.with_name(f"{target.name}.unfinished")
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        with reading(path) as source, contextlib.closing(sqlite3.connect(unfinished, isolation_level=None)) as copy:
+        if not _is_ours(file, path):
+            raise JournalUnusable(f"{target} is being written by another process; wait for that, or name another file")
+        os.fchmod(file, 0o600)
+        os.ftruncate(file, 0)  # one that was killed has left its part
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(file)
+
+
+def _is_ours(file: int, path: Path) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return path.stat().st_ino == os.fstat(file).st_ino  # else who had it has finished just now
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+@contextlib.contextmanager
+def _room_for(target: Path) -> Iterator[None]:
+    """Tell that there is none of this file's disk, not of the one that is read."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        verdict = faults.verdict(error, target)
+        if isinstance(verdict, faults.MustWait) and verdict.full:
+            raise JournalFull(f"{verdict}; make room on its disk, or name a file on another") from error
+        raise
+
+
+def _copy(path: Path, target: Path, progress: Progress) -> int:
+    with _unfinished(target) as unfinished:
+        with (
+            reading(path) as source,
+            _room_for(target),
+            contextlib.closing(sqlite3.connect(unfinished, isolation_level=None)) as copy,
+        ):
             # Without a transaction of its own, a backup in steps begins anew at each commit of the daemon's.
             source.execute("BEGIN")
             source.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -243,8 +294,6 @@ def _copy(path: Path, target: Path, progress: Progress) -> int:
                 raise JournalUnusable(f"the copy of {path} is not sound ({found}); see: agentd doctor")
         opening.sync(unfinished)
         unfinished.rename(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
     opening.sync(target.parent)
     return target.stat().st_size
 
@@ -253,7 +302,7 @@ def _put_in_place(backup: Path, path: Path, progress: Progress) -> Path | None:
     new = path.with_name(f"{path.name}.restored")
     _copy(backup, new, progress)
     shutil.chown(new, path.parent.stat().st_uid, path.parent.stat().st_gid)  # root restores for the daemon's user
-    kept = _keep(path) if path.exists() else None
+    kept = _keep(path) if path.exists() else _keep_last_commits(path)
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     # Marks of calls that ran when a process died, by positions that now mean other events.
@@ -263,9 +312,21 @@ def _put_in_place(backup: Path, path: Path, progress: Progress) -> Path | None:
     return kept
 
 
+def _kept(path: Path) -> Path:
+    return path.with_name(f"{path.name}.replaced-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+
+
+def _keep_last_commits(path: Path) -> Path | None:
+    """The journal has gone, and should it be found, what was committed last belongs to it."""
+    wal, kept = path.with_name(f"{path.name}-wal"), _kept(path)
+    if not wal.exists() or not wal.stat().st_size:
+        return None
+    return wal.rename(kept.with_name(f"{kept.name}-wal"))
+
+
 def _keep(path: Path) -> Path:
     """Give the present journal a second name, with its -wal file if that cannot be written into it."""
-    kept = path.with_name(f"{path.name}.replaced-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+    kept = _kept(path)
     wal, kept_wal = path.with_name(f"{path.name}-wal"), kept.with_name(f"{kept.name}-wal")
     # Links, so that at no moment there is no journal: a daemon that starts then would make a new one. First of all,
     # because SQLite removes the -wal file of a journal whose first page is damaged.

@@ -127,6 +127,6 @@ def _attempt(seals: Seals, plugin: int, a: Attempt) -> Attempt:
     place = (plugin, a.conversation, a.position)
     return msgspec.structs.replace(
         a,
-        error=seals.open_text(a.error, "attempt.error", *place),
+        error=seals.told(a.error, "attempt.error", *place),
         progress=None if a.progress is None else seals.open(a.progress, "attempt.progress", *place),
     )

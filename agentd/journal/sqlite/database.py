@@ -117,6 +117,13 @@ def _take_lock(path: Path) -> OwnerLock:
         ) from error
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 class Counters:
     """The next free numbers, counted in memory from what the disk had when the journal opened."""
 
@@ -233,15 +240,12 @@ class SqliteJournal:
     @property
     def size_bytes(self) -> int:
         """Size of the file; what was not checkpointed yet is not in it."""
-        return self._path.stat().st_size
+        return _size(self._path)
 
     @property
     def wal_bytes(self) -> int:
         """Size of the file beside it, which a reader that does not end lets grow."""
-        try:
-            return self._path.with_name(f"{self._path.name}-wal").stat().st_size
-        except FileNotFoundError:
-            return 0
+        return _size(self._path.with_name(f"{self._path.name}-wal"))
 
     @property
     def waiting(self) -> int:
@@ -379,6 +383,10 @@ class SqliteJournal:
         """Dead letters of one identity or of all, newest first."""
         return await self._read(lambda db: dead_letters.dead(db, identity, limit, dropped_too))
 
+    def dead_count(self, identity: str) -> int:
+        """How many dead letters of an identity nobody is through with."""
+        return self._writer.dead_counts.of(identity)
+
     async def dead_find(self, number: int) -> DeadRow | None:
         """The dead letter with this number."""
         return await self._read(lambda db: dead_letters.find(db, number))
@@ -395,9 +403,9 @@ class SqliteJournal:
         """When the last event of a stretch came, or None if there is none."""
         return await self._read(lambda db: trimming.newest_in(db, after, upto))
 
-    async def last_of(self, what: str) -> int:
-        """The highest position or number in a table that retention trims."""
-        return await self._read(lambda db: trimming.last_of(db, what))
+    async def parts(self, what: str) -> list[events.Part]:
+        """The parts that retention walks a table in."""
+        return await self._read(lambda db: trimming.parts(db, what))
 
     async def last_trim(self) -> int:
         """The number of the last trace of retention, or 0."""

@@ -9,15 +9,25 @@ from __future__ import annotations
 import collections
 import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+from agentd.errors import ValueDamaged
 from agentd.journal.sqlite.names import Names
 from agentd.journal.sqlite.sealing import Seals, seals_of
 from agentd.journal.sqlite.statements import SQL, Row, write_rows
-from agentd.journal.storage import Appended, StoredRecord
+from agentd.journal.storage import IMPORTS, Appended, StoredRecord
 
 # An event that came early has waited for those before it, and stands behind others that were received after it. The
 # search by times looks back so far, and may miss one that has waited longer.
 _EARLY_MAX_S = 600.0
+
+
+class Part(NamedTuple):
+    """A part of a table, half-open at its start. rises: so do, or nearly, the times in it."""
+
+    after: int
+    upto: int
+    rises: bool
 
 
 def write(connection: sqlite3.Connection, identities: Names, changes: Sequence[Appended]) -> None:
@@ -71,20 +81,16 @@ def read_log(connection: sqlite3.Connection, identity: str | None, after: int, l
 
 def _records(rows: sqlite3.Cursor) -> list[StoredRecord]:
     unseal = seals_of(rows.connection).open
-    return [
-        StoredRecord(
-            position,
-            conversation,
-            identity,
-            id_,
-            epoch,
-            bool(late),
-            source,
-            unseal(payload, "event.payload", position),
-            received_at,
-        )
-        for position, conversation, identity, id_, epoch, late, source, payload, received_at in rows
-    ]
+    found = []
+    for position, conversation, identity, id_, epoch, late, source, payload, received_at in rows:
+        damage = ""
+        try:
+            payload = unseal(payload, "event.payload", position)
+        except ValueDamaged as error:
+            payload, damage = b"", str(error)
+        place = position, conversation, identity, id_, epoch, bool(late), source
+        found.append(StoredRecord(*place, payload, received_at, damage))
+    return found
 
 
 def count_behind(connection: sqlite3.Connection, conversation: int, after: int) -> int:
@@ -112,16 +118,35 @@ def position_of_seq(connection: sqlite3.Connection, conversation: int, epoch: in
 
 def position_since(connection: sqlite3.Connection, moment: float) -> int | None:
     """The first position in the log that was not received before a moment, Unix seconds."""
-    low, high = 0, last_position(connection) + 1
+    for part in parts(connection):
+        low = _searched(connection, part, moment) if part.rises else part.after + 1
+        found = connection.execute(SQL["event_position_since"], (low, part.upto, moment)).fetchone()
+        if found is not None:
+            return int(found[0])
+    return None
+
+
+def _searched(connection: sqlite3.Connection, part: Part, moment: float) -> int:
+    """From where on a part holds what was received from a moment on."""
+    low, high = part.after + 1, part.upto + 1
     while low < high:
         middle = (low + high) // 2
-        row = connection.execute(SQL["event_received_at"], (middle,)).fetchone()
+        row = connection.execute(SQL["event_received_at"], (middle, part.upto)).fetchone()
         if row is None or row[0] >= moment - _EARLY_MAX_S:
             high = middle
         else:
             low = middle + 1
-    found = connection.execute(SQL["event_position_since"], (low, moment)).fetchone()
-    return None if found is None else int(found[0])
+    return low
+
+
+def parts(connection: sqlite3.Connection) -> list[Part]:
+    """The log in parts: what was imported, and what lies between."""
+    keys = [row[0].split("/") for row in connection.execute(SQL["state_keys"], (IMPORTS,))]
+    found, after = [], 0
+    for start, stop in sorted((int(start), int(stop)) for start, stop in keys):
+        found += [Part(after, start, True), Part(start, stop, False)]
+        after = stop
+    return [each for each in (*found, Part(after, last_position(connection), True)) if each.after < each.upto]
 
 
 def last_position(connection: sqlite3.Connection) -> int:

@@ -24,11 +24,20 @@ from agentd.core.adopted import Adopted
 from agentd.core.events import Event, Record
 from agentd.core.exported import Exported
 from agentd.errors import ExportMisfit, JournalUnusable
-from agentd.journal.sqlite import cursors, events, marks, opening
+from agentd.journal.sqlite import cursors, events, marks, opening, plugin_state
 from agentd.journal.sqlite.copies import owned
 from agentd.journal.sqlite.names import Names
 from agentd.journal.sqlite.statements import SQL
-from agentd.journal.storage import SUBSCRIPTIONS, Account, Appended, Conversation, CursorMoved, GapNoted
+from agentd.journal.storage import (
+    IMPORTS,
+    SUBSCRIPTIONS,
+    Account,
+    Appended,
+    Conversation,
+    CursorMoved,
+    GapNoted,
+    StatePut,
+)
 
 NOT_IN_THE_FILE = "not in the imported file"
 """Reason of what an imported conversation lacks."""
@@ -71,17 +80,10 @@ def import_events(
             with contextlib.closing(opened) as connection, opening.told(path):
                 imported = _in_one_transaction(connection, lines, _Importing(connection, identity, platform, fit, now))
             if not found:
-                _give_to_owner(path)
+                shutil.chown(path, path.parent.stat().st_uid, path.parent.stat().st_gid)  # root imports for the daemon
             return imported
     except OSError as error:
         raise JournalUnusable(f"{path} cannot be written: {error.strerror}. Check its folder and owner.") from error
-
-
-def _give_to_owner(path: Path) -> None:
-    """What root makes belongs to the folder's user, so that the daemon may open it."""
-    folder = path.parent.stat()
-    for file in (path, path.with_name(f"{path.name}.lock")):
-        shutil.chown(file, folder.st_uid, folder.st_gid)
 
 
 def _in_one_transaction(
@@ -212,7 +214,7 @@ class _Importing:
         marks.write_conversations(self._connection, self._identities, self._absences, [conversation])
 
     def end(self) -> Imported:
-        """That was all: note how far each conversation goes, and that no plugin waits for it."""
+        """That was all: note how far each conversation goes, where it stands, and that no plugin waits for it."""
         self._write_rows()
         marks.write_accounts(self._connection, self._identities, self._accounts)
         new = [place for place in self._met.values() if isinstance(place, _New)]
@@ -243,6 +245,10 @@ class _Importing:
             for plugin in self._serving(place.identity)
         ]
         cursors.write(self._connection, self._plugins, cursors.FailedLanes(self._connection), handled)
+        if self._events:
+            stretch = f"{self._position - self._events}/{self._position}"
+            sizes = plugin_state.sizes(self._connection)
+            plugin_state.write(self._connection, self._plugins, sizes, [StatePut(IMPORTS, 0, stretch, b"true")])
         return Imported(len(new), self._events, self._known)
 
     def _noted(self, number: int, place: _New, start: int, stop: int) -> GapNoted:

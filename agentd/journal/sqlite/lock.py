@@ -51,6 +51,7 @@ class OwnerLock:
         self._path = journal.with_name(journal.name + ".lock")
         # Not inherited by child processes (PEP 446), which would otherwise keep a dead daemon's journal locked.
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        _give_to_owner(self._fd, self._path.parent)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -83,3 +84,10 @@ class OwnerLock:
     def release(self) -> None:
         """Let the next one in."""
         os.close(self._fd)
+
+
+def _give_to_owner(fd: int, folder: Path) -> None:
+    """What root's commands leave belongs to the folder's user, so that the daemon may lock it."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(fd, owner.st_uid, owner.st_gid)

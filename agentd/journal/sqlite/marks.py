@@ -131,8 +131,8 @@ def gaps(
 def totals(connection: sqlite3.Connection, identity: str) -> Totals:
     """Counts of one identity; all zero if the journal has never heard of it."""
     row = connection.execute(SQL["identity_totals"], (identity,)).fetchone()
-    journaled, absent, dead = row or (0, 0, 0)
-    return Totals(journaled, absent, dead, dict(connection.execute(SQL["outbox_totals"], (identity,))))
+    journaled, absent = row or (0, 0)
+    return Totals(journaled, absent, dict(connection.execute(SQL["outbox_totals"], (identity,))))
 
 
 def last_conversation(connection: sqlite3.Connection) -> int:

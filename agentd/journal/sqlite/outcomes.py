@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from agentd.errors import ValueDamaged
 from agentd.journal.sqlite.names import Names
 from agentd.journal.sqlite.sealing import Seals, seals_of
 from agentd.journal.sqlite.statements import SQL, Row, write_rows
@@ -43,4 +44,8 @@ def _outcome(seals: Seals, plugin: int, o: Outcome) -> Outcome:
     if o.data is None:
         return o
     place = (plugin, o.conversation, o.first, o.last)
-    return msgspec.structs.replace(o, data=seals.open(o.data, "outcome.data", *place))
+    try:
+        data = seals.open(o.data, "outcome.data", *place)
+    except ValueDamaged as damage:
+        data = msgspec.json.encode(str(damage))
+    return msgspec.structs.replace(o, data=data)

@@ -13,42 +13,16 @@ from collections.abc import Sequence
 from agentd.journal.sqlite.names import Names
 from agentd.journal.sqlite.sealing import seals_of
 from agentd.journal.sqlite.statements import SQL, read_rows, write_rows
+from agentd.journal.sqlite.tallies import Tally
 from agentd.journal.storage import SUBSCRIPTIONS, StatePut
 
 
-class StateSizes:
-    """Bytes of keys and values per plugin, counted as rows change, so that nobody has to add them up."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._known: dict[str, int] = dict(connection.execute(SQL["state_sizes"]))
-        self._grown: Counter[str] = Counter()
-        self._doubtful: set[str] = set()
-
-    def of(self, plugin: str) -> int:
-        """What a plugin keeps on disk. The one method that another thread may call."""
-        return self._known.get(plugin, 0)
-
-    def grown(self, plugin: str, by: int) -> None:
-        """The running transaction makes it so much larger, or smaller."""
-        self._grown[plugin] += by
-
-    def committed(self) -> None:
-        """The transaction is on disk."""
-        for plugin, by in self._grown.items():
-            self._known[plugin] = self._known.get(plugin, 0) + by
-        self._grown.clear()
-        while self._doubtful:
-            plugin = self._doubtful.pop()
-            self._known[plugin] = self._connection.execute(SQL["state_size"], (plugin,)).fetchone()[0]
-
-    def rolled_back(self) -> None:
-        """All or a part is undone, and which part is not known here: what is on disk in the end is added up again."""
-        self._doubtful.update(self._grown)
-        self._grown.clear()
+def sizes(connection: sqlite3.Connection) -> Tally:
+    """Bytes of keys and values per plugin."""
+    return Tally(connection, SQL["state_sizes"], SQL["state_size"])
 
 
-def write(connection: sqlite3.Connection, plugins: Names, sizes: StateSizes, changes: Sequence[StatePut]) -> None:
+def write(connection: sqlite3.Connection, plugins: Names, sizes: Tally, changes: Sequence[StatePut]) -> None:
     """Put values, and remove those that became None."""
     names = {plugins.number(c.plugin): c.plugin for c in changes}
     seal = seals_of(connection).seal

@@ -28,13 +28,11 @@ UPDATE identity SET journaled = journaled + ? WHERE number = ?;
 SELECT name, handle FROM identity WHERE handle <> '';
 
 -- name: identity_totals
--- Journaled events, absent seqs and dead letters of one identity. The last two tables are small.
+-- Journaled events and absent seqs of one identity.
 SELECT
     i.journaled,
     (SELECT coalesce(sum(g.absent), 0) FROM gap AS g JOIN conversation AS c ON c.number = g.conversation
-      WHERE c.identity = i.number),
-    (SELECT count(*) FROM dead AS d JOIN conversation AS c ON c.number = d.conversation
-      WHERE c.identity = i.number AND d.dropped_at IS NULL)
+      WHERE c.identity = i.number AND g.absent > 0)
   FROM identity AS i
  WHERE i.name = ?;
 
@@ -70,6 +68,10 @@ SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, 
 SELECT c.number, c.id, c.epoch, c.anchor, c.mark, c.mark_id, c.top, c.position, c.address, a.ranges
   FROM conversation AS c LEFT JOIN absence AS a ON a.conversation = c.number
  WHERE c.identity = (SELECT number FROM identity WHERE name = ?) AND c.id = ?;
+
+-- name: conversation_identity
+-- Whose it is.
+SELECT i.name FROM conversation AS c JOIN identity AS i ON i.number = c.identity WHERE c.number = ?;
 
 -- name: absence_put
 -- Only when the ranges differ from what is on disk.
@@ -144,13 +146,13 @@ SELECT e.position, e.conversation, i.name, c.id, e.epoch, e.late, e.source, e.pa
 SELECT min(position) FROM event WHERE conversation = ? AND epoch = ? AND seq >= ?;
 
 -- name: event_received_at
--- When the event at a position was received, or the next one there is. A step of a search by halves: times of receipt
--- have no index, but rise with the positions, or nearly.
-SELECT received_at FROM event WHERE position >= ? ORDER BY position LIMIT 1;
+-- When the event at a position was received, or the next one up to another. A step of a search by halves: times of
+-- receipt have no index, but rise with the positions, or nearly, where nothing was imported.
+SELECT received_at FROM event WHERE position >= ? AND position <= ? ORDER BY position LIMIT 1;
 
 -- name: event_position_since
--- The first event from a position on that was not received before a moment: the end of that search.
-SELECT position FROM event WHERE position >= ? AND received_at >= ? ORDER BY position LIMIT 1;
+-- The first event between two positions that was not received before a moment: the end of that search.
+SELECT position FROM event WHERE position >= ? AND position <= ? AND received_at >= ? ORDER BY position LIMIT 1;
 
 -- name: event_positions_of
 -- A platform id within a stretch of the log, which is read whole: the id has no index.
@@ -283,6 +285,30 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (plugin, conversation, position) DO UPDATE SET
     attempts = excluded.attempts, error = excluded.error, traceback = excluded.traceback,
     plugin_version = excluded.plugin_version, died_at = excluded.died_at, dropped_at = NULL;
+
+-- name: dead_listed
+-- Whether a delivery is on the list of dead letters.
+SELECT 1 FROM dead WHERE plugin = ? AND conversation = ? AND position = ? AND dropped_at IS NULL;
+
+-- name: dead_standing
+-- Whose a dead letter is, and whether somebody is through with it.
+SELECT conversation, dropped_at FROM dead WHERE number = ?;
+
+-- name: dead_counts
+-- Dead letters on the list of each identity, read once when the journal opens.
+SELECT i.name, count(*)
+  FROM dead AS d
+  JOIN conversation AS c ON c.number = d.conversation
+  JOIN identity AS i ON i.number = c.identity
+ WHERE d.dropped_at IS NULL
+ GROUP BY i.number;
+
+-- name: dead_count
+-- The same for one identity, where a broken commit left it in doubt.
+SELECT count(*)
+  FROM dead AS d
+  JOIN conversation AS c ON c.number = d.conversation
+ WHERE d.dropped_at IS NULL AND c.identity = (SELECT number FROM identity WHERE name = ?);
 
 -- name: dead_dropped
 -- Somebody is through with it.

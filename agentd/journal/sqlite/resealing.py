@@ -1,19 +1,20 @@
 """Brings every value of a journal that no daemon holds under the key that it has now, or under none.
 
 Always true: a step is one transaction, and the next run goes on where one was killed, since what is sealed as it should
-be is left as it is. What old data keys were derived with is forgotten once nothing needs it.
+be is left as it is. What old data keys were derived with is forgotten once nothing needs it. One value at a time is in
+memory.
 Not here: the room that former values took (VACUUM writes the file anew).
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from agentd.journal.sqlite.sealing import Part, Seals, seals_of
+from agentd.journal.sqlite.sealing import HEAD_MAX, Part, Seals, seals_of
 from agentd.journal.sqlite.statements import SQL
 from agentd.journal.storage import SUBSCRIPTIONS
 
@@ -79,28 +80,30 @@ def _step(
 ) -> tuple[tuple[Part, ...], int, int] | None:
     """The next rows behind these keys: (keys of the last, how many, how many of them were written); None at the end."""
     keys = ", ".join(column.keys)
-    bound = column.bound or column.keys
     behind = "TRUE" if after is None else f"({keys}) > ({', '.join('?' * len(after))})"
     rows = connection.execute(
-        f"SELECT {column.name}, {keys}, {', '.join(bound)} FROM {column.table} "  # noqa: S608 -- constants
+        f"SELECT substr({column.name}, 1, {HEAD_MAX}), {keys} FROM {column.table} "  # noqa: S608 -- constants
         f"WHERE {behind} AND {column.where} ORDER BY {keys} LIMIT {_ROWS_PER_STEP}",
         after or (),
     ).fetchall()
     if not rows:
         return None
-    width = len(column.keys)
-    place = f"{column.table}.{column.name}"
-    due = [row for row in rows if row[0] is not None and seals.is_due(row[0])]
+    due = [row_keys for head, *row_keys in rows if head is not None and seals.is_due(head)]
     with connection:
         connection.execute("BEGIN IMMEDIATE")
-        for value, *rest in due:
-            row_keys, binding = rest[:width], rest[width:]
-            connection.execute(
-                f"UPDATE {column.table} SET {column.name} = ? "  # noqa: S608 -- constants
-                f"WHERE {' AND '.join(f'{key} = ?' for key in column.keys)}",
-                (_anew(seals, value, (place, *binding)), *row_keys),
-            )
-    return tuple(rows[-1][1 : 1 + width]), len(rows), len(due)
+        for row_keys in due:
+            _write_anew(connection, seals, column, row_keys)
+    return tuple(rows[-1][1:]), len(rows), len(due)
+
+
+def _write_anew(connection: sqlite3.Connection, seals: Seals, column: Column, keys: Sequence[Part]) -> None:
+    row = " AND ".join(f"{key} = ?" for key in column.keys)
+    value, *bound = connection.execute(
+        f"SELECT {column.name}, {', '.join(column.bound or column.keys)} FROM {column.table} WHERE {row}",  # noqa: S608 -- constants
+        keys,
+    ).fetchone()
+    anew = _anew(seals, value, (f"{column.table}.{column.name}", *bound))
+    connection.execute(f"UPDATE {column.table} SET {column.name} = ? WHERE {row}", (anew, *keys))  # noqa: S608 -- constants
 
 
 def _anew(seals: Seals, value: bytes | str, place: tuple[Part, ...]) -> bytes | str:

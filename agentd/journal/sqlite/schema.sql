@@ -81,6 +81,7 @@ CREATE TABLE gap (
 ) STRICT;
 
 CREATE INDEX gap_open ON gap (number) WHERE outcome = '';
+CREATE INDEX gap_absent ON gap (conversation, absent) WHERE absent > 0;
 
 -- One row per lane: everything up to this position is handled. replay: how often the lane was set back; until: where
 -- it stood the last time, so that a second handling of the same event is told from the first.

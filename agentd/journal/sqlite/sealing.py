@@ -24,7 +24,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from agentd import config
-from agentd.errors import JournalUnusable
+from agentd.errors import JournalUnusable, ValueDamaged
 from agentd.journal.sqlite.statements import SQL
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ _MARK = b"\x01"
 _TEXT_MARK = "\x01"
 _ESCAPE, _TEXT_ESCAPE = b"\x02", "\x02"
 _HEAD = struct.Struct(">cIQ")  # mark, number of the data key, count
+HEAD_MAX = 17
+"""Bytes or characters from which `is_due` knows a value: the mark, and the head behind it in base 64."""
+
 _SALT_BYTES = 32
 _PROOF = b"agentd journal"
 
@@ -62,7 +65,7 @@ class Seals:
         return _TEXT_ESCAPE + value if value[:1] in (_TEXT_MARK, _TEXT_ESCAPE) else value
 
     def open(self, value: bytes, *place: Part) -> bytes:
-        """The value as it was. Raises JournalUnusable where it does not open."""
+        """The value as it was. Raises ValueDamaged where it does not open, JournalUnusable where nothing would."""
         if value[:1] == _MARK:
             raise JournalUnusable(f"{_spelled(place)} is encrypted; name the key under {WHERE}")
         return value.removeprefix(_ESCAPE)
@@ -73,8 +76,15 @@ class Seals:
             self.open(_MARK, *place)
         return value.removeprefix(_TEXT_ESCAPE)
 
+    def told(self, value: str, *place: Part) -> str:
+        """The same for what only people read, and, where it does not open, why not."""
+        try:
+            return self.open_text(value, *place)
+        except ValueDamaged as damage:
+            return str(damage)
+
     def is_due(self, value: bytes | str) -> bool:
-        """Whether a value is not sealed as it would be today."""
+        """Whether a value is not sealed as it would be today. Its first HEAD_MAX bytes or characters will do."""
         return value[:1] in (_MARK, _TEXT_MARK)
 
 
@@ -120,9 +130,15 @@ class Keyed(Seals):
             _, number, count = _HEAD.unpack_from(value)
             head = value[: _HEAD.size]
             return self._opening[number].decrypt(_nonce(count), value[_HEAD.size :], head + _authenticated(place))
-        except (InvalidTag, KeyError, struct.error):
+        except KeyError:
+            # Not taken for damage to this value: it may be so of all that a process wrote.
             raise JournalUnusable(
-                f"{_spelled(place)} does not open: it was changed or moved outside of agentd. Put a backup in place."
+                f"{_spelled(place)} is sealed with a data key of which the journal has no salt. Put a backup in place."
+            ) from None
+        except (InvalidTag, struct.error):
+            raise ValueDamaged(
+                f"{_spelled(place)} does not open: it was changed or moved outside of agentd. Put a backup in place, "
+                "or give this one up: see Operating, A value that does not open"
             ) from None
 
     def open_text(self, value: str, *place: Part) -> str:
@@ -139,8 +155,11 @@ class Keyed(Seals):
         """See Seals."""
         if value[:1] not in (_MARK, _TEXT_MARK):
             return self.current is not None and bool(value)
-        sealed = value if isinstance(value, bytes) else _MARK + base64.b64decode(value[1:])
-        return self.current is None or _HEAD.unpack_from(sealed)[1] not in self._up_to_date
+        try:
+            sealed = value if isinstance(value, bytes) else _MARK + base64.b64decode(value[1:])
+            return self.current is None or _HEAD.unpack_from(sealed)[1] not in self._up_to_date
+        except (ValueError, struct.error):
+            return True  # whoever opens it then is told what is wrong
 
 
 class Connection(sqlite3.Connection):

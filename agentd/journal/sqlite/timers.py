@@ -51,6 +51,6 @@ def _timer(seals: Seals, t: TimerSet) -> TimerSet:
     return msgspec.structs.replace(
         t,
         data=seals.open(t.data, "timer.data", t.id),
-        error=seals.open_text(t.error, "timer.error", t.id),
+        error=seals.told(t.error, "timer.error", t.id),
         progress=None if t.progress is None else seals.open(t.progress, "timer.progress", t.id),
     )

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from agentd.journal.sqlite import events
+from agentd.journal.sqlite.events import Part
 from agentd.journal.sqlite.statements import SQL, write_rows
 from agentd.journal.storage import SUBSCRIPTIONS, Room, Shrink, Trim
 
@@ -26,7 +28,7 @@ _STAYS = {"event": SQL["trimmed_event"], "outbox": SQL["trimmed_outbox"]}
 _REMOVE = {"event": SQL["event_remove"], "outbox": SQL["outbox_remove"], "outcome": SQL["outcome_remove"]}
 _PUT_BACK = {"event": SQL["event_append"], "outbox": SQL["outbox_put_back"]}
 _INCREMENTAL = 2  # what `PRAGMA auto_vacuum` says of a file whose pages know who refers to them
-_LAST = {"event": SQL["last_position"], "outbox": SQL["outbox_last"], "outcome": SQL["outcome_last"]}
+_LAST = {"outbox": SQL["outbox_last"], "outcome": SQL["outcome_last"]}
 
 
 class Stretch(NamedTuple):
@@ -113,10 +115,11 @@ def newest_in(connection: sqlite3.Connection, after: int, upto: int) -> float | 
     return newest
 
 
-def last_of(connection: sqlite3.Connection, what: str) -> int:
-    """The highest position or number there."""
-    number: int = connection.execute(_LAST[what]).fetchone()[0]
-    return number
+def parts(connection: sqlite3.Connection, what: str) -> list[Part]:
+    """The parts that a table is walked in."""
+    if what == "event":
+        return events.parts(connection)
+    return [Part(0, connection.execute(_LAST[what]).fetchone()[0], False)]
 
 
 def last_run(connection: sqlite3.Connection) -> int:

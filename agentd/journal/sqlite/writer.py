@@ -3,8 +3,9 @@
 A group is one transaction. Its changes are sorted by kind and written kind by kind, what others refer to first, so
 that a group costs a few wide statements however many commits it holds.
 
-Always true: a commit is written whole or not at all. If a commit is broken (a place that is taken, a conversation that
-nobody knows), only that one is left out, and the others of its group are written in their order.
+Always true: a commit is written whole or not at all, and to the file that has the journal's name. If a commit is broken
+(a place that is taken, a conversation that nobody knows), only that one is left out, and the others of its group are
+written in their order.
 Not here: when a group is written, and waiting for room (group_commit.py).
 """
 
@@ -30,6 +31,7 @@ from agentd.journal.sqlite import (
     trimming,
 )
 from agentd.journal.sqlite.names import Names
+from agentd.journal.sqlite.tallies import Tally
 from agentd.journal.storage import (
     Account,
     Appended,
@@ -65,11 +67,13 @@ class Writer:
         self._connection = connection
         self._path = path
         self._limited = limited
+        self._file = _file_at(path)
         self._identities = Names(connection, "identity")
         self._plugins = Names(connection, "plugin")
         self._absences = marks.Absences(connection)
         self._failed = cursors.FailedLanes(connection)
-        self.state_sizes = plugin_state.StateSizes(connection)
+        self.state_sizes = plugin_state.sizes(connection)
+        self.dead_counts = dead_letters.counts(connection)
 
     def write(self, calls: Sequence[Sequence[Change]]) -> dict[int, JournalError]:
         """Write a group of commits in one transaction.
@@ -103,6 +107,7 @@ class Writer:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             work()
+            self._must_be_there()
             self._connection.execute("COMMIT")
         except BaseException as error:
             if self._connection.in_transaction:  # SQLite ends it by itself when the disk fails
@@ -113,6 +118,14 @@ class Writer:
             raise
         for memory in self._memories():
             memory.committed()
+
+    def _must_be_there(self) -> None:
+        # SQLite would go on writing to a file that has no name any more, and nothing of that is there after the end.
+        if _file_at(self._path) != self._file:
+            raise JournalUnusable(
+                f"{self._path} was moved, removed or replaced while agentd had it open. Put the file back that it had, "
+                "then start again; a backup is put in its place by agentd restore, with the daemon stopped."
+            )
 
     def _savepoint(self, call: Sequence[Change]) -> None:
         self._connection.execute("SAVEPOINT one_commit")
@@ -133,8 +146,8 @@ class Writer:
         for memory in self._memories():
             memory.rolled_back()
 
-    def _memories(self) -> tuple[Names | marks.Absences | cursors.FailedLanes | plugin_state.StateSizes, ...]:
-        return self._identities, self._plugins, self._absences, self._failed, self.state_sizes
+    def _memories(self) -> tuple[Names | marks.Absences | cursors.FailedLanes | Tally, ...]:
+        return self._identities, self._plugins, self._absences, self._failed, self.state_sizes, self.dead_counts
 
     def _apply(self, changes: Iterable[Change]) -> None:
         families: dict[str, list[Any]] = {}
@@ -177,7 +190,7 @@ class Writer:
             case "pause":
                 pauses.write(connection, changes)
             case "dead":
-                dead_letters.write(connection, self._plugins, changes)
+                dead_letters.write(connection, self._plugins, self.dead_counts, changes)
             case "state":
                 plugin_state.write(connection, self._plugins, self.state_sizes, changes)
             case "timer":
@@ -188,6 +201,14 @@ class Writer:
                 trimming.write(connection, changes)
             case "room":
                 trimming.give_back(connection, changes)
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class _Offence(Exception):

@@ -186,6 +186,7 @@ CREATE TABLE trimmed (
 INSERT INTO "trimmed" VALUES(1,'event',1,3,2,900,'older than 90 days',4.5);
 CREATE INDEX event_lane ON event (conversation);
 CREATE INDEX gap_open ON gap (number) WHERE outcome = '';
+CREATE INDEX gap_absent ON gap (conversation, absent) WHERE absent > 0;
 CREATE INDEX outcome_lane ON outcome (plugin, conversation, last);
 CREATE INDEX outbox_state ON outbox (identity, state);
 COMMIT;
