@@ -1235,9 +1235,9 @@ def test_an_export_that_is_broken_off_leaves_the_file_as_it_was(
 def test_two_exports_into_one_file_at_a_time_are_each_whole(tmp_path: Path) -> None:
     file = tmp_path / "case.jsonl"
     with _written(file) as one:
-        one.write(b"one\n")
+        one(b"one\n")
         with _written(file) as other:
-            other.write(b"other\n")
+            other(b"other\n")
         assert file.read_bytes() == b"other\n"
     assert file.read_bytes() == b"one\n"
     assert [each.name for each in tmp_path.iterdir()] == ["case.jsonl"]
