@@ -30,7 +30,7 @@ from agentd.apis import Api
 from agentd.core.events import (
     Digest,
     Event,
-    GapReport,
+    Gap,
     GroupDeleted,
     GroupInvite,
     Message,
@@ -84,8 +84,6 @@ __all__ = [
     "Unavailable",
     "portable",
 ]
-
-Gap = GapReport
 
 E = TypeVar("E", bound="Event | Signal")
 T = TypeVar("T")

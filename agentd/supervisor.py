@@ -480,12 +480,12 @@ class _Life:
     async def _parked(self) -> Dial | Park:
         """Wait until the key is another one. A refused key is never tried again by itself."""
         assert self.refused is not None
+        self.identified = False
         self.sender.pause()
         self._owner.enter("parked", f"the platform refused the key: {self.refused}")
         while not self._new_key.is_set() and not await self._key_changed():
             await self._sleep(_KEY_POLL_S)
         self.refused = None
-        self.identified = False
         return self._reconnect.key_changed() or Dial()
 
     async def _key_changed(self) -> bool:
@@ -497,6 +497,9 @@ class _Life:
     # -- bells ------------------------------------------------------------------------------------------------------
 
     async def _perform(self, request: Request) -> Response:
+        # Under a stranger's key the platform would say of a hole that it is not ours to read.
+        if not self.identified:
+            raise NotConnected(f"identity {self._owner.name}: its key is not known to be good")
         return await self._rest.perform(request)
 
     def _records(self, records: Sequence[Record]) -> None:

@@ -206,6 +206,14 @@ def test_who_looks_for_the_state_folder_is_not_stopped_by_a_broken_file(folder: 
             "[agentd.intake]\nundispatched_high = 5",
             ":1: agentd.intake.undispatched_low: undispatched_low (10000) is above undispatched_high (5); lower ",
         ),
+        (
+            "[agentd.dispatch]\nretry_first_s = 400",
+            ":2: agentd.dispatch.retry_first_s: retry_first_s (400.0) is above retry_max_s (300.0); lower ",
+        ),
+        (
+            "[agentd.dispatch]\nbreaker_max_s = 0.5",
+            ":1: agentd.dispatch.breaker_first_s: breaker_first_s (1.0) is above breaker_max_s (0.5); lower ",
+        ),
         ("[identity]\nalice = 1", ":2: identity.alice: expected a table, found a whole number"),
         ("identity = 1", ":1: identity: expected tables, found a whole number; write [identity.NAME]"),
         ('[plugin."a b"]\nuse = "echo"', ':1: plugin."a b": a name has 1 to 64 letters'),
@@ -289,10 +297,37 @@ def test_limits_of_a_process_are_refused_where_there_is_none(folder: Folder, lim
     assert getattr(limited, limit) == 100
 
 
-@pytest.mark.parametrize("url", ["", "api.agentchat.me", "ftp://host", "https://", "https://host:port", "http://[::1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "api.agentchat.me", "ftp://host", "https://", "https://host:port", "http://[::1"),
+        *("https://api..agentchat.me", f"https://{'a' * 64}.me"),
+    ],
+)
 def test_an_address_that_is_none_is_told(folder: Folder, url: str) -> None:
     problem = folder.problem(alice().replace("https://api.agentchat.me", url))
     assert problem.startswith(":2: identity.alice.url: is not an")
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        (
+            "http://api.agentchat.me",
+            "http:// would show the key to the network on the way to api.agentchat.me; use https",
+        ),
+        ("https://api.agentchat.me/v1/", 'ends in "/v1", which agentd adds by itself; write https://api.agentchat.me'),
+        ("https://api. agentchat.me", "has white space or special characters within; write it like https://api.agent"),
+    ],
+)
+def test_an_address_that_no_key_may_go_to_or_nothing_stands_at_is_told(folder: Folder, url: str, problem: str) -> None:
+    told = folder.problem(alice().replace("https://api.agentchat.me", url))
+    assert told.startswith(f":2: identity.alice.url: {problem}")
+
+
+def test_an_address_of_this_machine_needs_no_encryption(folder: Folder) -> None:
+    for url in ("http://127.0.0.1:8787", "http://localhost:8787/base", "http://[::1]:8787"):
+        assert folder.load(alice().replace("https://api.agentchat.me", url)).identity["alice"].url == url
 
 
 @pytest.mark.parametrize("url", [f"https://{KEY}@host", f"https://host/?key={KEY}", f"https://host/#{KEY}"])
@@ -340,6 +375,33 @@ def test_text_that_is_not_toml_is_told_with_its_line(folder: Folder) -> None:
 
 def test_what_is_nested_too_deeply_is_told(folder: Folder) -> None:
     assert "nested too deeply" in folder.problem("a = " + "[" * 9_000)
+    assert find_state(folder.file, {}) == folder.path / "state"
+
+
+def test_a_number_that_nobody_can_mean_is_told(folder: Folder) -> None:
+    assert "a number of thousands of digits" in folder.problem("[agentd.intake]\nheld_max = " + "9" * 5_000)
+    told = folder.problem("[agentd.intake]\nheld_max = 0x" + "f" * 5_000)
+    assert told == ":2: agentd.intake.held_max: expected a whole number, 1 or more, found a whole number"
+
+
+def test_a_home_that_is_not_known_is_told_where_something_is_looked_for_in_it(folder: Folder) -> None:
+    problems = folder.problems(
+        '[agentd]\nstate = "~nobody-of-that-name/s"\n'
+        + alice('plugins = ["p"]', key='{ file = "~nobody-of-that-name/k" }')
+        + '\n[plugin.p]\nuse = "~nobody-of-that-name/p.py"'
+    )
+    assert [problem.split(": ")[1] for problem in problems] == ["agentd.state", "identity.alice.key", "plugin.p.use"]
+    assert problems[0].endswith("begins in a home that is not known here; name the folder from / on")
+    assert find_state(folder.file, {}) == folder.path / "~nobody-of-that-name" / "s"
+
+
+def test_a_plugin_whose_path_is_longer_than_any_is_told(folder: Folder) -> None:
+    problem = folder.problem(f'[plugin.p]\nuse = "./{"a" * 300}.py"')
+    assert problem.endswith("cannot be looked at (File name too long); mend the path")
+
+
+def test_a_key_is_told_without_the_control_characters_in_it(folder: Folder) -> None:
+    assert folder.problem('"a\\u001b[31mb" = 1').startswith(r':1: "a\u001b[31mb": unknown key')
 
 
 @pytest.mark.parametrize("key", ['{ file = "a\\u0000" }', '{ command = "a\\u0000" }', '{ command = ["a", "\\u0000"] }'])

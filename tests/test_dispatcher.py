@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from agentd.config import Dispatch, JournalSettings, PluginSettings
-from agentd.core.events import GapReport, Message, Record, Send, Signal, Timer, Typing
+from agentd.core.events import Gap, Message, Record, Send, Signal, Timer, Typing
 from agentd.core.retry import Backoff
 from agentd.dispatcher import Dispatcher, LoopClock, Marks
 from agentd.errors import GiveUp, JournalUnusable, RetryLater
@@ -1461,16 +1461,14 @@ async def test_gap_reports_do_not_replace_each_other_and_other_signals_go_nowher
     rig = Rig()
     seen: list[int] = []
 
-    async def handle(gap: GapReport, ctx: Context) -> None:
+    async def handle(gap: Gap, ctx: Context) -> None:
         seen.append(gap.start)
         ctx.send("@owner", f"lost {gap.start}")
 
-    rig.plugin("p", handle, event=GapReport)
+    rig.plugin("p", handle, event=Gap)
     async with rig.running() as dispatcher:
         for start in (5, 9):
-            dispatcher.signal(
-                GapReport(identity="me", conversation="c", epoch=1, start=start, stop=start + 1, absent=1)
-            )
+            dispatcher.signal(Gap(identity="me", conversation="c", epoch=1, start=start, stop=start + 1, absent=1))
         dispatcher.signal(Typing(identity="me", conversation="c", sender="bob", active=True))
         await dispatcher.quiet()
     assert seen == [5, 9]

@@ -153,7 +153,7 @@ def _from_command(command: tuple[str, ...] | str | None) -> str:
     import subprocess  # here, since client verbs import this module and never run a command
 
     words = shlex.split(command) if isinstance(command, str) else list(command or ())
-    if not words:
+    if not words or not words[0]:
         raise _no_key("the command is empty; name a program that prints the key")
     try:
         # What it says on stderr may hold the key as well, so it goes nowhere.

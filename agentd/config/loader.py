@@ -28,7 +28,7 @@ from agentd.config.collector import COLLECTOR, collector_of
 from agentd.config.keys import Secret, resolve_encryption_key, resolve_header, resolve_key
 from agentd.config.lines import KeyLines, KeyPath
 from agentd.config.listening import is_loopback, listening_address
-from agentd.config.search import find_configuration, state_folder
+from agentd.config.search import anchored, find_configuration, is_homeless, state_folder
 from agentd.config.settings import PLATFORMS, Identity, KeySource, PluginSettings, Settings
 from agentd.config.spelling import expected, spelled
 from agentd.errors import ConfigError
@@ -38,6 +38,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _SYNTAX_PLACE = re.compile(r" \(at line (\d+), column \d+\)$")
+_WHOLE_MAX = 2**63 - 1  # what TOML promises that a whole number may be
 _RISING = (  # pairs of settings of which the first may not exceed the second
     (("intake", "undispatched_low"), ("intake", "undispatched_high")),
     (("intake", "undispatched_low_mb"), ("intake", "undispatched_high_mb")),
@@ -45,6 +46,8 @@ _RISING = (  # pairs of settings of which the first may not exceed the second
     (("link", "backoff_first_s"), ("link", "backoff_max_s")),
     (("rest", "backoff_first_s"), ("rest", "backoff_max_s")),
     (("sending", "retry_first_s"), ("sending", "retry_max_s")),
+    (("dispatch", "retry_first_s"), ("dispatch", "retry_max_s")),
+    (("dispatch", "breaker_first_s"), ("dispatch", "breaker_max_s")),
 )
 _OF_ISOLATED = ("memory_max_mb", "cpu_max_s")
 
@@ -65,6 +68,7 @@ def load(path: Path | None, environ: Mapping[str, str], *, with_keys: bool = Tru
     raw = _parsed(file, text)
     settings = reading.section(Settings, raw, ()) or Settings()
     settings = _anchored(settings, file.parent)
+    _check_state(settings, reading)
     _check_order(settings, reading)
     _check_http(settings, reading)
     _check_tracing(settings, reading, environ)
@@ -100,6 +104,8 @@ def _parsed(file: Path, text: str) -> dict[str, Any]:
         what = _SYNTAX_PLACE.sub("", str(error))
         line = f":{place[1]}" if place else ""
         raise ConfigError([f"{file}{line}: not TOML: {what}; mend this line, then check again"]) from None
+    except ValueError:
+        raise ConfigError([f"{file}: holds a number of thousands of digits; shorten it, then check again"]) from None
     except RecursionError:
         raise ConfigError([f"{file}: is nested too deeply to be read; mend it, then check again"]) from None
 
@@ -122,7 +128,7 @@ class _Reading:
         self._broken.add(path)
         line = self._lines.of(path)
         place = f"{self._file}:{line}" if line else str(self._file)
-        key = ".".join(part if _BARE_KEY.fullmatch(part) else f'"{part}"' for part in path)
+        key = ".".join(part if _BARE_KEY.fullmatch(part) else msgspec.json.encode(part).decode() for part in path)
         self._problems.append((line or 0, f"{place}: {key}: {what}" if key else f"{place}: {what}"))
 
     def conclude(self) -> None:
@@ -159,7 +165,7 @@ class _Reading:
             self.problem(path, 'holds "\\u0000", which no name, path or word of a command may; remove it')
             return None
         try:
-            if isinstance(raw, float) and not math.isfinite(raw):
+            if (isinstance(raw, float) and not math.isfinite(raw)) or (isinstance(raw, int) and raw > _WHOLE_MAX):
                 raise msgspec.ValidationError
             return msgspec.convert(raw, kind)
         except msgspec.ValidationError:
@@ -200,11 +206,12 @@ def _holds_nul(raw: Any) -> bool:
 
 
 def _shown(raw: Any, path: KeyPath) -> str:
-    """Numbers and choices are quoted; nothing beside a key is, and no long text."""
+    """Numbers and choices are quoted; nothing beside a key is, and nothing long."""
     if (
         {"key", "old_key", "secrets", "headers"}.intersection(path)
         or isinstance(raw, (list, dict))
         or (isinstance(raw, str) and len(raw) > 40)
+        or (isinstance(raw, int) and raw > _WHOLE_MAX)
     ):
         return spelled(raw)
     return f"{spelled(raw)} ({raw!r})"
@@ -252,7 +259,7 @@ def _anchored_identity(identity: Identity, folder: Path) -> Identity:
 
 
 def _anchored_plugin(plugin: PluginSettings, folder: Path) -> PluginSettings:
-    use = str((folder / Path(plugin.use).expanduser()).absolute()) if is_path(plugin.use) else plugin.use
+    use = str(anchored(plugin.use, folder)) if is_path(plugin.use) else plugin.use
     secrets = {name: _anchored_key(source, folder) for name, source in plugin.secrets.items()}
     return msgspec.structs.replace(plugin, use=use, secrets=secrets)
 
@@ -260,7 +267,7 @@ def _anchored_plugin(plugin: PluginSettings, folder: Path) -> PluginSettings:
 def _anchored_key(source: KeySource, folder: Path) -> KeySource:
     if source.file is None:
         return source
-    return msgspec.structs.replace(source, file=str((folder / Path(source.file).expanduser()).absolute()))
+    return msgspec.structs.replace(source, file=str(anchored(source.file, folder)))
 
 
 def is_path(use: str) -> bool:
@@ -271,6 +278,11 @@ def is_path(use: str) -> bool:
 def _placed(settings: Settings, named: str | None, folder: Path, environ: Mapping[str, str]) -> Settings:
     state = str(state_folder(named, folder, environ))
     return msgspec.structs.replace(settings, agentd=msgspec.structs.replace(settings.agentd, state=state))
+
+
+def _check_state(settings: Settings, reading: _Reading) -> None:
+    if is_homeless(settings.agentd.state):
+        reading.problem(("agentd", "state"), "begins in a home that is not known here; name the folder from / on")
 
 
 def _check_order(settings: Settings, reading: _Reading) -> None:
@@ -335,12 +347,20 @@ def _check_plugins(settings: Settings, reading: _Reading) -> None:
     for name, plugin in settings.plugin.items():
         if not plugin.use.strip():
             reading.problem(("plugin", name, "use"), 'is empty; name "./file.py", "module:attribute" or an entry point')
-        elif is_path(plugin.use) and not Path(plugin.use).exists():
-            reading.problem(("plugin", name, "use"), f"there is no file {plugin.use}; mend the path")
+        elif is_path(plugin.use) and (why := _unseen(Path(plugin.use))):
+            reading.problem(("plugin", name, "use"), f"{why}; mend the path")
         for key in _OF_ISOLATED if plugin.isolate == "none" else ():
             if getattr(plugin, key) is not None:
                 remedy = f'add isolate = "process", or remove {key}'
                 reading.problem(("plugin", name, key), f"limits a process, which this plugin does not have; {remedy}")
+
+
+def _unseen(file: Path) -> str:
+    """Why nothing is to be found there, or ""."""
+    try:
+        return "" if file.exists() else f"there is no file {file}"
+    except OSError as error:
+        return f"{file} cannot be looked at ({error.strerror})"
 
 
 def _check_identities(raw: Mapping[str, Any], reading: _Reading) -> None:
@@ -352,7 +372,7 @@ def _check_identities(raw: Mapping[str, Any], reading: _Reading) -> None:
             case {"platform": str(platform)} if platform not in PLATFORMS:
                 reading.problem((*path, "platform"), f"unknown platform; {_instead(platform, PLATFORMS)}")
         match table:
-            case {"url": str(url)} if problem := _url_problem(url):
+            case {"url": str(url)} if problem := _base_problem(url):
                 reading.problem((*path, "url"), problem)
         match table:
             case {"plugins": list(listed)} if reading.is_sound((*path, "plugins")):
@@ -375,15 +395,29 @@ def _check_listed(listed: list[str], defined: list[str], path: KeyPath, reading:
             reading.problem(path, f'there is no plugin "{name}"{guess}')
 
 
+def _base_problem(url: str) -> str | None:
+    if problem := _url_problem(url):
+        return problem
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        return f"http:// would show the key to the network on the way to {parts.hostname}; use https://"
+    if parts.path.rstrip("/").endswith("/v1"):
+        return f'ends in "/v1", which agentd adds by itself; write {url.rstrip("/").removesuffix("/v1")}'
+    return None
+
+
 def _url_problem(url: str, remedy: str = "write it like https://api.agentchat.me") -> str | None:
     try:
         parts = urlsplit(url)
         port_is_valid = parts.port is None or parts.port > 0
+        (parts.hostname or "").encode("idna")
     except ValueError:
         return f"is not an address; {remedy}"
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         # Said first and without quoting: this is where somebody has put a key.
         return f"has a user, a query or a fragment, where a key would show; {remedy}"
+    if any(char.isspace() or not char.isprintable() for char in url):
+        return f"has white space or special characters within; {remedy}"
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
         return f"is not an http or https address; {remedy}"
     return None

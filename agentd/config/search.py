@@ -53,7 +53,21 @@ def state_folder(named: str | None, beside: Path, environ: Mapping[str, str]) ->
         return Path(managed.split(":")[0]).absolute()
     if named is None and beside.absolute() == _SERVICE_CONFIGURATION:
         return SERVICE_STATE
-    return (beside / Path(named or DEFAULT_STATE).expanduser()).absolute()
+    return anchored(named or DEFAULT_STATE, beside)
+
+
+def anchored(path: str, folder: Path) -> Path:
+    """The path as the configuration in this folder means it. As in a shell, "~nobody" is a name like any other."""
+    return (folder / (path if is_homeless(path) else Path(path).expanduser())).absolute()
+
+
+def is_homeless(path: str) -> bool:
+    """Whether it begins in the home of somebody who is not known here, or has none."""
+    try:
+        Path(path).expanduser()
+    except RuntimeError:
+        return True
+    return False
 
 
 def is_kept_for_the_service(state: Path) -> bool:
@@ -73,7 +87,7 @@ def find_state(config: Path | None, environ: Mapping[str, str]) -> Path:
 def _named_state(file: Path) -> str | None:
     try:
         section = tomllib.loads(file.read_text("utf-8")).get("agentd")
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     state = section.get("state") if isinstance(section, dict) else None
     return state if isinstance(state, str) else None

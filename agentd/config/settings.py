@@ -40,7 +40,7 @@ class Intake(_Section, frozen=True, kw_only=True):
     held_total_max: Limit = 20_000  # the same over one identity
     backfill: Count = 0  # seqs to fetch from before the first one offered; history is asked for, never assumed
     refetch_concurrency: Limit = 4  # ranges fetched at once per identity: gaps are rare, the API is shared
-    refetch_retry_max_s: Interval = 30.0  # an open gap is asked for again at least this often
+    refetch_retry_max_s: Interval = 30.0  # an open gap is asked for so often, if the platform wants no longer wait
     audit_interval_s: Interval = 30.0  # with its jitter, a lost last message is found and told within a minute
     audit_conversations: Limit = 20  # tops compared per audit, the longest unaudited first
     on_reset: Literal["replay", "adopt"] = "replay"  # the new numbering from its start, so that nothing is lost

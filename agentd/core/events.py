@@ -18,6 +18,9 @@ import msgspec
 FIRST_SEQ = 1
 """The seq of a conversation's first event. AgentChat starts here; platforms without seqs are numbered from here."""
 
+FIRST_EPOCH = 1
+"""The numbering in which a conversation is met; each time that the server starts anew there is one more."""
+
 LAST_SEQ = 2**53 - 1
 """No seq is greater: so far every reader of JSON counts exactly. The journal's own end lies not far behind."""
 
@@ -49,7 +52,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     created_at: str = ""
     own: bool = False
     source: Source = Source.LIVE
-    epoch: int = 1
+    epoch: int = FIRST_EPOCH
     late: bool = False
     delivery_id: str | None = None
     payload: bytes = b""
@@ -163,7 +166,7 @@ class GroupDeleted(Signal, frozen=True, kw_only=True):
     deleted_by: str
 
 
-class GapReport(Signal, frozen=True, kw_only=True):
+class Gap(Signal, frozen=True, kw_only=True):
     """A gap was closed. [start, stop): its seqs; absent: how many of them the server did not have, for `reason`."""
 
     epoch: int

@@ -21,7 +21,8 @@ JITTER = 0.25
 """Delays spread by this share in both directions: clients cut off together must not come back together."""
 
 ASKED_DELAY_MAX_S = 3_600.0
-"""The longest wait that a far end may ask for; beyond it a broken header would silence an identity for good."""
+"""The longest wait before a dial, or a look at the history, that a far end may ask for; beyond it a broken header would
+silence an identity or a conversation for good."""
 
 
 class CloseMeaning(enum.Enum):

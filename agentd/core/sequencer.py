@@ -19,14 +19,19 @@ from typing import NamedTuple
 
 import msgspec
 
-from agentd.core.events import FIRST_SEQ, Event, Source
+from agentd.core.events import FIRST_EPOCH, FIRST_SEQ, Event, Source
 from agentd.core.ranges import Ranges
+from agentd.core.reconnect import ASKED_DELAY_MAX_S
 
 RESET = "reset"
 """Reason of a gap that ended because its numbering did."""
 
 PAGE = 200
 """Rows that one history page can hold; the holes of one page's width are asked for together."""
+
+
+_AGAIN_MIN_S = 0.1
+"""Between two looks at a hole, however short the grace before the first."""
 
 
 class Deliver(NamedTuple):
@@ -86,12 +91,11 @@ class Survey(NamedTuple):
     conversation: str
 
 
-class Gap(msgspec.Struct):
+class GapProgress(msgspec.Struct):
     """A range that had to be asked for. rows: how many of its seqs have come since. attempts: requests made."""
 
     start: int
     stop: int
-    found_at: float
     attempts: int = 0
     rows: int = 0
     absent: int = 0
@@ -112,7 +116,7 @@ class GapOpened(NamedTuple):
 
     conversation: str
     epoch: int
-    gap: Gap
+    gap: GapProgress
 
 
 class GapClosed(NamedTuple):
@@ -120,7 +124,7 @@ class GapClosed(NamedTuple):
 
     conversation: str
     epoch: int
-    gap: Gap
+    gap: GapProgress
 
 
 Decision = Deliver | Repeat | Check | Refetch | Absent | Renumbered | Survey | GapOpened | GapClosed
@@ -131,7 +135,8 @@ class Line:
 
     anchor: the first seq answered for, None until it is chosen. mark: all of [anchor, mark] is accounted for.
     mark_id: id of the event at the mark, "" if none is there. top: the highest seq known to exist.
-    absent: what never came below the mark, the stretch before the anchor included.
+    absent: what never came below the mark, the stretch before the anchor included. known_ids: what is recorded, once
+    there was another numbering; a restart has to bring them along.
     """
 
     __slots__ = (
@@ -160,7 +165,7 @@ class Line:
 
     def __init__(self, conversation: str) -> None:
         self.conversation = conversation
-        self.epoch = 1
+        self.epoch = FIRST_EPOCH
         self.anchor: int | None = None
         self.mark = 0
         self.mark_id = ""
@@ -169,7 +174,7 @@ class Line:
         self.held: dict[int, Event] = {}
         self.furthest = 0
         self.lowest = 0
-        self.gap: Gap | None = None
+        self.gap: GapProgress | None = None
         self.asking = False
         self.asked_top = 0
         self.checks = 0
@@ -180,12 +185,6 @@ class Line:
         self.page: int | None = None
         self.surveyed = False
         self.known_ids: frozenset[str] = frozenset()
-
-    @property
-    def never_came(self) -> int:
-        """How many seqs between anchor and mark are absent."""
-        start = self.anchor or 0
-        return sum(b - max(a, start) for a, b in self.absent if b > start)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,6 +203,7 @@ class Sequencer:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._again_s = max(limits.grace_s, _AGAIN_MIN_S)
         self._lines: dict[str, Line] = {}
         self._unanchored: dict[str, Line] = {}
         self._changed: dict[str, Line] = {}
@@ -271,7 +271,7 @@ class Sequencer:
             self._deliver(line, event, out)
             if line.held:
                 self._release(line, out)
-            if line.due is not None:
+            if line.due is not None or line.gap is not None:
                 self._rearm(line, now, out)
         elif event.seq > line.mark:
             self._hold(line, event)
@@ -345,17 +345,20 @@ class Sequencer:
         if line.epoch != ask.epoch:
             return
         line.asking = False
-        backoff_s: float = self._limits.grace_s * 2 ** min(line.failures, 16)
+        backoff_s: float = self._again_s * 2 ** min(line.failures, 16)
         line.failures += 1
-        self._alarm(line, now + max(min(backoff_s, self._limits.retry_max_s), retry_after_s or 0.0))
+        asked_s = min(retry_after_s or 0.0, ASKED_DELAY_MAX_S)
+        self._alarm(line, now + max(min(backoff_s, self._limits.retry_max_s), asked_s))
 
     def stands_at(self, conversation: str, top: int, now: float) -> bool:
         """The server says that `top` exists. True if that is news: a loss that nothing else would have shown."""
+        if top < FIRST_SEQ:
+            return False  # nothing was said there
         line = self._lines.get(conversation)
         if line is None:
             line = self._meet(conversation)
         if line.anchor is None:
-            if line.held:
+            if line.lowest:
                 return False
             self._anchor_at(line, top)  # never met, nothing on offer: the server's word is the lowest offer
             self._alarm(line, now)
@@ -460,7 +463,7 @@ class Sequencer:
             if line.anchor is None:
                 self._survey(line, now, out)
             elif line.sends or line.checks:
-                self._alarm(line, now + self._limits.grace_s)
+                self._alarm(line, now + self._again_s)
             elif line.top > line.mark and not line.asking:
                 self._ask(line, now, out)
         return out
@@ -556,7 +559,7 @@ class Sequencer:
         if line.known_ids and event.id in line.known_ids:
             out.append(Repeat(event))
         else:
-            out.append(Deliver(event if line.epoch == 1 else self._placed(line, event, late=False)))
+            out.append(Deliver(event if line.epoch == FIRST_EPOCH else self._placed(line, event, late=False)))
 
     def _placed(self, line: Line, event: Event, *, late: bool) -> Event:
         return msgspec.structs.replace(event, epoch=line.epoch, late=late)
@@ -599,7 +602,7 @@ class Sequencer:
     def _ask(self, line: Line, now: float, out: list[Decision]) -> None:
         start, stop = line.mark + 1, self._hole_end(line)
         if line.gap is None:
-            line.gap = Gap(start, stop, now)
+            line.gap = GapProgress(start, stop)
             out.append(GapOpened(line.conversation, line.epoch, line.gap))
         line.gap.attempts += 1
         line.asking, line.asked_top = True, line.top

@@ -71,7 +71,7 @@ async def rehearse(plugin: Hosted, record: Record) -> Rehearsed | None:
         names,
         ctx.sends or (),
         stage.said,
-        ctx.puts or {},
+        ctx.puts or Puts(),
         ctx.reminders or (),
         ctx.outcomes or (),
         failure,

@@ -21,9 +21,9 @@ from types import GenericAlias
 from typing import Any, NamedTuple, Protocol, cast, get_args, get_origin, get_type_hints
 
 from agentd import apis
-from agentd.wire.platform import Call, Calls, Request, Response, Say, StillRunning, Transfer
+from agentd.wire.platform import Call, Calls, InProgress, Request, Response, Say, Transfer
 
-_STILL_RUNNING_MAX_S = 75.0  # AgentChat forgets a call that never ended after 60 s
+_IN_PROGRESS_MAX_S = 75.0  # AgentChat forgets a call that never ended after 60 s
 _PAGE = 50
 _OFFSET_MAX = 10_000  # AgentChat's directory goes no further
 
@@ -123,13 +123,13 @@ class Carrier:
 
     async def _carry_out(self, call: Call[Any]) -> Any:
         ask, loop = call.ask, asyncio.get_running_loop()
-        until = loop.time() + _STILL_RUNNING_MAX_S
+        until = loop.time() + _IN_PROGRESS_MAX_S
         while True:
             try:
                 if isinstance(ask, Transfer):
                     return call.read(await self._line.transfer(ask))
                 return call.read(await self._line.perform(ask))
-            except StillRunning as running:
+            except InProgress as running:
                 wait_s = running.retry_after_s or 1.0
                 if loop.time() + wait_s > until:
                     raise

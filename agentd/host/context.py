@@ -443,7 +443,7 @@ class TurnContext(Generic[C]):
     def _staged_puts(self) -> Puts:
         self.must_be_open()
         if self.puts is None:
-            self.puts = {}
+            self.puts = Puts()
         return self.puts
 
     def must_be_open(self) -> None:

@@ -328,12 +328,16 @@ def _by_name(field: str, wanted: object) -> Callable[[Any], object]:
         wanted = (wanted,)
     if not isinstance(wanted, Collection) or not all(isinstance(each, str) for each in wanted):
         raise TypeError("give a name, a glob, or a set of them")
-    bare = [each.removeprefix("@") for each in wanted]
+    # A handle is the same in any case, as it is for `ctx.send`; platforms tell it in lower case.
+    of_handle = field in _SENDER_FIELDS
+    bare = [(each.lower() if of_handle else each).removeprefix("@") for each in wanted]
     exact = frozenset(each for each in bare if not _is_glob(each))
     globs = [re.compile(fnmatch.translate(each)).match for each in bare if _is_glob(each)]
 
     def passes(event: Any) -> bool:
         value = (getattr(event, field) or "").removeprefix("@")
+        if of_handle:
+            value = value.lower()
         return value in exact or any(match(value) for match in globs)
 
     return passes

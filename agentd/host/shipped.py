@@ -24,6 +24,7 @@ from agentd.host.context import Reminder, TurnContext
 from agentd.host.faults import Fault, taken_apart
 from agentd.host.handlers import Handler, place_of
 from agentd.host.lifecycle import Loaded
+from agentd.host.state import Puts
 from agentd.host.turns import Failure
 from agentd.plugin import Declared
 
@@ -153,7 +154,7 @@ class TurnOut(msgspec.Struct, frozen=True, array_like=True):
     def stage(self, ctx: TurnContext[Any]) -> None:
         """In the daemon: give the turn what it staged."""
         ctx.sends = None if self.sends is None else _decode_sends(self.sends)
-        ctx.puts = None if self.puts is None else {(number, key): value for number, key, value in self.puts}
+        ctx.puts = None if self.puts is None else Puts(((number, key), value) for number, key, value in self.puts)
         ctx.reminders = self.reminders
         ctx.outcomes = self.outcomes
 

@@ -8,7 +8,7 @@ Not here: the commit (the dispatcher), tables (journal/).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -19,8 +19,20 @@ PLUGIN_WIDE = 0
 Place = tuple[int, str]
 """(conversation number, key)"""
 
-Puts = dict[Place, "bytes | None"]
-"""JSON by place; None removes."""
+
+class Puts(dict[Place, "bytes | None"]):
+    """JSON by place; None removes. size: bytes of the keys and values that are to be kept."""
+
+    def __init__(self, puts: Iterable[tuple[Place, bytes | None]] = ()) -> None:
+        super().__init__()
+        self.size = 0
+        for place, value in puts:
+            self[place] = value
+
+    def __setitem__(self, place: Place, value: bytes | None) -> None:
+        self.size += _size(place, value) - _size(place, self.get(place))
+        super().__setitem__(place, value)
+
 
 Read = Callable[[str, int, str], Awaitable["bytes | None"]]
 """The journal's `state_get`: plugin, conversation number, key."""
@@ -54,13 +66,13 @@ class PluginState:
 
     def committing(self, puts: Puts) -> None:
         """These were handed to the journal."""
-        self._under_way_bytes += _size(puts)
+        self._under_way_bytes += puts.size
         for place in puts:
             self._under_way[place] = puts
 
     def committed(self, puts: Puts) -> None:
         """These are on disk, where the next read finds them."""
-        self._under_way_bytes -= _size(puts)
+        self._under_way_bytes -= puts.size
         for place in puts:
             if self._under_way.get(place) is puts:
                 del self._under_way[place]
@@ -70,9 +82,9 @@ class PluginState:
 
         What it replaces counts until it is replaced, since only the disk knows how large that is.
         """
-        beside = {other: staged[other] for other in staged if other != place}
         stored = self.stored_bytes()
-        if self.taken_bytes + _size({**beside, place: value}) > self.max_bytes:
+        beside = staged.size - _size(place, staged.get(place))
+        if stored + self._under_way_bytes + beside + _size(place, value) > self.max_bytes:
             self.refused()
             raise ValueError(
                 f"{place[1]}: {self._plugin} keeps {stored:,} bytes already, and state_max_mb in "
@@ -129,8 +141,8 @@ class Scope:
         self._stage()[(self._conversation, _key(key))] = None
 
 
-def _size(puts: Puts) -> int:
-    return sum(len(key.encode()) + len(value) for (_, key), value in puts.items() if value is not None)
+def _size(place: Place, value: bytes | None) -> int:
+    return 0 if value is None else len(place[1].encode()) + len(value)
 
 
 def _nothing() -> int:

@@ -20,8 +20,9 @@ from typing import Protocol
 from agentd import config, metrics
 from agentd.core.acks import DrainCursor
 from agentd.core.events import (
+    FIRST_EPOCH,
     Event,
-    GapReport,
+    Gap,
     Message,
     Position,
     RateLimitWarning,
@@ -35,9 +36,9 @@ from agentd.core.sequencer import (
     Check,
     Decision,
     Deliver,
-    Gap,
     GapClosed,
     GapOpened,
+    GapProgress,
     Limits,
     Line,
     Refetch,
@@ -133,7 +134,7 @@ class Intake:
         self.has_shed = False
         self.pushed_until = ""
         self.watching = False
-        self.unpushed: dict[tuple[str, int], str] = {}
+        self.unpushed: dict[tuple[str, int], Event | None] = {}
         self._on_records = on_records
         self._on_signal = on_signal
         self._on_question = on_question
@@ -150,6 +151,7 @@ class Intake:
         self._gaps: dict[str, tuple[int, float]] = {}
         self._addresses: dict[str, str] = {}
         self._addressed: dict[str, str] = {}
+        self._sending: dict[str, str] = {}
         self.sequencer = Sequencer(
             Limits(
                 grace_s=settings.gap_grace_s,
@@ -173,11 +175,13 @@ class Intake:
             line.top = row.top
             for start, stop in row.absent:
                 line.absent.add(start, stop)
+            if row.epoch > FIRST_EPOCH:
+                line.known_ids = frozenset(await self.journal.ids_of(row.number))
             self._numbers[row.conversation] = row.number
             self._positions[row.conversation] = row.position
             self._learn(row.conversation, row.address or row.conversation)
         for conversation, noted in await self.journal.gaps(self.identity, open_only=True, limit=1_000_000):
-            self._restore_gap(lines[conversation], noted, now)
+            self._restore_gap(lines[conversation], noted)
         for line in lines.values():
             self.sequencer.restore(line, now)
         totals = await self.journal.totals(self.identity)
@@ -212,15 +216,15 @@ class Intake:
         frame = self.platform.decode(data)
         now = self.last_inbound = self._loop.time()
         if isinstance(frame, Event):
-            if self.shedding and self._link is not None and self._link.acks:
-                self.counters.shed += 1
-                metrics.SHED.inc(self.identity)
-                self.has_shed = True
-                return
             if frame.created_at > self.pushed_until:
                 self.pushed_until = frame.created_at
             if self.unpushed:
                 self.unpushed.pop((frame.conversation, frame.seq), None)
+            if self.leaves_messages:
+                self.counters.shed += 1
+                metrics.SHED.inc(self.identity)
+                self.has_shed = True
+                return
             self._take(self.sequencer.offer(frame, now))
         elif isinstance(frame, Signal):
             self._on_signal(frame)
@@ -238,6 +242,11 @@ class Intake:
         if self.counters.unknown_frames == 1:
             told = "passed over a frame of a kind that this version does not know, as all such from now on: %.80s"
             log.info(told, kind, extra={"identity": self.identity})
+
+    @property
+    def leaves_messages(self) -> bool:
+        """New messages stay with the server, which keeps them for a drain."""
+        return self.shedding and self._link is not None and self._link.acks
 
     def malformed(self, what: Malformed, where: str) -> None:
         """Count and report what could not be read, by its shape."""
@@ -259,11 +268,13 @@ class Intake:
 
     def sending(self, target: str) -> None:
         """A send to this target is under way; holes in its conversation may be its seq."""
-        self.sequencer.send_began(self._conversation_of(target))
+        conversation = self._sending[target] = self._conversation_of(target)
+        self.sequencer.send_began(conversation)
 
     def sending_over(self, target: str) -> None:
         """Its answer was handed in by `own`, or will never come."""
-        self.sequencer.send_ended(self._conversation_of(target), self._loop.time())
+        # The conversation that began to wait: its answer may have told that the target is spoken to in another by now.
+        self.sequencer.send_ended(self._sending.pop(target), self._loop.time())
         self._arm()
 
     def address(self, target: str) -> str:
@@ -338,7 +349,7 @@ class Intake:
             counters.refetched += 1
             metrics.REFETCHED_ROWS.inc(self.identity)
         elif self.watching and event.source is Source.DRAIN:
-            self.unpushed[(conversation, event.seq)] = event.created_at
+            self.unpushed[(conversation, event.seq)] = event
         if event.late:
             counters.late += 1
             self.absent = max(0, self.absent - 1) if event.seq >= self._anchor_of(conversation) else self.absent
@@ -443,7 +454,7 @@ class Intake:
         noted = self._noted(closed.conversation, closed.epoch, gap, number, found_at, time.time(), gap.outcome)
         self._burst.changes.append(noted)
         self._on_signal(
-            GapReport(
+            Gap(
                 identity=self.identity,
                 conversation=closed.conversation,
                 epoch=closed.epoch,
@@ -458,7 +469,7 @@ class Intake:
         self,
         conversation: str,
         epoch: int,
-        gap: Gap,
+        gap: GapProgress,
         number: int,
         found_at: float,
         closed_at: float | None = None,
@@ -482,8 +493,8 @@ class Intake:
             gap.reason,
         )
 
-    def _restore_gap(self, line: Line, noted: GapNoted, now: float) -> None:
-        line.gap = Gap(noted.start, noted.stop, now, noted.attempts, noted.rows, noted.absent, noted.reason)
+    def _restore_gap(self, line: Line, noted: GapNoted) -> None:
+        line.gap = GapProgress(noted.start, noted.stop, noted.attempts, noted.rows, noted.absent, noted.reason)
         self._gaps[line.conversation] = (noted.number, noted.found_at)
 
     # -- time -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ while this one is committed. What is on disk is acknowledged with a cumulative c
 not (a held one, a malformed one).
 
 Always true: a page is offered whole; at most two pages are ahead of the disk; a malformed row ends the drain before
-it, is reported, and is never acknowledged.
+it, is reported, and is never acknowledged; a cursor that stands still ends it too.
 Not here: order and repeats (core/sequencer), when to drain (supervisor, audit).
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from agentd.core.acks import DrainCursor
 from agentd.core.events import Source
-from agentd.errors import AgentdError, CredentialsRefused
+from agentd.errors import AgentdError, CredentialsRefused, WireViolation
 from agentd.intake.actor import Intake
 from agentd.intake.questions import Perform
 from agentd.wire.platform import Page
@@ -67,7 +67,9 @@ class Drain:
                 await intake.settled()
                 if page.malformed is not None or page.cursor is None:
                     break
-                page = await following
+                after, page = page.cursor, await following
+                if page.cursor == after:
+                    raise WireViolation("a drain page whose cursor stands still")
             finally:
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)

@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+import msgspec
+
 from agentd.core.events import FIRST_SEQ, StreamReset
 from agentd.core.sequencer import PAGE, Check, Refetch, Renumbered
 from agentd.errors import AgentdError, CredentialsRefused, Refused, Unavailable
@@ -27,6 +29,7 @@ from agentd.wire.platform import Page, Request, Response
 log = logging.getLogger("agentd.intake")
 
 _RESET_RETRY_S = 2.0
+_READS_AT_ONCE = 4  # of the disk, for repeats; more would only wait for each other
 
 
 class Perform(Protocol):
@@ -35,6 +38,15 @@ class Perform(Protocol):
     def __call__(self, request: Request) -> Awaitable[Response]:
         """See the class."""
         ...
+
+
+class _Asked:
+    """What waits for answers of one kind, and how many are looked for at once."""
+
+    def __init__(self, at_once: int) -> None:
+        self.waiting: deque[Question] = deque()
+        self.at_once = at_once
+        self.workers = 0
 
 
 class Questions:
@@ -54,11 +66,12 @@ class Questions:
         self._intake = intake
         self._perform = perform
         self._on_credentials = on_credentials
-        self._asked: deque[Question] = deque()
+        # What the disk can tell waits for no platform that does not answer.
+        self._of_platform = _Asked(intake.settings.refetch_concurrency)
+        self._of_disk = _Asked(_READS_AT_ONCE)
         self._owing = False
         self.forgone = 0
         self._tasks: asyncio.TaskGroup | None = None
-        self._workers = 0
         self._unreadable: dict[str, int] = {}
         self._resetting: set[str] = set()
         self._loop = asyncio.get_running_loop()
@@ -69,39 +82,41 @@ class Questions:
             self.forgone += 1
             self._owing = True
             return
-        self._asked.append(question)
-        self._add_worker()
+        asked = self._of_disk if isinstance(question, Check) else self._of_platform
+        asked.waiting.append(question)
+        self._add_worker(asked)
 
     @property
     def waiting(self) -> int:
         """Questions that no worker has taken yet."""
-        return len(self._asked)
+        return len(self._of_platform.waiting) + len(self._of_disk.waiting)
 
     @property
     def full(self) -> bool:
         """Repeats are left with the server for now."""
-        return self.waiting >= self._intake.settings.questions_max
+        return len(self._of_disk.waiting) >= self._intake.settings.questions_max
 
     async def run(self) -> None:
         """Answer questions until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            for _ in range(min(len(self._asked), self._intake.settings.refetch_concurrency)):
-                self._add_worker()
+            for asked in (self._of_platform, self._of_disk):
+                for _ in range(min(len(asked.waiting), asked.at_once)):
+                    self._add_worker(asked)
             try:
                 await self._loop.create_future()
             finally:
                 self._tasks = None  # a commit that lands now has nobody to ask
 
-    def _add_worker(self) -> None:
-        if self._tasks is not None and self._workers < self._intake.settings.refetch_concurrency:
-            self._workers += 1
-            self._tasks.create_task(self._work(), name=f"{self._intake.identity}: question")
+    def _add_worker(self, asked: _Asked) -> None:
+        if self._tasks is not None and asked.workers < asked.at_once:
+            asked.workers += 1
+            self._tasks.create_task(self._work(asked), name=f"{self._intake.identity}: question")
 
-    async def _work(self) -> None:
+    async def _work(self, asked: _Asked) -> None:
         try:
-            while self._asked:
-                question = self._asked.popleft()
+            while asked.waiting:
+                question = asked.waiting.popleft()
                 if isinstance(question, Refetch):
                     await self._refetch(question)
                 elif isinstance(question, Check):
@@ -109,21 +124,24 @@ class Questions:
                 else:
                     await self.renumbered(question)
         finally:
-            self._workers -= 1
-        if self._owing:
+            asked.workers -= 1
+        if self._owing and not self._of_disk.waiting:
             self._owing = False
             self._intake.survey()
 
     # -- holes ------------------------------------------------------------------------------------------------------
 
     async def _refetch(self, ask: Refetch) -> None:
-        intake, platform = self._intake, self._intake.platform
+        intake = self._intake
         now = self._loop.time
         # One row more than was asked for: the row at the mark tells whether the numbering is still the one we know.
         after = max(FIRST_SEQ - 1, ask.start - 2)
-        request = platform.history_request(ask.conversation, after, min(PAGE, ask.stop - 1 - after))
         try:
-            page = platform.read_history(await self._perform(request))
+            page = await self._history(ask, after)
+            if _ends_at_the_mark(page, ask):
+                # A page may be shorter than asked for: whether nothing is behind the mark, only an empty one says.
+                behind = await self._history(ask, ask.start - 1)
+                page = msgspec.structs.replace(behind, events=[*page.events, *behind.events])
         except CredentialsRefused as refused:
             self._failed(ask, refused)
             self._on_credentials(refused)
@@ -133,6 +151,11 @@ class Questions:
             self._failed(ask, failure)
         else:
             self._answer(ask, page)
+
+    async def _history(self, ask: Refetch, after: int) -> Page:
+        platform = self._intake.platform
+        request = platform.history_request(ask.conversation, after, min(PAGE, ask.stop - 1 - after))
+        return platform.read_history(await self._perform(request))
 
     def _answer(self, ask: Refetch, page: Page) -> None:
         intake = self._intake
@@ -181,7 +204,7 @@ class Questions:
             intake.apply(intake.sequencer.offer(event, self._loop.time()))
             return
         if conversation in self._resetting:
-            return  # the event that asked again is unacknowledged, and part of what the new epoch replays
+            return  # the event that asked again is part of what the new epoch replays
         self._resetting.add(conversation)
         try:
             top = max(event.seq, await self._newest(conversation))
@@ -191,6 +214,8 @@ class Questions:
         except AgentdError as failure:
             log.info("a reset could not be measured yet: %s", failure, extra={"identity": intake.identity})
             self._loop.call_later(_RESET_RETRY_S * (0.5 + random.random()), self.ask, cause)
+            if isinstance(failure, CredentialsRefused):
+                self._on_credentials(failure)
             return
         finally:
             self._resetting.discard(conversation)
@@ -206,12 +231,35 @@ class Questions:
             identity=intake.identity, conversation=conversation, epoch=line.epoch, top=line.top, adopted=adopt
         )
         intake.reset(decisions, reset)
+        await self._look_again(conversation)
+
+    async def _look_again(self, conversation: str) -> None:
+        """What was pushed while a top was measured was dropped with the buffer, and may lie above it."""
+        intake = self._intake
+        line = intake.sequencer.lines[conversation]
+        epoch = line.epoch
+        try:
+            newest = await self._newest(conversation)
+        except AgentdError:
+            intake.survey()  # it is unacknowledged, so a drain brings it again
+            return
+        if line.epoch == epoch:
+            intake.sequencer.stands_at(conversation, newest, self._loop.time())
+            intake.apply(())
 
     async def _newest(self, conversation: str) -> int:
         """The highest seq that the server shows, 0 if none."""
         platform = self._intake.platform
         try:
             page = platform.read_history(await self._perform(platform.newest_request(conversation)))
+        except CredentialsRefused:
+            raise
         except Refused:
             return 0  # not ours to read any more: what was pushed is all that will be known
         return max((row.seq for row in page.events), default=0)
+
+
+def _ends_at_the_mark(page: Page, ask: Refetch) -> bool:
+    """Nothing in it is of the hole: neither a row, nor one that cannot be read behind that of the mark."""
+    of_the_hole = any(row.seq >= ask.start for row in (*page.events, *page.behind))
+    return page.count > 0 and not of_the_hole and not (page.events and page.malformed)

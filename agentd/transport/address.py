@@ -31,6 +31,7 @@ def require_safe(url: str) -> str:
         parts = urlsplit(url)
         host, scheme = parts.hostname, parts.scheme
         _ = parts.port  # raises ValueError where it is not a number
+        (host or "").encode("idna")  # and so does this for a name that no resolver is asked for
     except ValueError:
         raise Refused(0, "BAD_URL", "the URL cannot be read; write it as https://host[:port]") from None
     if not host or scheme not in _ENCRYPTED + _PLAIN:

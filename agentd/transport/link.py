@@ -169,12 +169,10 @@ async def _upgrade(url: str, settings: LinkSettings) -> Connection:
     return connection
 
 
-def _upgrade_refused(answer: InvalidStatus) -> AgentdError:
-    status, headers = answer.response.status_code, answer.response.headers
-    if status in (401, 403):
-        return CredentialsRefused(status, "UPGRADE_REFUSED", "the server refused the connection")
-    asked = retry_after_s(headers.get("Retry-After"), time.time())
-    return Unavailable(f"the server answered {status} to the upgrade", asked)
+def _upgrade_refused(answer: InvalidStatus) -> Unavailable:
+    # Whatever the status: the upgrade carries no key, so that 401 and 403 say nothing of it. Proxies answer so.
+    asked = retry_after_s(answer.response.headers.get("Retry-After"), time.time())
+    return Unavailable(f"the server answered {answer.response.status_code} to the upgrade", asked)
 
 
 async def _greet(connection: Connection, platform: Greeting, timeout_s: float) -> bool:

@@ -16,8 +16,10 @@ from itertools import accumulate
 DEPTH_MAX = 100
 """More than any message that people or programs mean; a tenth of what the decoders take."""
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# What has no end reaches to the end of everything, or looking for it would begin again at each quote.
+_QUOTED = rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)'
+_STRING = re.compile(_QUOTED, re.DOTALL)
+_TOKEN = re.compile(_QUOTED + rb"|[\[\]{}]", re.DOTALL)
 _NO_BRACKET = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _STEP = [1 if byte in b"[{" else -1 if byte in b"]}" else 0 for byte in range(256)]
 

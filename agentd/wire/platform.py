@@ -20,6 +20,15 @@ from agentd.errors import Unavailable
 T = TypeVar("T")
 
 
+WAIT_MAX_S = 86_400.0
+"""The longest window in which a platform counts; who asks for more is broken, and would hold what waits for good."""
+
+
+def wait_asked_for(seconds: float) -> float | None:
+    """What a far end asks for, within reason. 0 s is no wait: it is what a date says where clocks differ."""
+    return min(seconds, WAIT_MAX_S) if seconds > 0 else None
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One REST call. `path` starts at the platform's base and is percent-encoded; `body`: JSON bytes or None.
 
@@ -61,7 +70,7 @@ class Say(msgspec.Struct, frozen=True):
 class Call(msgspec.Struct, Generic[T], frozen=True):
     """One call of a plugin: what is asked, and what its answer means.
 
-    read: gives the result, or the call that comes next. Raises Refused, Unavailable (StillRunning among it),
+    read: gives the result, or the call that comes next. Raises Refused, Unavailable (InProgress among it),
     WireViolation.
     """
 
@@ -69,7 +78,7 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
     read: Callable[[Response], T | Call[T]]
 
 
-class StillRunning(Unavailable):
+class InProgress(Unavailable):
     """The first attempt at a call under this key has not ended: asking again after `retry_after_s` tells its answer."""
 
 
@@ -246,8 +255,16 @@ class Platform(Protocol):
         """Raises Refused where the conversation is not ours to read (any more): its rows are absent."""
         ...
 
-    def conversations_request(self, offset: int) -> Request: ...
+    def conversations_request(self) -> Request: ...
     def read_conversations(self, response: Response) -> list[Standing]: ...
+
+    def mute_requests(self, conversation: str, sender: str) -> tuple[Request, ...]:
+        """What to ask to learn whether this identity has muted either, which keeps their mail from being pushed."""
+        ...
+
+    def read_mute(self, response: Response) -> bool:
+        """Whether that is muted. Raises Unavailable."""
+        ...
 
     def address(self, target: str) -> str:
         """The one way of writing this target: two that mean the same have the same."""

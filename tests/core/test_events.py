@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 
-from agentd.core.events import Context, Event, GapReport, Message, Presence, Signal, Source, portable
+from agentd.core.events import Context, Event, Gap, Message, Presence, Signal, Source, portable
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from agentd.core.events import Context, Event, GapReport, Message, Presence, Sig
             context=Context(mentions=("me",)),
         ),
         Event(identity="me", conversation="conv_1", seq=4, id="x", sender="bob"),
-        GapReport(identity="me", conversation="c", epoch=1, start=3, stop=5, absent=2),
+        Gap(identity="me", conversation="c", epoch=1, start=3, stop=5, absent=2),
         Presence(identity="me", handle="bob", status="online"),
     ],
 )

@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from agentd.core.events import Event, Source
+from agentd.core.events import FIRST_EPOCH, FIRST_SEQ, Event, Source
+from agentd.core.reconnect import ASKED_DELAY_MAX_S
 from agentd.core.sequencer import (
     Absent,
     Check,
@@ -122,6 +123,18 @@ def test_an_answer_closes_the_gap_and_sets_free_what_waited() -> None:
     assert closed.gap.outcome == "filled"
 
 
+def test_a_gap_that_fills_by_itself_while_it_is_asked_for_is_closed_though_the_request_fails() -> None:
+    sequencer = at_mark(1)
+    sequencer.offer(event(3), 0.0)
+    ask = sequencer.wake(GRACE)[-1]
+    assert isinstance(ask, Refetch)
+    (closed,) = of(GapClosed, sequencer.offer(event(2), 1.5))
+    assert isinstance(closed, GapClosed)
+    assert (closed.gap.outcome, closed.gap.rows) == ("filled", 1)
+    sequencer.refetch_failed(ask, 2.0)
+    assert sequencer.wake(100.0) == []
+
+
 def test_a_thousand_lost_seqs_come_page_by_page_without_waiting_between_pages() -> None:
     sequencer = at_mark(0)
     sequencer.offer(event(1001), 0.0)
@@ -147,7 +160,7 @@ def test_what_the_history_lacks_is_absent_and_said_so() -> None:
     assert isinstance(again, Refetch)
     out = sequencer.refetched(again, [], again.stop, 2.0)
     assert delivered(out) == [5]
-    assert sequencer.lines["c"].never_came == 2
+    assert [seq for seq in range(1, 6) if seq in sequencer.lines["c"].absent] == [2, 4]
 
 
 def test_a_failed_request_is_not_absent_and_is_asked_again_later_and_later() -> None:
@@ -173,6 +186,32 @@ def test_a_failure_that_names_a_time_is_not_asked_before_it() -> None:
     assert isinstance(ask, Refetch)
     sequencer.refetch_failed(ask, GRACE, retry_after_s=60.0)
     assert sequencer.deadline() == GRACE + 60.0
+
+
+def test_no_answer_however_broken_keeps_a_hole_from_being_asked_for_again() -> None:
+    sequencer = at_mark(1)
+    sequencer.offer(event(3), 0.0)
+    ask = sequencer.wake(GRACE)[-1]
+    assert isinstance(ask, Refetch)
+    sequencer.refetch_failed(ask, GRACE, retry_after_s=999_999_999.0)
+    assert sequencer.deadline() == GRACE + ASKED_DELAY_MAX_S
+
+
+def test_without_any_grace_a_hole_is_asked_for_at_once_and_looked_at_again_a_moment_later() -> None:
+    sequencer = at_mark(1, limits=Limits(grace_s=0.0))
+    sequencer.send_began("c")
+    sequencer.offer(event(3), 5.0)
+    assert sequencer.wake(5.0) == []
+    due = sequencer.deadline()
+    assert due is not None
+    assert due > 5.0
+    sequencer.send_ended("c", 6.0)
+    ask = sequencer.wake(6.0)[-1]
+    assert isinstance(ask, Refetch)
+    sequencer.refetch_failed(ask, 6.0)
+    due = sequencer.deadline()
+    assert due is not None
+    assert due > 6.0
 
 
 def test_every_second_seq_being_ours_asks_for_nothing() -> None:
@@ -381,6 +420,25 @@ def test_the_servers_top_shows_a_lost_last_message() -> None:
     assert of(Refetch, sequencer.wake(GRACE)) == [Refetch("c", 1, 4, 5)]
 
 
+def test_the_servers_top_is_no_anchor_where_something_lower_was_offered_that_could_not_be_held() -> None:
+    sequencer = Sequencer(LIMITS)
+    for each in range(LIMITS.held_total_max):
+        sequencer.offer(event(5, conversation=f"other_{each}"), 0.0)
+    sequencer.offer(event(5), 0.0)
+    assert not sequencer.lines["c"].held
+    assert not sequencer.stands_at("c", 9, 0.0)
+    sequencer.drain_began()
+    sequencer.drain_ended(0.0, complete=True)
+    assert sequencer.lines["c"].anchor == 5
+
+
+def test_a_top_below_the_first_seq_is_none() -> None:
+    sequencer = Sequencer(LIMITS)
+    assert not sequencer.stands_at("c", FIRST_SEQ - 1, 0.0)
+    assert sequencer.wake(100.0) == []
+    assert sequencer.lines == {}
+
+
 def test_the_buffer_is_bounded_and_what_overflows_is_asked_for() -> None:
     sequencer = at_mark(0)
     for seq in range(2, 30):
@@ -522,6 +580,11 @@ class AnyInterleaving(RuleBasedStateMachine):
     def the_buffer_is_bounded(self) -> None:
         assert self.sequencer.held <= LIMITS.held_total_max
 
+    @invariant()
+    def a_gap_is_open_for_as_long_as_something_of_it_is_missing(self) -> None:
+        line = self.sequencer.lines.get("c")
+        assert line is None or line.gap is None or line.mark + 1 < line.gap.stop
+
     def teardown(self) -> None:
         """Let everything through; then every seq must be accounted for."""
         if not hasattr(self, "sequencer"):
@@ -574,6 +637,7 @@ class AnyReset(RuleBasedStateMachine):
         self.resets: list[Renumbered] = []
         self.measured: tuple[Renumbered, int] | None = None
         self.journal: list[Event] = []
+        self.line: Line | None = None
         self.sequencer = Sequencer(LIMITS)
 
     def take(self, decisions: list[Decision]) -> None:
@@ -593,6 +657,9 @@ class AnyReset(RuleBasedStateMachine):
                     self.resets.append(decision)
                 case _:
                     pass
+        for line in self.sequencer.changed():
+            if line.anchor is not None:
+                self.line = as_on_disk(line)
 
     @rule(lost=st.booleans())
     def somebody_speaks(self, lost: bool) -> None:
@@ -610,6 +677,29 @@ class AnyReset(RuleBasedStateMachine):
         self.unacked.clear()
         self.wire.clear()
         self.asks.clear()
+
+    @precondition(lambda self: self.history and not (self.checks or self.resets or self.measured))
+    @rule(data=st.data())
+    def the_server_numbers_some_of_it_anew(self, data: st.DataObject) -> None:
+        kept = data.draw(st.lists(st.sampled_from(sorted(self.history)), min_size=1, unique=True))
+        messages = [self.history[seq] for seq in sorted(kept)]
+        self.the_server_numbers_anew()
+        for seq, message in enumerate(messages, 1):
+            self.history[seq] = msgspec.structs.replace(message, seq=seq)
+            self.unacked[message.id] = self.history[seq]
+
+    @rule()
+    def the_daemon_is_killed_and_started(self) -> None:
+        self.asks.clear()
+        self.checks.clear()
+        self.resets.clear()
+        self.measured = None
+        self.sequencer = Sequencer(LIMITS)
+        if self.line is not None:
+            line = as_on_disk(self.line)
+            if line.epoch > FIRST_EPOCH:
+                line.known_ids = frozenset(one.id for one in self.journal)
+            self.sequencer.restore(line, self.now)
 
     @precondition(lambda self: self.wire)
     @rule()

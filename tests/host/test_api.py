@@ -194,7 +194,7 @@ async def test_a_first_attempt_that_still_runs_is_waited_for_under_the_same_key(
 
 
 async def test_one_that_never_ends_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentd.host.api._STILL_RUNNING_MAX_S", 0.05)
+    monkeypatch.setattr("agentd.host.api._IN_PROGRESS_MAX_S", 0.05)
     with pytest.raises(Unavailable):
         await carrier(ScriptedLine(*[RUNNING] * 50)).ask("contacts.add", {"handle": "bob"}, "agentd-1-a0")
 

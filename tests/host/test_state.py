@@ -1,6 +1,7 @@
 """Staged over committed over stored; a value is what it was when it was put."""
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -23,7 +24,7 @@ class Stored:
 
 
 def scope(state: PluginState, conversation: int = 1) -> tuple[Scope, Puts]:
-    puts: Puts = {}
+    puts = Puts()
     return Scope(state, conversation, lambda: puts), puts
 
 
@@ -80,7 +81,7 @@ async def test_a_value_of_another_type_is_an_error_and_not_a_default() -> None:
 
 @pytest.mark.parametrize(("key", "value"), [(7, 1), ("\ud800", 1), ("a", object())])
 def test_what_the_disk_cannot_hold_fails_where_it_is_put(key: Any, value: object) -> None:
-    puts: Puts = {}
+    puts = Puts()
     values = Scope(PluginState("p", lambda *_: pytest.fail("was read")), 1, lambda: puts)
     with pytest.raises((TypeError, ValueError)):
         values.put(key, value)
@@ -113,6 +114,25 @@ def test_a_put_that_the_plugin_has_no_room_for_is_refused_with_key_and_setting_a
     values.delete("a")
     values.put("b", 1)
     assert puts == {(1, "a"): None, (1, "b"): b"1"}
+
+
+class Unseen(Puts):
+    """Nobody looks through all that was staged."""
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        raise AssertionError("a put looked through all of them")
+
+    keys = values = items = __iter__  # type: ignore[assignment]
+
+
+def test_a_put_costs_no_more_for_those_before_it() -> None:
+    puts = Unseen()
+    values = Scope(bounded(stored=0, max_bytes=1_000), 1, lambda: puts)
+    for number in range(100, 200):
+        values.put(f"{number}", number)
+    values.put("100", None)
+    values.delete("101")
+    assert puts.size == 99 * 3 + 98 * 3 + len("null")
 
 
 def test_puts_that_are_on_their_way_to_the_disk_count_until_they_are_there() -> None:

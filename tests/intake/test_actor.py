@@ -209,6 +209,24 @@ async def test_a_restart_takes_up_a_hole_that_was_known_before(bench: Bench) -> 
     assert bench.questions == [Refetch("conv_1", 1, 5, 10)]
 
 
+async def test_a_replay_that_a_restart_cut_short_hands_on_nothing_that_an_earlier_numbering_had(bench: Bench) -> None:
+    bench.push(1, 2, 3)
+    await bench.journal.sync()
+    now = asyncio.get_running_loop().time()
+    known = frozenset(await bench.journal.ids_of(1))
+    bench.intake.apply(bench.intake.sequencer.reset("conv_1", now, top=4, adopt=False, known_ids=known))
+    bench.push(1)
+    await bench.journal.sync()
+    again = Bench()
+    again.journal.stored = [bench.changes(Conversation)[-1]]
+    again.journal.recorded = dict(bench.journal.recorded)
+    await again.intake.load()
+    again.push(2, 3, 4)
+    await again.journal.sync()
+    assert [(record.event.epoch, record.event.seq) for record in again.records] == [(2, 4)]
+    assert sorted(again.wire.acked) == ["msg_2", "msg_3", "msg_4"]
+
+
 async def test_a_hole_in_a_conversation_with_a_send_under_way_waits_for_its_answer(bench: Bench) -> None:
     bench.push(1)
     bench.intake.sending("@bob")
@@ -221,6 +239,18 @@ async def test_a_hole_in_a_conversation_with_a_send_under_way_waits_for_its_answ
     await bench.journal.sync()
     assert [record.event.seq for record in bench.records] == [1, 2, 3]
     assert bench.questions == []
+
+
+async def test_a_talk_that_goes_on_in_another_conversation_leaves_no_hole_of_the_first_waiting(bench: Bench) -> None:
+    bench.push(1)
+    bench.intake.sending("@bob")
+    own = bench.intake.platform.decode(frame(1, sender="me", conversation="conv_2", msg_id="msg_own"))
+    bench.intake.own(own, "@bob")  # type: ignore[arg-type]  # a message, as made above
+    bench.intake.sending_over("@bob")
+    bench.push(3)
+    for later in range(1, 10):
+        bench.intake.apply(bench.intake.sequencer.wake(asyncio.get_running_loop().time() + later))
+    assert bench.questions == [Refetch("conv_1", 1, 2, 3)]
 
 
 async def test_a_direct_conversation_is_known_by_its_handle_and_again_after_a_restart(bench: Bench) -> None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from agentd.core.sequencer import Refetch
-from agentd.errors import Unavailable
+from agentd.errors import AgentdError, CredentialsRefused, Unavailable
 from agentd.intake import Audit, Drain, Questions
 from agentd.wire.platform import Request, Response
 from tests.intake.rig import Bench, frame
@@ -23,13 +23,19 @@ class Server:
         self.conversations: list[Any] = []
         self.history: list[Any] = []
         self.asked: list[str] = []
+        self.failing: dict[str, AgentdError] = {}
+        self.muted: set[str] = set()
 
     async def __call__(self, request: Request) -> Response:
         self.asked.append(request.path)
+        if (failure := self.failing.get(request.path)) is not None:
+            raise failure
         if request.path.endswith("/sync"):
             return _answer(self.sync if "after" not in request.query else [])
         if request.path == "/v1/conversations":
             return _answer(self.conversations)
+        if request.path.startswith("/v1/mutes/"):
+            return Response(status=200 if request.path in self.muted else 404, headers={}, body=b"{}")
         after = int(request.query.get("after_seq", -1))
         return _answer([row for row in self.history if row["seq"] > after][: int(request.query["limit"])])
 
@@ -102,6 +108,18 @@ async def test_mail_that_nothing_newer_was_pushed_after_means_deaf(audited: Audi
     assert audited.deaf == [1]
 
 
+@pytest.mark.parametrize(
+    ("muted", "unheard"), [("agent/bob", 0), ("conversation/conv_1", 0), ("agent/carol", 2), ("conversation/conv_2", 2)]
+)
+async def test_muted_mail_says_nothing_of_the_connection(audited: Audited, muted: str, unheard: int) -> None:
+    audited.push(1)
+    audited.server.history = [row(1)]
+    audited.server.sync = [row(seq, created_at=f"2026-01-01T00:00:0{seq}Z", delivery_id=f"del_{seq}") for seq in (2, 3)]
+    audited.server.muted.add(f"/v1/mutes/{muted}")
+    assert await audited.once() == 2
+    assert audited.deaf == [unheard]
+
+
 async def test_one_lost_push_on_a_connection_that_goes_on_pushing_is_not_deafness(audited: Audited) -> None:
     audited.push(1)
     audited.server.history = [row(1)]
@@ -162,3 +180,88 @@ async def test_an_audit_that_cannot_read_changes_nothing(audited: Audited, monke
         await audited.once()
     assert audited.deaf == []
     assert audited.audit.last_audit is None
+
+
+async def test_a_conversation_that_cannot_be_read_keeps_no_other_from_being_audited(audited: Audited) -> None:
+    audited.intake.settings = msgspec.structs.replace(audited.intake.settings, audit_conversations=2)
+    audited.server.history = [row(1)]
+    audited.server.failing["/v1/messages/conv_1"] = Unavailable("500 INTERNAL_ERROR")
+    for conversation in ("conv_1", "conv_2", "conv_3", "conv_4"):
+        audited.push(1, conversation=conversation)
+    await audited.once()
+    await audited.once()
+    for conversation in ("conv_2", "conv_3", "conv_4"):
+        assert f"/v1/messages/{conversation}" in audited.server.asked
+    assert audited.audit.last_audit is not None
+    assert audited.deaf == [0, 0]
+
+
+async def test_an_audit_that_can_read_no_conversation_is_none(audited: Audited) -> None:
+    for conversation in ("conv_1", "conv_2"):
+        audited.server.failing[f"/v1/messages/{conversation}"] = Unavailable("500 INTERNAL_ERROR")
+        audited.push(1, conversation=conversation)
+    with pytest.raises(Unavailable):
+        await audited.once()
+    assert audited.audit.last_audit is None
+
+
+async def test_a_key_that_is_refused_for_a_history_is_not_taken_for_a_conversation_that_is_gone(
+    audited: Audited,
+) -> None:
+    audited.push(1)
+    audited.push(1, conversation="conv_2")
+    audited.server.failing["/v1/messages/conv_1"] = CredentialsRefused(401, "UNAUTHORIZED")
+    with pytest.raises(CredentialsRefused):
+        await audited.once()
+
+
+async def test_news_behind_a_row_that_cannot_be_read_is_found(audited: Audited) -> None:
+    audited.push(1, 2)
+    audited.server.history = [row(1), row(2, id=7), row(3)]
+    assert await audited.once() == 1
+    assert audited.intake.sequencer.lines["conv_1"].top == 3
+
+
+def pushed(seq: int, created_at: str) -> bytes:
+    return msgspec.json.encode({"type": "message.new", "payload": row(seq, created_at=created_at)})
+
+
+async def test_an_identity_that_leaves_messages_with_the_server_is_not_deaf_and_fetches_none_of_them(
+    audited: Audited,
+) -> None:
+    audited.push(1)
+    audited.intake.shedding = True
+    audited.intake.frame(pushed(2, "2026-01-01T00:00:01Z"))
+    audited.server.history = [row(1), row(2, created_at="2026-01-01T00:00:01Z")]
+    audited.server.conversations = [{"id": "conv_1", "oldest_unread_seq": 2, "newest_unread_seq": 2}]
+    await audited.once()
+    audited.intake.apply(audited.intake.sequencer.wake(asyncio.get_running_loop().time() + 10))
+    assert audited.questions == []
+    assert sum(audited.deaf) == 0
+
+
+async def test_what_was_pushed_and_left_with_the_server_while_an_audit_ran_does_not_make_it_deaf(
+    audited: Audited,
+) -> None:
+    audited.push(1)
+    later = row(2, created_at="2026-01-01T00:00:01Z")
+    audited.server.history = [row(1), later]
+    answer = audited.server.__call__
+
+    async def sheds_meanwhile(request: Request) -> Response:
+        if request.path == "/v1/conversations":
+            audited.intake.shedding = True
+            audited.intake.frame(pushed(2, later["created_at"]))
+        return await answer(request)
+
+    audited.audit._perform = sheds_meanwhile
+    await audited.once()
+    assert sum(audited.deaf) == 0
+
+
+async def test_own_words_of_another_client_which_nobody_pushes_back_make_no_connection_deaf(audited: Audited) -> None:
+    audited.push(1)
+    audited.server.history = [row(1), row(2, sender="me", created_at="2026-01-01T00:00:01Z")]
+    await audited.once()
+    assert audited.deaf == [0]
+    assert audited.intake.sequencer.lines["conv_1"].top == 2

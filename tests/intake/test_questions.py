@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from agentd.core.events import StreamReset
-from agentd.errors import CredentialsRefused
+from agentd.errors import CredentialsRefused, Unavailable
 from agentd.intake import Questions
+from agentd.intake.questions import Perform
 from agentd.wire.platform import Request, Response
 from tests.intake.rig import Bench, frame
 
@@ -133,5 +134,156 @@ async def test_several_events_that_tell_of_one_reset_make_one_and_none_of_them_c
     told = [(record.event.epoch, record.event.id) for record in bench.records[5:]]
     assert told == [(2, f"new_{seq}") for seq in range(1, 8)]
     assert [signal.epoch for signal in bench.signals if isinstance(signal, StreamReset)] == [2]
+    run.cancel()
+    await asyncio.wait([run])
+
+
+@asynccontextmanager
+async def renumbering(history: Perform, told: list[CredentialsRefused]) -> AsyncIterator[Bench]:
+    """An intake that has five events on disk and meets the first of a new numbering; history: answers questions."""
+    bench = Bench()
+    await bench.intake.load()
+    questions = Questions(bench.intake, history, on_credentials=told.append)
+    bench.intake._on_question = questions.ask
+    bench.push(*range(1, 6))
+    await bench.journal.sync()
+    run = asyncio.create_task(questions.run())
+    bench.intake.frame(frame(1, msg_id="new_1"))
+    bench.intake.flush()
+    try:
+        yield bench
+    finally:
+        run.cancel()
+        await asyncio.wait([run])
+
+
+@pytest.mark.parametrize("top", [2, 6], ids=["known to the old numbering", "news to it"])
+async def test_what_is_pushed_while_a_reset_is_measured_is_asked_for(top: int) -> None:
+    rows = [msgspec.json.decode(frame(1, msg_id="new_1"))["payload"]]
+    measured, answered = asyncio.Event(), asyncio.Event()
+
+    async def history(request: Request) -> Response:
+        after = int(request.query.get("after_seq", rows[-1]["seq"] - 1))
+        shown = [row for row in rows if row["seq"] > after][: int(request.query["limit"])]
+        measured.set()
+        await answered.wait()
+        return Response(status=200, headers={}, body=msgspec.json.encode(shown))
+
+    async with renumbering(history, []) as bench:
+        while not measured.is_set():
+            await settle(bench)
+        rows += [msgspec.json.decode(frame(seq, msg_id=f"new_{seq}"))["payload"] for seq in range(2, top + 1)]
+        bench.intake.frame(frame(top, msg_id=f"new_{top}"))
+        bench.intake.flush()
+        await settle(bench)
+        answered.set()
+        for later in range(1, 5):
+            await settle(bench)
+            bench.intake.apply(bench.intake.sequencer.wake(asyncio.get_running_loop().time() + later))
+        await settle(bench)
+        told = [(record.event.epoch, record.event.id) for record in bench.records[5:]]
+        assert told == [(2, f"new_{seq}") for seq in range(1, top + 1)]
+
+
+async def test_where_the_second_look_fails_everything_unacknowledged_is_drained_again() -> None:
+    looks = 0
+
+    async def history(request: Request) -> Response:
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            raise Unavailable("not now")
+        row = msgspec.json.decode(frame(1, msg_id="new_1"))["payload"]
+        return Response(status=200, headers={}, body=msgspec.json.encode([row]))
+
+    async with renumbering(history, []) as bench:
+        await settle(bench)
+        assert (bench.intake.sequencer.lines["conv_1"].epoch, bench.surveys) == (2, 1)
+
+
+async def test_a_key_that_is_refused_while_a_reset_is_measured_is_told() -> None:
+    told: list[CredentialsRefused] = []
+
+    async def history(request: Request) -> Response:
+        raise CredentialsRefused(401, "UNAUTHORIZED")
+
+    async with renumbering(history, told) as bench:
+        await settle(bench)
+        assert [refused.status for refused in told] == [401]
+        assert bench.intake.sequencer.lines["conv_1"].epoch == 1
+
+
+async def test_a_page_that_is_shorter_than_asked_for_proves_nothing_absent() -> None:
+    rows = [msgspec.json.decode(frame(seq))["payload"] for seq in (1, 2, 3, 5)]
+
+    async def one_at_a_time(request: Request) -> Response:
+        behind = [row for row in rows if row["seq"] > int(request.query["after_seq"])]
+        return Response(status=200, headers={}, body=msgspec.json.encode(behind[:1]))
+
+    bench = Bench()
+    await bench.intake.load()
+    questions = Questions(bench.intake, one_at_a_time, on_credentials=no_refusal)
+    bench.intake._on_question = questions.ask
+    run = asyncio.create_task(questions.run())
+    bench.push(1)
+    bench.push(5)
+    for later in range(1, 10):
+        bench.intake.apply(bench.intake.sequencer.wake(asyncio.get_running_loop().time() + later))
+        await settle(bench)
+    assert [record.event.seq for record in bench.records] == [1, 2, 3, 5]
+    assert bench.intake.absent == 1, "4 is nowhere"
+    run.cancel()
+    await asyncio.wait([run])
+
+
+async def test_a_row_at_the_mark_that_cannot_be_read_says_nothing_of_what_is_behind_it() -> None:
+    rows = [msgspec.json.decode(frame(seq))["payload"] for seq in (1, 2, 3)]
+    rows[1]["id"] = 7
+
+    async def one_at_a_time(request: Request) -> Response:
+        behind = [row for row in rows if row["seq"] > int(request.query["after_seq"])]
+        return Response(status=200, headers={}, body=msgspec.json.encode(behind[:1]))
+
+    bench = Bench()
+    await bench.intake.load()
+    questions = Questions(bench.intake, one_at_a_time, on_credentials=no_refusal)
+    bench.intake._on_question = questions.ask
+    run = asyncio.create_task(questions.run())
+    bench.push(1, 2)
+    bench.push(4)
+    for later in range(1, 10):
+        bench.intake.apply(bench.intake.sequencer.wake(asyncio.get_running_loop().time() + 10 * later))
+        await settle(bench)
+    assert [record.event.seq for record in bench.records] == [1, 2, 3, 4]
+    assert bench.intake.absent == 0
+    run.cancel()
+    await asyncio.wait([run])
+
+
+async def test_repeats_that_the_disk_can_tell_wait_for_no_history_that_does_not_answer() -> None:
+    hanging = 0
+
+    async def hang(request: Request) -> Response:
+        nonlocal hanging
+        hanging += 1
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    bench = Bench()
+    await bench.intake.load()
+    questions = Questions(bench.intake, hang, on_credentials=no_refusal)
+    bench.intake._on_question = questions.ask
+    run = asyncio.create_task(questions.run())
+    workers = bench.intake.settings.refetch_concurrency
+    for number in range(workers + 1):
+        bench.push(1, 3, conversation=f"conv_hangs_{number}")
+    bench.push(1, 2)
+    await bench.journal.sync()
+    bench.intake.apply(bench.intake.sequencer.wake(asyncio.get_running_loop().time() + 10))
+    await settle(bench)
+    assert hanging == workers
+    bench.push(1, 3)
+    await settle(bench)
+    assert [record.event.seq for record in bench.records if record.event.conversation == "conv_1"] == [1, 2, 3]
     run.cancel()
     await asyncio.wait([run])

@@ -267,6 +267,16 @@ async def test_a_longer_retry_after_is_told_at_once(server: StartServer, header:
     assert (len(seen), nap.delays_s) == (1, [])
 
 
+@pytest.mark.parametrize(("header", "wait_s"), [("999999999", 86_400.0), ("0", None), (formatdate(NOW - 5), None)])
+async def test_a_retry_after_that_makes_no_sense_is_told_as_a_day_or_not_at_all(
+    server: StartServer, header: str, wait_s: float | None
+) -> None:
+    port = await server(answering((503, {"Retry-After": header})))
+    async with client(port) as subject:
+        answered = await subject.perform(GET, once=True)
+    assert answered.retry_after_s == wait_s
+
+
 async def test_a_broken_connection_is_tried_again(server: StartServer) -> None:
     broken = 2
 
@@ -519,6 +529,8 @@ async def test_a_file_larger_than_the_bound_is_not_read(server: StartServer) -> 
         ("https://localhost/x", "an address on this machine"),
         ("http://store.example/x", "PLAIN_TEXT"),
         ("file:///etc/passwd", "BAD_URL"),
+        ("https://store..example/x", "BAD_URL"),
+        (f"https://{'s' * 64}.example/x", "BAD_URL"),
     ],
 )
 async def test_a_platform_elsewhere_cannot_send_us_to_what_is_not_its_own(url: str, why: str) -> None:

@@ -6,8 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import aiohttp
+import pytest
 
 from agentd.core.reconnect import CloseMeaning
+from agentd.core.sequencer import Refetch
 from agentd.hub.faults import Action, FaultPlan, Point, Rule
 
 if TYPE_CHECKING:
@@ -198,6 +200,38 @@ async def test_a_connection_that_hears_nothing_is_called_deaf_and_loses_nothing(
     await rig.until(lambda: rig.states() == ["live"])
 
 
+@pytest.mark.parametrize("mute", [{"target_kind": "agent"}, {"target_kind": "conversation"}])
+async def test_muted_mail_which_no_server_pushes_is_handled_and_makes_no_connection_deaf(
+    rig: Rig, mute: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentd.intake.audit._PUSH_GRACE_S", 0.1)
+    rig.audit_interval_s = 0.5
+    conversation = await begin(rig)
+    target = {"target_handle": "peer"} if mute["target_kind"] == "agent" else {"target_id": conversation}
+    as_owner = {"Authorization": f"Bearer {rig.keys['agent']}"}
+    body = {**mute, **target, "muted_until": None}
+    async with (
+        aiohttp.ClientSession(headers=as_owner) as client,
+        client.post(f"{rig.hub.url}/v1/mutes", json=body) as made,
+    ):
+        assert made.status == 201
+    assert rig.daemon is not None
+    life = rig.daemon._supervisors["agent"]._life
+    assert life is not None
+
+    def deaf() -> bool:
+        return any(change["state"] == "deaf" for change in rig.status()[0]["history"])
+
+    for count in (2, 3):
+        rig.hub.post("peer", "agent", "nobody pushes this")
+        await rig.until_handled(count)
+        clean = life._clean_audits
+        await rig.until(lambda clean=clean: deaf() or life._clean_audits > clean)
+    assert not deaf()
+    assert rig.status()[0]["reconnects"] == 0
+    await rig.assert_accounted()
+
+
 async def test_a_rotated_key_parks_the_identity_until_it_has_the_new_one(rig: Rig) -> None:
     await begin(rig)
     new_key = rig.hub.rotate_key("agent")
@@ -207,6 +241,27 @@ async def test_a_rotated_key_parks_the_identity_until_it_has_the_new_one(rig: Ri
     await rig.until(lambda: rig.states() == ["live"], timeout_s=20)
     await rig.until_handled(2)
     await rig.assert_accounted()
+
+
+async def test_what_an_identity_has_still_to_ask_is_not_asked_under_a_refused_key(rig: Rig) -> None:
+    conversation = await begin(rig)
+    new_key = rig.hub.rotate_key("agent")
+    await rig.until(lambda: rig.states() == ["parked"])
+    calls = rest_calls(rig)
+    assert rig.daemon is not None
+    life = rig.daemon._supervisors["agent"]._life
+    assert life is not None
+    lines = life.intake.sequencer.lines
+    life._questions.ask(Refetch(conversation, lines[conversation].epoch, 3, 4))
+    await rig.until(lambda: lines[conversation].failures == 1)
+    assert rest_calls(rig) == calls
+    rig.keys["agent"] = new_key
+    await rig.until(lambda: rig.states() == ["live"])
+    await rig.assert_accounted()
+
+
+def rest_calls(rig: Rig) -> int:
+    return sum(count for name, count in rig.hub.counters().items() if name.startswith("rest."))
 
 
 async def test_every_close_code_is_survived_and_loses_nothing(rig: Rig) -> None:

@@ -13,7 +13,7 @@ from agentd import apis
 from agentd.errors import Refused, Unavailable, WireViolation
 from agentd.wire.agentchat import AgentChat
 from agentd.wire.agentchat.calls import AgentChatCalls
-from agentd.wire.platform import Call, Request, Response, Say, StillRunning, Transfer
+from agentd.wire.platform import Call, InProgress, Request, Response, Say, Transfer
 
 CALLS = AgentChatCalls(AgentChat("me", "https://chat.example", lambda: "unused", "alice"))
 
@@ -205,7 +205,7 @@ def test_what_passes_by_itself_is_unavailable_for_as_long_as_was_asked(status: i
 
 
 def test_a_call_whose_first_attempt_still_runs_is_asked_for_again() -> None:
-    with pytest.raises(StillRunning) as running:
+    with pytest.raises(InProgress) as running:
         call("groups.create", name="G").read(answer({"code": "IDEMPOTENT_IN_PROGRESS", "message": ""}, 409))
     assert running.value.retry_after_s == 1.0
 

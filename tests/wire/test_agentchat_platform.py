@@ -24,7 +24,7 @@ from agentd.core.events import (
 from agentd.core.reconnect import CloseMeaning
 from agentd.errors import Refused, Unavailable, WireViolation
 from agentd.wire.agentchat import AgentChat
-from agentd.wire.platform import Accepted, Hello, Later, Malformed, Rejected, Rejection, Response, Unknown
+from agentd.wire.platform import Accepted, Hello, Later, Malformed, Rejected, Rejection, Response, Standing, Unknown
 
 KEY = "ac_live_do-not-show-me"
 ROW = {
@@ -157,8 +157,14 @@ def test_a_seq_that_no_journal_can_hold_is_malformed_wherever_it_stands(seq: int
     assert isinstance(platform().read_drain(answer(200, [row])).malformed, Malformed)
     with pytest.raises(WireViolation):
         platform().read_send(answer(201, row), send())
+    assert platform().read_conversations(answer(200, [{"id": "conv_1", "newest_unread_seq": seq}])) == []
+
+
+def test_one_conversation_that_cannot_be_read_takes_no_other_with_it() -> None:
+    rows = [{"id": "conv_1", "participants": [{"handle": None}], "newest_unread_seq": 4}, {"id": 7}, {"id": "conv_3"}]
+    assert platform().read_conversations(answer(200, rows)) == [Standing("conv_1", None, 4), Standing("conv_3")]
     with pytest.raises(WireViolation):
-        platform().read_conversations(answer(200, [{"id": "conv_1", "newest_unread_seq": seq}]))
+        platform().read_conversations(answer(200, {"conversations": []}))
 
 
 def test_the_key_is_in_the_hello_frame_and_not_in_the_url() -> None:
@@ -185,6 +191,13 @@ def test_a_history_that_is_not_ours_to_read_is_refused_and_a_failing_one_is_unav
             platform().read_history(answer(status, {"code": code, "message": ""}))
     with pytest.raises(WireViolation):
         platform().read_history(answer(200, {"messages": []}))
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+@pytest.mark.parametrize("body", [b"<html>Attention required</html>", b"", b"{}"])
+def test_what_stands_in_front_of_the_platform_does_not_say_that_a_history_is_gone(status: int, body: bytes) -> None:
+    with pytest.raises(Unavailable):
+        platform().read_history(Response(status=status, headers={}, body=body))
 
 
 def test_answers_go_to_the_handle_in_direct_talk_and_to_the_conversation_in_a_group() -> None:
@@ -222,9 +235,10 @@ def test_an_accepted_send_tells_its_place_its_replay_and_the_backlog() -> None:
     assert (again.replayed, again.backlog) == (True, None)
 
 
-def test_a_success_without_a_message_is_a_violation_and_not_a_success() -> None:
+@pytest.mark.parametrize("status", [200, 201, 202, 204])
+def test_a_success_without_a_message_is_a_violation_and_neither_a_success_nor_a_refusal(status: int) -> None:
     with pytest.raises(WireViolation):
-        platform().read_send(answer(201, {"ok": True}), send())
+        platform().read_send(answer(status, {"ok": True}), send())
 
 
 @pytest.mark.parametrize(
@@ -236,6 +250,8 @@ def test_a_success_without_a_message_is_a_violation_and_not_a_success() -> None:
         (403, "AWAITING_REPLY", "reply"),
         (403, "AGENT_PAUSED_BY_OWNER", "identity"),
         (403, "RESTRICTED", "identity"),
+        (403, "SUSPENDED", "identity"),
+        (403, "AGENT_SUSPENDED", "identity"),
         (409, "IDEMPOTENT_IN_PROGRESS", "target"),
         (500, "INTERNAL_ERROR", "target"),
         (503, "ANYTHING", "target"),
@@ -276,6 +292,17 @@ def test_a_refusal_for_its_backlog_tells_how_long_it_is() -> None:
 def test_what_repeating_cannot_mend_is_a_rejection_with_the_servers_code(status: int, code: str) -> None:
     got = platform().read_send(answer(status, {"code": code, "message": "m"}, x_request_id="r1"), send())
     assert got == Rejection(status=status, code=code, message="m", request_id="r1")
+
+
+@pytest.mark.parametrize(("asked_ms", "wait_s"), [(0, None), (-1, None), (999_999_999_999, 86_400.0)])
+def test_a_wait_that_makes_no_sense_is_none_or_a_day(asked_ms: int, wait_s: float | None) -> None:
+    refused = answer(503, {"code": "X", "message": "", "details": {"retry_after_ms": asked_ms}})
+    got = platform().read_send(refused, send())
+    assert isinstance(got, Later)
+    assert got.retry_after_s == wait_s
+    with pytest.raises(Unavailable) as failed:
+        platform().read_history(refused)
+    assert failed.value.retry_after_s == wait_s
 
 
 def test_the_wait_is_taken_from_the_header_or_else_from_the_body() -> None:

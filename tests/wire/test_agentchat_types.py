@@ -198,7 +198,7 @@ def test_an_answer_that_acks_nothing_says_zero() -> None:
     "row", [{"id": "c"}, {"id": "c", "unread_count": None}, {"id": "c", "unread_count": 3, "newest_unread_seq": 9}]
 )
 def test_a_conversation_row_may_come_from_either_generation(row: dict[str, Any]) -> None:
-    (read,) = wire.decode_conversations(encoded([row]))
+    read = wire.decode_conversation_top(encoded(row))
     assert read.newest_unread_seq == row.get("newest_unread_seq")
 
 

@@ -51,6 +51,12 @@ def test_what_is_no_json_never_raises(rubbish: bytes, depth_max: int) -> None:
     cut(rubbish, depth_max)
 
 
+@pytest.mark.parametrize("unit", [b'"', b'"\\', b'\\"', b'["'])
+def test_quotes_that_never_end_are_looked_through_once(unit: bytes) -> None:
+    rubbish = b"[" * 200 + unit * 200_000  # of which looking from each quote to the end would take hours
+    assert cut(rubbish) == b"[" * DEPTH_MAX + b"null"
+
+
 def test_a_million_levels_are_cut() -> None:
     assert json.loads(cut(b'{"a":' * 1_000_000 + b"1" + b"}" * 1_000_000, 3)) == {"a": {"a": {"a": None}}}
     cut(b"[" * 1_000_000)

@@ -23,13 +23,13 @@ from agentd import apis
 from agentd.core.events import Message
 from agentd.errors import Refused, Unavailable, WireViolation
 from agentd.wire.agentchat import types as wire
-from agentd.wire.agentchat.platform import AgentChat
-from agentd.wire.platform import Call, Request, Response, Say, StillRunning, Transfer
+from agentd.wire.agentchat.platform import AgentChat, asked_wait_s
+from agentd.wire.platform import Call, InProgress, Request, Response, Say, Transfer
 
 T = TypeVar("T")
 S = TypeVar("S")
 
-_STILL_RUNNING_S = 1.0
+_IN_PROGRESS_S = 1.0
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -483,13 +483,10 @@ def _raise_for_status(response: Response) -> None:
     error = wire.read_error(status, response.body)
     request_id = response.headers.get(wire.Header.REQUEST_ID)
     if error.code == wire.ErrorCode.IDEMPOTENT_IN_PROGRESS:
-        wait_s = response.retry_after_s or _STILL_RUNNING_S
-        raise StillRunning("the first attempt at this call has not ended", wait_s, request_id)
+        wait_s = asked_wait_s(response, error) or _IN_PROGRESS_S
+        raise InProgress("the first attempt at this call has not ended", wait_s, request_id)
     if status in wire.RETRIABLE_STATUSES or status >= 500:
-        told_ms = error.details.get("retry_after_ms")
-        told_s = told_ms / 1000 if isinstance(told_ms, (int, float)) and told_ms >= 0 else None
-        wait = response.retry_after_s if response.retry_after_s is not None else told_s
-        raise Unavailable(f"{status} {error.code}: {error.message}", wait, request_id)
+        raise Unavailable(f"{status} {error.code}: {error.message}", asked_wait_s(response, error), request_id)
     message = error.message
     if error.code == wire.ErrorCode.IDEMPOTENCY_KEY_CONFLICT:
         message = (

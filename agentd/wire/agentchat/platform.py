@@ -47,6 +47,7 @@ from agentd.wire.platform import (
     SendAnswer,
     Standing,
     Unknown,
+    wait_asked_for,
 )
 
 T = TypeVar("T")
@@ -58,17 +59,26 @@ _NO_CONTEXT = Context()
 _NO_METADATA: dict[str, object] = {}
 
 _PAUSED_RETRY_S = 60.0
-"""How long to leave an identity alone that its owner paused or the platform restricted: both end without a notice."""
+"""How long to leave an identity alone that its owner paused, or the platform restricted or suspended. Each of it ends
+without a notice, and says nothing of what was to be sent."""
 
 _RATE_WAIT_MAX_S = 60.0
 """The platform counts an agent's messages per second; a longer wait speaks of something else."""
 
-_IDENTITY_WAITS = frozenset({wire.ErrorCode.AGENT_PAUSED_BY_OWNER, wire.ErrorCode.RESTRICTED})
+_IDENTITY_WAITS = frozenset(
+    {
+        wire.ErrorCode.AGENT_PAUSED_BY_OWNER,
+        wire.ErrorCode.RESTRICTED,
+        wire.ErrorCode.SUSPENDED,
+        wire.ErrorCode.AGENT_SUSPENDED,
+    }
+)
 _TARGET_WAITS = frozenset(
     {wire.ErrorCode.RECIPIENT_BACKLOGGED, wire.ErrorCode.COLD_CAP_EXCEEDED, wire.ErrorCode.IDEMPOTENT_IN_PROGRESS}
 )
 _GONE = frozenset({404, 410})
-"""Statuses by which a history says that the conversation is not ours to read: masked or left, deleted."""
+"""Statuses by which a history says that the conversation is not ours to read: masked or left, deleted. From a proxy, or
+where nothing stands behind it, they say nothing of it."""
 
 
 class AgentChat:
@@ -100,7 +110,7 @@ class AgentChat:
         try:
             return wire.decode_agent(response.body).handle.lstrip("@").lower()
         except _UNREADABLE as error:
-            raise WireViolation(f"GET /v1/agents/me: {error}") from None
+            raise WireViolation(f"GET /v1/agents/me: {_without_content(error)}") from None
 
     # -- the socket -------------------------------------------------------------------------------------------------
 
@@ -178,18 +188,32 @@ class AgentChat:
         """Raises Refused where the conversation is not ours to read (any more), else as `read_drain`."""
         return self._page(response, Source.REFETCH)
 
-    def conversations_request(self, offset: int) -> Request:
-        """A page of this identity's conversations, most recent first."""
-        return Request(method="GET", path="/v1/conversations", query={"limit": "100", "offset": str(offset)})
+    def conversations_request(self) -> Request:
+        """The conversations of this identity in which something was said last."""
+        return Request(method="GET", path="/v1/conversations", query={"limit": "100", "offset": "0"})
 
     def read_conversations(self, response: Response) -> list[Standing]:
-        """What the server lists. Raises Refused, Unavailable, WireViolation."""
+        """What the server lists, without the rows that cannot be read. Raises Refused, Unavailable, WireViolation."""
         _raise_for_status(response)
-        try:
-            rows = wire.decode_conversations(response.body)
-        except _UNREADABLE as error:
-            raise WireViolation(f"GET /v1/conversations: {_without_content(error)}") from None
-        return [Standing(row.id, row.oldest_unread_seq, row.newest_unread_seq) for row in rows]
+        found: list[Standing] = []
+        for raw in _rows(response):
+            try:
+                row = wire.decode_conversation_top(raw)
+            except _UNREADABLE:
+                continue  # only a hint is lost: the history of each conversation is compared as well
+            found.append(Standing(row.id, row.oldest_unread_seq, row.newest_unread_seq))
+        return found
+
+    def mute_requests(self, conversation: str, sender: str) -> tuple[Request, ...]:
+        """What is muted is stored for us, drained and counted as unread, but neither pushed nor told to its sender."""
+        paths = (f"conversation/{quote(conversation, safe='')}", f"agent/{quote(sender, safe='')}")
+        return tuple(Request(method="GET", path=f"/v1/mutes/{path}") for path in paths)
+
+    def read_mute(self, response: Response) -> bool:
+        """The entry, or 404."""
+        if response.status != 404:
+            _raise_for_status(response)
+        return response.status != 404
 
     # -- sending ----------------------------------------------------------------------------------------------------
 
@@ -214,7 +238,7 @@ class AgentChat:
     def read_send(self, response: Response, send: Send) -> SendAnswer:
         """What the answer means for this send. Raises WireViolation if a success carries no message."""
         backlog = wire.read_backlog_warning(response.headers.get(wire.Header.BACKLOG_WARNING))
-        if response.status in (200, 201):
+        if 200 <= response.status < 300:
             try:
                 row = wire.decode_message(response.body)
                 event = self._message(response.body, Source.OWN)
@@ -271,10 +295,7 @@ class AgentChat:
 
     def _page(self, response: Response, source: Source) -> Page:
         _raise_for_status(response)
-        try:
-            rows = _unnested(wire.decode_rows, response.body)
-        except _UNREADABLE as error:
-            raise WireViolation(f"not a list of rows: {_without_content(error)}") from None
+        rows = _rows(response)
         clean: list[Event] = []
         behind: list[Event] = []
         malformed: Malformed | None = None
@@ -293,7 +314,7 @@ class AgentChat:
         if kind == wire.FrameType.HELLO_OK:
             return Hello(acks=wire.CAPABILITY_ACK in (frame.capabilities or ()))
         if kind in wire.REJECTION_FRAMES:
-            refused = wire.decode_rejection(payload) if payload else wire.Rejection()
+            refused = wire.decode_rejection(payload) if payload else wire.RejectionPayload()
             return Rejected(refused.message or refused.reason or kind)
         return self._signal(kind, payload) or Unknown(kind)
 
@@ -349,6 +370,13 @@ class AgentChat:
         return None
 
 
+def _rows(response: Response) -> list[msgspec.Raw]:
+    try:
+        return _unnested(wire.decode_rows, response.body)
+    except _UNREADABLE as error:
+        raise WireViolation(f"not a list of rows: {_without_content(error)}") from None
+
+
 def _unnested(decode: Callable[[bytes], T], json: str | bytes) -> T:
     """What holds messages one level down, decoded; what is nested too deeply in them is cut first if it must be."""
     given = json.encode() if isinstance(json, str) else json
@@ -387,7 +415,7 @@ def _refusal(response: Response, backlog: tuple[str, int] | None, *, direct: boo
     status = response.status
     error = wire.read_error(status, response.body)
     request_id = response.headers.get(wire.Header.REQUEST_ID)
-    wait_s = _retry_after_s(response, error)
+    wait_s = asked_wait_s(response, error)
     backlog = backlog or _undelivered(error)
 
     def later(scope: str, at_least_s: float | None = None) -> Later:
@@ -419,11 +447,12 @@ def _undelivered(error: wire.ErrorBody) -> tuple[str, int] | None:
     return (handle, count) if isinstance(handle, str) and isinstance(count, int) else None
 
 
-def _retry_after_s(response: Response, error: wire.ErrorBody) -> float | None:
+def asked_wait_s(response: Response, error: wire.ErrorBody) -> float | None:
+    """How long the platform asks us to wait, in the header or else in the body; None where it does not."""
     if response.retry_after_s is not None:
         return response.retry_after_s
     told_ms = error.details.get("retry_after_ms")
-    return told_ms / 1000 if isinstance(told_ms, (int, float)) and told_ms >= 0 else None
+    return wait_asked_for(told_ms / 1000) if isinstance(told_ms, (int, float)) else None
 
 
 def _raise_for_status(response: Response) -> None:
@@ -431,9 +460,10 @@ def _raise_for_status(response: Response) -> None:
         return
     error = wire.read_error(response.status, response.body)
     request_id = response.headers.get(wire.Header.REQUEST_ID)
-    if response.status in _GONE or (response.status == 403 and error.code == wire.ErrorCode.FORBIDDEN):
+    gone = response.status in _GONE or (response.status == 403 and error.code == wire.ErrorCode.FORBIDDEN)
+    if gone and wire.is_the_platforms(response.body):
         raise Refused(response.status, error.code, error.message, error.details, request_id)
-    raise Unavailable(f"{response.status} {error.code}", _retry_after_s(response, error), request_id)
+    raise Unavailable(f"{response.status} {error.code}", asked_wait_s(response, error), request_id)
 
 
 def _without_content(error: Exception) -> str:

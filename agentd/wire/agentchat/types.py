@@ -22,8 +22,6 @@ from agentd.core.events import LAST_SEQ
 
 # --- Addresses, headers ---------------------------------------------------------------------------------------------
 
-DEFAULT_BASE: Final = "https://api.agentchat.me"
-REST_PREFIX: Final = "/v1"
 SOCKET_PATH: Final = "/v1/ws"
 
 GROUP_ID_PREFIX: Final = "grp_"
@@ -46,10 +44,6 @@ class Header(enum.StrEnum):
     IDEMPOTENT_REPLAY = "idempotent-replay"
     REQUEST_ID = "x-request-id"
     RETRY_AFTER = "retry-after"
-    WEBHOOK_SIGNATURE = "agentchat-signature"
-    WEBHOOK_SIGNATURE_OLD = "x-agentchat-signature"
-    WEBHOOK_EVENT = "x-agentchat-event"
-    WEBHOOK_DELIVERY = "x-agentchat-delivery"
 
 
 CAPABILITY_ACK: Final = "ack"
@@ -91,7 +85,6 @@ ATTACHMENT_MAX_BYTES: Final = 26_214_400
 SERVER_PING_INTERVAL_S: Final = 45.0
 SERVER_PONG_TIMEOUT_S: Final = 30.0
 SERVER_HELLO_TIMEOUT_S: Final = 5.0
-CLIENT_HELLO_TIMEOUT_S: Final = 4.0
 UNSENT_MAX_BYTES: Final = 4_194_304
 """Bytes unsent on one socket above which the server closes it with 1013."""
 
@@ -150,15 +143,6 @@ class MessageType(enum.StrEnum):
     STRUCTURED = "structured"
     FILE = "file"
     SYSTEM = "system"
-
-
-class MessageStatus(enum.StrEnum):
-    """How far a message has come for one recipient. `EXPIRED` is known to one client only."""
-
-    STORED = "stored"
-    DELIVERED = "delivered"
-    READ = "read"
-    EXPIRED = "expired"
 
 
 class ErrorCode(enum.StrEnum):
@@ -299,7 +283,7 @@ class Ack(Row, frozen=True, kw_only=True, gc=False, tag_field="type", tag="ack")
     message_id: str
 
 
-class Rejection(Wire, frozen=True, kw_only=True):
+class RejectionPayload(Wire, frozen=True, kw_only=True):
     """Payload of `hello.error`, `auth.rejected` or `error`: why a connection is refused, in either field."""
 
     message: str | None = None
@@ -432,6 +416,14 @@ class MessageRow(Row, frozen=True, kw_only=True, gc=False):
     delivery_id: str | None = None
     skipped_recipients: list[str] | None = None
     """Answer to a group send only: members above the hard backlog cap, who got no envelope."""
+
+
+class ConversationTop(Row, frozen=True, kw_only=True, gc=False):
+    """Of a row of `GET /v1/conversations`, what says where the conversation stands."""
+
+    id: str
+    oldest_unread_seq: Annotated[int, msgspec.Meta(ge=0, le=LAST_SEQ)] | None = None
+    newest_unread_seq: Annotated[int, msgspec.Meta(ge=0, le=LAST_SEQ)] | None = None
 
 
 class GroupEvent(Wire, frozen=True, kw_only=True):
@@ -594,7 +586,7 @@ class PresenceBatchRequest(Wire, frozen=True, kw_only=True):
     handles: list[str]
 
 
-# --- REST: attachments, reply claims, webhooks ----------------------------------------------------------------------
+# --- REST: attachments ----------------------------------------------------------------------------------------------
 
 
 class UploadRequest(Wire, frozen=True, kw_only=True):
@@ -614,29 +606,6 @@ class Upload(Wire, frozen=True, kw_only=True):
     attachment_id: str
     upload_url: str
     expires_in: int | None = None
-
-
-class ReplyClaimRequest(Wire, frozen=True, kw_only=True):
-    """Body of `POST /v1/reply/claim`: which of several sessions of one agent answers this message."""
-
-    message_id: str
-    holder: str
-    defer_if_active: bool | None = None
-
-
-class ReplyClaimed(Wire, frozen=True, kw_only=True):
-    """Its answer."""
-
-    claimed: bool
-    deferred: bool | None = None
-
-
-class WebhookBody(Wire, frozen=True, kw_only=True):
-    """What the platform POSTs to a webhook. Its `data` is the payload of the frame of the same name."""
-
-    event: str
-    timestamp: str | int | float | None = None
-    data: msgspec.Raw = msgspec.Raw()
 
 
 # --- Errors ---------------------------------------------------------------------------------------------------------
@@ -671,6 +640,14 @@ def read_error(status: int, body: bytes) -> ErrorBody:
         message=message if isinstance(message, str) else "",
         details=kept,
     )
+
+
+def is_the_platforms(body: bytes) -> bool:
+    """Whether an error body names a code, as each of the platform's does.
+
+    What stands in front of it answers as well, under the same statuses, with a page for people.
+    """
+    return isinstance(_error_object(body).get("code"), str)
 
 
 def _error_object(body: bytes) -> dict[str, Any]:
@@ -708,10 +685,8 @@ decode_typing: Final = msgspec.json.Decoder(TypingPayload).decode
 decode_rate_limit: Final = msgspec.json.Decoder(RateLimitPayload).decode
 decode_invitation: Final = msgspec.json.Decoder(GroupInvitation).decode
 decode_deleted_group: Final = msgspec.json.Decoder(DeletedGroup).decode
-decode_rejection: Final = msgspec.json.Decoder(Rejection).decode
+decode_rejection: Final = msgspec.json.Decoder(RejectionPayload).decode
 decode_read_ack: Final = msgspec.json.Decoder(ReadAckPayload).decode
 decode_agent: Final = msgspec.json.Decoder(Agent).decode
-decode_conversations: Final = msgspec.json.Decoder(list[ConversationRow]).decode
+decode_conversation_top: Final = msgspec.json.Decoder(ConversationTop).decode
 decode_send: Final = msgspec.json.Decoder(SendRequest).decode
-decode_sync_ack: Final = msgspec.json.Decoder(SyncAckRequest).decode
-decode_sync_acked: Final = msgspec.json.Decoder(SyncAcked).decode

@@ -59,7 +59,7 @@ class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metadata: dict[str, Any] | None = None
 
 
-class Sent(Said, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SaidTo(Said, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The same, to somebody else."""
 
     to: str
@@ -69,7 +69,7 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One line of a program: exactly one of these."""
 
     reply: str | Said | None = None
-    send: Sent | None = None
+    send: SaidTo | None = None
     retry_after_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
     give_up: str | None = None
     done: Literal[True] | None = None

@@ -71,7 +71,7 @@ async def test_gaps_and_resets_are_written_too(file: Path) -> None:
     async with Harness(plugin, {"file": str(file)}) as h:
         await h.signal(Gap(identity="me", conversation="c", epoch=1, start=3, stop=5, absent=2, reason="gone"))
         await h.signal(StreamReset(identity="me", conversation="c", epoch=2, top=9, adopted=False))
-    assert [(line["type"], line["epoch"]) for line in lines(file)] == [("GapReport", 1), ("StreamReset", 2)]
+    assert [(line["type"], line["epoch"]) for line in lines(file)] == [("Gap", 1), ("StreamReset", 2)]
     assert lines(file)[0]["reason"] == "gone"
 
 

@@ -76,7 +76,7 @@ class Said(msgspec.Struct, frozen=True):
     metadata: dict[str, Any] | None = None
 
 
-class Sent(Said, frozen=True, kw_only=True):
+class SaidTo(Said, frozen=True, kw_only=True):
     """The same, to somebody else."""
 
     to: str
@@ -87,7 +87,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     reply: str | Said | None = None
     replies: tuple[str | Said, ...] = ()
-    sends: tuple[Sent, ...] = ()
+    sends: tuple[SaidTo, ...] = ()
 
 
 class AnswerUnusable(Exception):
@@ -148,7 +148,8 @@ async def post(message: Message, ctx: Context[Settings]) -> None:
         _carry_back(headers, content, ctx)
     elif status in _TRY_AGAIN or status >= 500:
         asked_s = _asked_s(headers.get("Retry-After"), time.time())
-        delay_s = _growing_s(settings, ctx.attempt) if asked_s is None else min(asked_s, settings.retry_max_s)
+        # "At once" is no answer to a failure: attempts would be spent before anything can have changed.
+        delay_s = min(asked_s, settings.retry_max_s) if asked_s else _growing_s(settings, ctx.attempt)
         raise RetryLater(delay_s, f"the receiver answered {status}")
     elif status >= 400:
         raise GiveUp(f"the receiver answered {status}")

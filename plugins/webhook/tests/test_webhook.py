@@ -195,6 +195,7 @@ async def test_an_answer_without_end_is_a_failure(serving: Callable[..., Harness
 @pytest.mark.parametrize(("status", "headers", "delay_s"), [
     (429, {"Retry-After": "7"}, 7),
     (503, {"Retry-After": "100000"}, 600),
+    (503, {"Retry-After": "0"}, 2),
     (500, {}, 2),
     (408, {}, 2),
     (503, {"Retry-After": "soon"}, 2),
