@@ -15,6 +15,7 @@ import faulthandler
 import logging
 import os
 import resource
+import shlex
 import signal
 import sys
 import time
@@ -572,7 +573,7 @@ class Daemon:
         log.info("agentd %s runs, identities: %s, state in %s", __version__, names, self._settings.agentd.state)
         if self._hub is not None:
             folder = self._settings.agentd.state
-            state = "" if Path(folder) == Path("state").absolute() else f" --state {folder}"
+            state = "" if Path(folder) == Path("state").absolute() else f" --state {shlex.quote(folder)}"
             sys.stderr.write(_WELCOME.format(url=self._hub.url, agentd=_own_command(), state=state))
             sys.stderr.flush()
 
@@ -692,5 +693,5 @@ def _own_command() -> str:
     """How a second terminal in this folder calls this very program."""
     program = Path(sys.argv[0])
     if program.name == "__main__.py":
-        return f"{sys.executable} -m agentd"
-    return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)
+        return f"{shlex.quote(sys.executable)} -m agentd"
+    return shlex.quote(str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program))

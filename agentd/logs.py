@@ -40,8 +40,9 @@ BACKLOG_MAX_BYTES = 1_048_576
 _CONCEALED_MAX = 1_000  # keys remembered; with more, those rotated out long ago are forgotten first
 _REDACTED = "[redacted]"
 _KEY_LIKE = r"(?<![A-Za-z0-9])ac_[A-Za-z0-9_\-]{8,}|(?i:(?<=bearer )[^\s\"',;]+)"
-# Control characters, further line ends, and what turns the direction of writing around.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# Control characters, further line ends, what turns the direction of writing around, and halves of characters, which no
+# stream takes.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 _COLOURS = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "1;31"}
 
@@ -273,16 +274,11 @@ class JournalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand one entry to the journal."""
-        texts = entry(record)
-        values = {
-            "MESSAGE": "\n".join(texts[name] for name in ("message", "exception", "stack") if name in texts),
-            "PRIORITY": str(_PRIORITIES.get(record.levelno, 6)),
-            "SYSLOG_IDENTIFIER": "agentd",
-            "LOGGER": texts["logger"],
-            "CODE_FILE": record.pathname,
-            "CODE_LINE": str(record.lineno),
-            **{f"AGENTD_{name.upper()}": texts[name] for name in FIELDS if name in texts},
-        }
+        try:
+            values = _journal_fields(record)
+        except Exception:  # whoever logs something that cannot be shown goes on
+            self.handleError(record)
+            return
         try:
             self._socket.sendto(journal_datagram(values), self._address)
         except OSError:
@@ -298,6 +294,25 @@ class JournalHandler(logging.Handler):
         self.outlet.close()
         self._socket.close()
         super().close()
+
+
+def _journal_fields(record: logging.LogRecord) -> dict[str, str]:
+    texts = entry(record)
+    return {
+        # journalctl shows nothing of a message with a control character in it but its length.
+        "MESSAGE": "\n".join(
+            printable(line)
+            for name in ("message", "exception", "stack")
+            if name in texts
+            for line in texts[name].split("\n")
+        ),
+        "PRIORITY": str(_PRIORITIES.get(record.levelno, 6)),
+        "SYSLOG_IDENTIFIER": "agentd",
+        "LOGGER": texts["logger"],
+        "CODE_FILE": record.pathname,
+        "CODE_LINE": str(record.lineno),
+        **{f"AGENTD_{name.upper()}": texts[name] for name in FIELDS if name in texts},
+    }
 
 
 def journal_datagram(values: Mapping[str, str]) -> bytes:

@@ -127,6 +127,9 @@ EVENTS = Counter("agentd_events_total", "Events on disk, by how they came.", ["i
 DUPLICATES = Counter("agentd_duplicates_total", "Events that were accounted for already.", ["identity"])
 SHED = Counter("agentd_shed_total", "Frames left with the server since too much waits for handlers.", ["identity"])
 MALFORMED = Counter("agentd_malformed_total", "Frames and rows that break the platform's contract.", ["identity"])
+UNKNOWN_FRAMES = Counter(
+    "agentd_unknown_frames_total", "Frames of a kind that this version does not know, passed over.", ["identity"]
+)
 GAPS = Counter("agentd_gaps_total", "Gaps closed, by outcome: filled, absent, mixed, reset.", ["identity", "outcome"])
 GAPS_FOUND = Counter("agentd_gaps_found_total", "Gaps found.", ["identity"])
 REFETCHED_ROWS = Counter("agentd_refetched_rows_total", "Rows fetched to close gaps.", ["identity"])

@@ -42,6 +42,7 @@ class Outlet:
         self._bytes = 0
         self._missing = 0
         self._drainer: threading.Thread | None = None
+        self._closed = False
         self.dropped = 0
 
     def put(self, line: str) -> None:
@@ -52,16 +53,19 @@ class Outlet:
             return
         content = left = _encoded(line)
         with self._lock:
+            if self._closed:
+                return  # its descriptor may be another file's by now, such as the journal's
             if not self._backlog and not self._missing:
                 left = self._written(content)
             if left:
                 self._keep(left, begun=len(left) < len(content))
 
     def close(self) -> None:
-        """Nothing more is put. What nobody reads is left to the end of the process."""
+        """Take nothing more. What is kept is still written, should somebody read it."""
         with self._lock:
-            if self._write is not None and self._drainer is None:
+            if not self._closed and self._write is not None and self._drainer is None:
                 self._write.close()
+            self._closed = True
 
     def flush(self, timeout_s: float = _LAST_WORDS_S) -> None:
         """Wait until all is written, but not for long."""
@@ -110,6 +114,8 @@ class Outlet:
                 else:
                     if not self._missing:
                         self._drainer = None
+                        if self._closed and self._write is not None:
+                            self._write.close()
                         return
                     # Behind all that was kept, which is where the first of them is missing.
                     content = _encoded(self._notice(self._missing))

@@ -596,6 +596,7 @@ class _Life:
             "late": counters.late,
             "repeats": counters.repeats,
             "malformed": counters.malformed,
+            "unknown_frames": counters.unknown_frames,
             "resets": counters.resets,
             "shed": counters.shed,
             "acked": counters.acked,

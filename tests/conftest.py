@@ -194,6 +194,7 @@ class ScriptedDaemon:
         self.undispatched: dict[str, Any] = {"undispatched": 0, "undispatched_bytes": 0, "shedding": ""}
         self.journal: dict[str, Any] = {}
         self.gap_list: list[dict[str, Any]] = []
+        self.known = ["conv_2", "conv_1", "grp_7"]
         self.sends = {"agentd-7-0": send_row()}
         self.letters = {3: letter_row()}
         self.exported: list[bytes] = []
@@ -241,7 +242,7 @@ class ScriptedDaemon:
 
     async def conversations(self, identity: str | None, prefix: str, limit: int) -> list[dict[str, Any]]:
         self.asked.append(("conversations", identity, prefix, limit))
-        found = [{"identity": "alice", "conversation": id_} for id_ in ("conv_2", "conv_1", "grp_7")]
+        found = [{"identity": "alice", "conversation": id_} for id_ in self.known]
         return [each for each in found if each["conversation"].startswith(prefix)]
 
     async def pause(self, identity: str | None, conversation: str, for_s: float | None) -> dict[str, Any]:

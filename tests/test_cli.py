@@ -1013,6 +1013,13 @@ def test_a_store_in_a_folder_that_is_not_there_is_a_matter_of_usage(tmp_path: Pa
     assert "does not exist; make it first" in result.stderr
 
 
+def test_a_store_that_is_no_file_is_told_in_one_line(tmp_path: Path) -> None:
+    words = ["hub", "--store", str(tmp_path), "--port", "0"]
+    done = subprocess.run([sys.executable, "-m", "agentd", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == f"agentd: {tmp_path} cannot be the hub's store (Is a directory); name another file\n"
+
+
 def test_faults_become_a_plan() -> None:
     from agentd.cli.serving import fault_plan
 
@@ -1182,6 +1189,32 @@ def test_an_export_into_a_file_is_there_for_its_owner_only(
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_an_export_gets_a_file_of_its_own_whatever_lies_beside(
+    ask: Callable[..., Result], served: Any, tmp_path: Path
+) -> None:
+    scripted_export(served)
+    left = tmp_path / "case.jsonl.part"
+    left.write_text("mine")
+    left.chmod(0o644)
+    assert ask("export", "--to", str(tmp_path / "case.jsonl")).exit_code == 0
+    assert left.read_text() == "mine"
+    assert (tmp_path / "case.jsonl").stat().st_mode & 0o777 == 0o600
+    assert sorted(each.name for each in tmp_path.glob("*case*")) == ["case.jsonl", "case.jsonl.part"]
+
+
+def test_an_export_into_a_pipe_goes_through_it(ask: Callable[..., Result], served: Any, tmp_path: Path) -> None:
+    scripted_export(served)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert ask("export", "--to", str(pipe)).exit_code == 0
+        assert os.read(reading, 65_536) == b"".join(LINES)
+    finally:
+        os.close(reading)
+    assert pipe.is_fifo(), "nothing takes its place"
+
+
 def test_an_export_that_is_broken_off_leaves_the_file_as_it_was(
     ask: Callable[..., Result], served: Any, tmp_path: Path
 ) -> None:
@@ -1202,9 +1235,9 @@ def test_an_export_that_is_broken_off_leaves_the_file_as_it_was(
 def test_two_exports_into_one_file_at_a_time_are_each_whole(tmp_path: Path) -> None:
     file = tmp_path / "case.jsonl"
     with _written(file) as one:
-        one.write(b"one\n")
+        one(b"one\n")
         with _written(file) as other:
-            other.write(b"other\n")
+            other(b"other\n")
         assert file.read_bytes() == b"other\n"
     assert file.read_bytes() == b"one\n"
     assert [each.name for each in tmp_path.iterdir()] == ["case.jsonl"]
@@ -1221,7 +1254,7 @@ def test_an_export_shows_its_progress_on_a_terminal(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     recording.export(Client(served.path), None, None, None, tmp_path / "case.jsonl")
     steps = capsys.readouterr().err.split("\r\x1b[K")
-    assert steps == ["", "1 events, 50 %", "2 events, 100 %", f"exported 2 events to {tmp_path / 'case.jsonl'}\n"]
+    assert steps == ["", "1 event, 50 %", "2 events, 100 %", f"exported 2 events to {tmp_path / 'case.jsonl'}\n"]
 
 
 @pytest.mark.parametrize("given", ["yesterday", "2x", "2026-13-01", "9" * 400 + "d"])
@@ -1385,6 +1418,12 @@ def test_a_table_fits_and_keeps_what_matters_most(rows: list[tuple[str, str, str
     for line in lines[1:]:
         assert columns_of(line) <= width
         assert len(line.splitlines()) <= 1
+
+
+def test_several_columns_that_must_stay_are_cut_until_they_fit() -> None:
+    columns = [Column(title, lambda row: "x" * 50) for title in ("FIRST", "SECOND", "THIRD")]
+    assert columns_of(table(columns, [{}], 60)[1]) == 60
+    assert columns_of(table(columns, [{}], 20)[1]) == 3 * 8 + 4, "as narrow as a cell can be"
 
 
 def test_wide_characters_take_two_columns_and_combining_ones_none() -> None:

@@ -93,6 +93,22 @@ def test_who_cannot_read_the_token_is_told_who_could(daemon: Any, page: Page) ->
     assert "run this command as the daemon's user or as root" in done.stderr
 
 
+def test_a_socket_gets_no_token_of_another_folders(
+    daemon: Any, page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "http_token").write_text("another daemon's")
+    told = {**daemon.daemon.status(), "state_dir": str(theirs)}
+    monkeypatch.setattr(daemon.daemon, "status", lambda: told)
+    assert lets_in(page, dashboard(daemon).stdout), "the token beside the socket was sent"
+    (theirs / "http_token").write_text(page.token)
+    (page.state / "http_token").unlink()
+    assert "http_token cannot be read" in dashboard(daemon).stderr
+    runtime = dashboard(daemon, RUNTIME_DIRECTORY=str(daemon.path.parent), AGENTD_STATE="")
+    assert lets_in(page, runtime.stdout), "a service's socket does not lie in its state folder"
+
+
 def test_a_page_that_is_gone_is_told(daemon: Any, page: Page) -> None:
     url = page.url
     page.call(page.server.close())

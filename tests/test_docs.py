@@ -320,6 +320,13 @@ async def test_the_first_session_runs_as_it_is_shown(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "state")
 
 
+def test_the_control_socket_is_told_in_the_words_of_who_calls() -> None:
+    page = (DOCS / "control-api.md").read_text()
+    assert "Unix seconds" not in page, "a moment is given as text"
+    assert ";  " not in page, "what is not given is nothing"
+    assert "ended. then nothing" not in page, "half a sentence"
+
+
 # the development server
 
 

@@ -114,6 +114,11 @@ def test_bash_completes_verbs_options_and_the_names_that_a_daemon_knows(
     assert complete(line.replace("STATE", str(served.path.parent)), tmp_path) == offered
 
 
+def test_an_id_that_a_shell_would_take_for_more_than_a_word_is_not_offered(served: Any, tmp_path: Path) -> None:
+    served.daemon.known = ["conv_1;reboot", "conv_$(reboot)", "conv_ 2", "conv_\n3", "conv_4"]
+    assert complete(f"agentd pause --state {served.path.parent} conv", tmp_path) == ["conv_4"]
+
+
 def test_conversations_are_those_of_the_identity_that_is_named(served: Any, tmp_path: Path) -> None:
     complete(f"agentd export --state {served.path.parent} --as alice --conversation c", tmp_path)
     assert ("conversations", "alice", "c", 100) in served.daemon.asked

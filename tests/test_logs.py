@@ -290,6 +290,32 @@ def test_a_traceback_reaches_the_journal_in_the_same_entry(journal: Journal) -> 
     assert journal.entry()["MESSAGE"].startswith("failed\nTraceback (most recent call last):\n")
 
 
+def test_no_message_is_hidden_by_a_character_in_it_that_journalctl_does_not_print(journal: Journal) -> None:
+    logs.configure("info", journal.stream, journal.environ)
+    try:
+        raise ValueError("peer\x1b[2J\x9b")
+    except ValueError:
+        logging.getLogger("agentd.test").exception("handler\x00 failed")
+    lines = journal.entry()["MESSAGE"].split("\n")
+    assert (lines[0], lines[-1]) == ("handler\\u0000 failed", "ValueError: peer\\u001b[2J\\u009b")
+
+
+def test_what_cannot_be_shown_costs_its_line_and_nothing_else(
+    journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Unspeakable:
+        def __repr__(self) -> str:
+            raise ValueError
+
+    handler = logs.JournalHandler(journal.stream, 1_000, journal.address)
+    for said in ({"msg": "%s", "args": (Unspeakable(),)}, {"msg": Unspeakable()}, {"msg": "next"}):
+        handler.handle(logging.makeLogRecord({"levelno": logging.INFO, "levelname": "INFO", "name": "x", **said}))
+    handler.close()
+    assert journal.entry()["MESSAGE"].startswith("'%s' (its arguments do not fit")
+    assert journal.entry()["MESSAGE"] == "next"
+    assert "Logging error" in capsys.readouterr().err
+
+
 def test_what_the_journal_does_not_take_goes_to_stderr_with_its_level(journal: Journal) -> None:
     logs.configure("info", journal.stream, journal.environ)
     journal.socket.close()

@@ -206,3 +206,29 @@ async def test_mail_flows_while_nobody_reads_the_log_and_what_is_missing_is_told
     said = [line for line in messages if line.startswith("line ")]
     assert len(said) + int(told.split()[0]) >= 610, "every line is there, or counted"
     assert messages.index(told) < messages.index("stopping")
+
+
+def test_what_comes_after_the_end_is_written_nowhere(far_end: FarEnd, tmp_path: Path) -> None:
+    far_end.outlet.put("before")
+    assert far_end.read_until("before") == ["before"]
+    far_end.outlet.close()
+    others = [(tmp_path / str(number)).open("wb") for number in range(8)]  # one of which has the descriptor now
+    far_end.outlet.put("after")
+    far_end.outlet.close()
+    for other in others:
+        other.close()
+    assert {each.stat().st_size for each in tmp_path.iterdir()} == {0}
+
+
+def test_what_was_kept_is_written_after_the_end_and_leaves_no_descriptor() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    far_end = on_a_pipe()
+    for _ in range(2_000):
+        far_end.outlet.put(LINE)
+    far_end.outlet.put("last")
+    far_end.outlet.close()
+    far_end.read_until("1")  # the notice is behind all that was kept
+    far_end.outlet.flush(20)
+    far_end.close()
+    far_end.stream.close()
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,46 @@ def test_a_users_unit_names_the_program_that_installed_it(tmp_path: Path) -> Non
     assert f"ExecStart={sys.prefix}/bin/agentd run\n" in unit.read_text()
     assert "/opt/agentd" not in unit.read_text()
     assert (Path(sys.prefix) / "bin" / "agentd").exists()
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [{"XDG_CONFIG_HOME": "relative", "HOME": "/home/alice"}, {"XDG_CONFIG_HOME": "/home/alice/.config", "HOME": ""}],
+)
+def test_a_folder_that_counts_by_the_rules_is_found_whatever_is_set(environ: dict[str, str], tmp_path: Path) -> None:
+    assert agentd_command("install", "--user", "--root", tmp_path, "--yes", **environ).exit_code == 0
+    assert (tmp_path / "home/alice/.config/systemd/user/agentd.service").is_file()
+
+
+def test_without_home_it_is_that_of_the_user_and_who_has_none_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = {"XDG_CONFIG_HOME": "", "HOME": ""}
+    told = agentd_command("install", "--user", "--root", tmp_path, "--yes", **nothing)
+    assert f"writes {tmp_path}{pwd.getpwuid(os.getuid()).pw_dir}/.config/systemd/user/" in told.stdout
+
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    told = agentd_command("install", "--user", "--root", tmp_path, "--yes", **nothing)
+    assert told.exit_code == 1
+    assert told.stderr == "agentd: this user has no home; set HOME, or install a service of the machine\n"
+
+
+def test_a_service_is_told_of_also_by_an_agentd_that_could_not_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (
+        agentd_command(
+            "install", "--user", "--root", tmp_path, "--yes", HOME="/home/alice", XDG_CONFIG_HOME=""
+        ).exit_code
+        == 0
+    )
+    monkeypatch.setattr(service, "own_program", lambda: Path("/home/alice/my programs/bin/agentd"))
+    told = agentd_command("status", "--user", "--root", tmp_path, HOME="/home/alice", XDG_CONFIG_HOME="")
+    assert told.exit_code == 0
+    assert "differs from what this agentd would write; see: agentd service install --user --dry-run" in told.stdout
 
 
 def test_an_environment_without_the_program_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The `agentd` command: words on a command line become one call.
 
+    streams.py  the standard streams, whatever the shell left of them
     group.py    what goes wrong as a message and an exit code
     options.py  options that verbs share
     times.py    times and spans as people write them
@@ -21,6 +22,7 @@ import click
 
 from agentd import __version__
 from agentd.cli.group import Verbs
+from agentd.cli.streams import prepare
 from agentd.cli.words import asking, installing, keeping, recorded, starting, steering, undelivered
 
 _EPILOG = (
@@ -77,4 +79,5 @@ for _verb in (
 
 def main() -> None:
     """Entry point of the command."""
+    prepare()
     cli.main(prog_name="agentd")

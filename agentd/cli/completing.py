@@ -7,6 +7,7 @@ Not here: verbs and options, which click completes by itself.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,6 +47,8 @@ def _beginning(begun: str, ctx: click.Context, ask: Callable[[Any], Iterator[str
 
     try:
         path = find_socket(ctx.params.get("config"), environ_with(ctx.params.get("state")))
-        return [name for name in ask(Client(path, patience_s=_PATIENCE_S)) if name.startswith(begun)]
+        names = ask(Client(path, patience_s=_PATIENCE_S))
+        # A shell takes what is offered into the line as it is, and a platform chooses ids.
+        return [name for name in names if name.startswith(begun) and shlex.quote(name) == name]
     except (AgentdError, OSError):
         return []

@@ -26,8 +26,10 @@ class Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except ConfigError as error:
+            from agentd.logs import printable
+
             for problem in error.problems:
-                click.echo(problem, err=True)
+                click.echo(printable(problem), err=True)
             ctx.exit(EXIT_CONFIG)
         except UnreachableError as error:
             _fail(ctx, error, EXIT_UNREACHABLE)

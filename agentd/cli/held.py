@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from agentd.cli.agreeing import agree
-from agentd.cli.printing import count_column, echo_json, echo_table, paragraph
+from agentd.cli.printing import count_column, echo_json, echo_table, paragraph, word
 from agentd.cli.tables import Column, Row, since
 from agentd.control.client import Client
 from agentd.logs import printable
@@ -156,9 +156,8 @@ def _echo_remedy(row: Row) -> None:
     number, plugin = row["number"], row["plugin"]
     click.echo(f"\nto have it delivered again, once the cause is mended:\n  agentd dead replay {number}")
     if row.get("held"):
-        conversation = printable(row["conversation"])
         click.echo(f"{plugin} stands still in this conversation until then; to let it go on without this event:")
-        click.echo(f"  agentd release {plugin} {conversation} --as {row['identity']}")
+        click.echo(f"  agentd release {word(plugin)} {word(row['conversation'])} --as {word(row['identity'])}")
     else:
         click.echo(f"to take it off the list:\n  agentd dead drop {number}")
 

@@ -17,7 +17,7 @@ import msgspec
 
 from agentd.cli.printing import echo_json
 from agentd.cli.progress import Progress
-from agentd.cli.tables import number
+from agentd.cli.tables import counted
 from agentd.config import Settings, find_configuration, load
 from agentd.core.events import Event
 from agentd.core.exported import numbered
@@ -57,14 +57,10 @@ def import_file(
     if as_json:
         echo_json({"journal": str(journal), "file": str(file), **msgspec.structs.asdict(imported)})
         return
-    events, conversations = _count(imported.events, "event"), _count(imported.conversations, "conversation")
+    events, conversations = counted(imported.events, "event"), counted(imported.conversations, "conversation")
     click.echo(f"imported {events} of {conversations} into {journal}", err=True)
     if imported.known:
-        click.echo(f"passed over {_count(imported.known, 'event')}: the journal has them", err=True)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{number(count)} {noun}{'' if count == 1 else 's'}"
+        click.echo(f"passed over {counted(imported.known, 'event')}: the journal has them", err=True)
 
 
 def fitting(settings: Settings) -> Callable[[Event], str | None]:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import click
 
 from agentd.cli.printing import echo_json
+from agentd.control.address import is_a_services
 from agentd.control.client import Client
 from agentd.control.refusal import UnreachableError
 from agentd.errors import AgentdError
@@ -38,7 +39,7 @@ def show(daemon: Client, *, opened: bool, as_json: bool) -> None:
         raise AgentdError(
             'the page is off: set [agentd.http] listen = "127.0.0.1:8788" in the configuration, and restart the daemon'
         )
-    link = f"{url}/#{_invitation(url, Path(status['state_dir']))}"
+    link = f"{url}/#{_invitation(url, _folder_of_token(daemon.path, Path(status['state_dir'])))}"
     if as_json:
         echo_json({"url": link})
     else:
@@ -46,6 +47,15 @@ def show(daemon: Client, *, opened: bool, as_json: bool) -> None:
         click.echo("This link works once, within two minutes.", err=True)
     if opened:
         _open(link)
+
+
+def _folder_of_token(socket: Path, told: Path) -> Path:
+    """The socket's own; the state folder that the daemon names only where a service's socket lies elsewhere.
+
+    A command looks in the folder that it runs in, where somebody else may have put a socket: it could name a token that
+    root can read, and an address of its own to have it sent to.
+    """
+    return told if is_a_services(socket, os.environ) else socket.parent
 
 
 def _invitation(url: str, state: Path) -> str:

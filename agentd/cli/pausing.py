@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from agentd.cli.printing import count_column, echo_json, echo_table
+from agentd.cli.printing import count_column, echo_json, echo_table, word
 from agentd.cli.tables import Column, age, number, parsed, since, size
 from agentd.control.client import Client
 from agentd.logs import printable
@@ -27,7 +27,7 @@ def pause(daemon: Client, conversation: str, identity: str | None, *, for_s: flo
         return
     end = f"for {age(for_s)}" if for_s is not None else "until it is resumed"
     click.echo(f"{_place(row)} is paused {end}: its mail is kept, and no handler runs")
-    click.echo(f"go on: agentd resume {row['conversation']} --as {row['identity']}", err=True)
+    click.echo(f"go on: agentd resume {word(row['conversation'])} --as {word(row['identity'])}", err=True)
 
 
 def resume(daemon: Client, conversation: str, identity: str | None, *, as_json: bool) -> None:

@@ -7,6 +7,7 @@ Not here: how a table fits its width (tables.py), what is said (the verbs).
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,8 +20,13 @@ from agentd.logs import printable
 
 
 def echo_json(value: Any) -> None:
-    """For programs."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """For programs, and for people who look at it: what could steer a terminal is written as JSON may write it."""
+    click.echo(paragraph(json.dumps(value, indent=2, ensure_ascii=False)))
+
+
+def echo_json_line(value: Any) -> None:
+    """The same on one line."""
+    click.echo(printable(json.dumps(value, ensure_ascii=False)))
 
 
 def echo_table(columns: Sequence[Column], rows: Sequence[Row]) -> None:
@@ -33,6 +39,11 @@ def echo_table(columns: Sequence[Column], rows: Sequence[Row]) -> None:
 def count_column(title: str, key: str, rank: int) -> Column:
     """A column of numbers under this key."""
     return Column(title, lambda row: number(row.get(key)), rank, right=True)
+
+
+def word(text: str) -> str:
+    """One word of a command that somebody may copy."""
+    return shlex.quote(printable(text))
 
 
 def paragraph(text: str) -> str:

@@ -12,14 +12,14 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
 from agentd.cli.printing import echo_json
-from agentd.cli.tables import number
+from agentd.cli.tables import counted, number
 from agentd.control.client import Client, Export
 from agentd.control.fates import MATCHES, filter_passed, told_fate, told_filter, told_outcome, told_pause
 from agentd.logs import printable
@@ -35,16 +35,15 @@ def export(daemon: Client, identity: str | None, conversation: str | None, since
     quiet = not sys.stderr.isatty() or (to_stdout and sys.stdout.isatty())
     count = 0
     told_at = time.monotonic()
-    with daemon.export(identity, conversation, since) as exported, _written(to) as out:
+    with daemon.export(identity, conversation, since) as exported, _written(to) as put:
         for line in exported:
-            out.write(line)
+            put(line)
             count += 1
             if not quiet and time.monotonic() - told_at >= _PROGRESS_S:
                 told_at = time.monotonic()
                 click.echo(f"{_CLEARED}{_progress(count, line, exported)}", nl=False, err=True)
     place = "" if to_stdout else f" to {to}"
-    noun = "event" if count == 1 else "events"
-    click.echo(f"{'' if quiet else _CLEARED}exported {number(count)} {noun}{place}", err=True)
+    click.echo(f"{'' if quiet else _CLEARED}exported {counted(count, 'event')}{place}", err=True)
     if exported.unreadable:
         why = "their identities are not configured, or they cannot be read any more"
         click.echo(f"left out {number(exported.unreadable)}: {why}", err=True)
@@ -52,23 +51,27 @@ def export(daemon: Client, identity: str | None, conversation: str | None, since
 
 def _progress(count: int, line: bytes, exported: Export) -> str:
     position = json.loads(line)["position"]
-    return f"{number(count)} events, {100 * position // max(1, exported.up_to)} %"
+    return f"{counted(count, 'event')}, {100 * position // max(1, exported.up_to)} %"
 
 
 @contextlib.contextmanager
-def _written(to: Path) -> Iterator[IO[bytes]]:
-    """Stdout, or a file that takes its name when all is written. Raises click's errors."""
+def _written(to: Path) -> Iterator[Callable[[bytes], object]]:
+    """Takes lines for stdout, or for a file that takes its name when all is written. Raises click's errors."""
     if str(to) == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        yield _show if sys.stdout.isatty() else sys.stdout.buffer.write
+        sys.stdout.flush()
         return
     try:
+        if to.exists() and not to.is_file():  # a pipe, a device: nothing takes the place of that
+            with to.open("wb") as out:
+                yield out.write
+            return
         # What people said to each other is for the owner's eyes, and nobody else writes to a name that is made up.
         descriptor, name = tempfile.mkstemp(".part", f"{to.name}.", to.parent)
         unfinished = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as out:
-                yield out
+                yield out.write
                 out.flush()
                 os.fsync(out.fileno())
             unfinished.replace(to)
@@ -76,6 +79,11 @@ def _written(to: Path) -> Iterator[IO[bytes]]:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise click.ClickException(f"{to} cannot be written ({error.strerror}); name another file with --to") from None
+
+
+def _show(line: bytes) -> None:
+    """On a terminal, which nothing in it can steer: the escapes are JSON's own."""
+    click.echo(printable(line.decode().rstrip("\n")))
 
 
 def explain(daemon: Client, event: str, identity: str | None, plugin: str | None, *, as_json: bool) -> None:
@@ -96,9 +104,10 @@ def explain(daemon: Client, event: str, identity: str | None, plugin: str | None
 
 def _echo_event(row: Mapping[str, Any]) -> None:
     notes = "".join(f", {note}" for note in ("own", "late") if row.get(note))
-    place = f"identity {row['identity']}, {row['conversation']} #{row['seq']}, position {row['position']}"
+    conversation = printable(row["conversation"])
+    place = f"identity {row['identity']}, {conversation} #{row['seq']}, position {row['position']}"
     click.echo(f"{printable(row['id'])} from {printable(row['sender'])}, {place}{notes}")
-    said = printable(row["text"]) if row.get("text") else f"[{row['type']}]"
+    said = printable(row["text"]) if row.get("text") else f"[{printable(row['type'])}]"
     click.echo(f"received {row['received_at']}: {said}")
 
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import click
 
 from agentd.cli.agreeing import agree
-from agentd.cli.tables import number
+from agentd.cli.printing import echo_json_line
+from agentd.cli.tables import counted, number
 from agentd.control.client import Client
 from agentd.logs import printable
 
@@ -41,10 +42,10 @@ def replay(daemon: Client, chosen: Chosen, *, yes: bool, as_json: bool) -> None:
     first, *_, last = _told(daemon, "count", chosen, "read")
     _echo_json_lines([last], as_json)
     if not last["matches"]:
-        click.echo(f"no handler of {chosen.plugin} matches any of {_count(last['events'], 'event')}", err=True)
+        click.echo(f"no handler of {chosen.plugin} matches any of {counted(last['events'], 'event')}", err=True)
         return
-    matches, events = number(last["matches"]), _count(last["events"], "event")
-    places = _count(last["conversations"], "conversation")
+    matches, events = number(last["matches"]), counted(last["events"], "event")
+    places = counted(last["conversations"], "conversation")
     click.echo(f"handlers of {chosen.plugin} match {matches} of {events}, in {places}", err=True)
     click.echo("each match is handled again, and may send again; --dry-run shows what", err=True)
     _echo_unreadable(last)
@@ -54,7 +55,7 @@ def replay(daemon: Client, chosen: Chosen, *, yes: bool, as_json: bool) -> None:
     for done in _told(daemon, "set_back", chosen, "set back"):
         _echo_json_lines([done], as_json and ("set_back" in done or "done" in done))
     if done["conversations"]:
-        what = f"{_count(done['conversations'], 'conversation')} set back, {_count(done['events'], 'event')} to go"
+        what = f"{counted(done['conversations'], 'conversation')} set back, {counted(done['events'], 'event')} to go"
         click.echo(f"{what}; see: agentd status", err=True)
     _echo_waits(done, "not set back yet, but once they go on, unless the daemon is stopped before:")
 
@@ -67,10 +68,10 @@ def rehearse(daemon: Client, chosen: Chosen, *, as_json: bool) -> None:
         _echo_json_lines([last], as_json and ("event" in last or "done" in last))
         if not as_json and "event" in last:
             _echo_rehearsed(last)
-    matches, events = number(last["matches"]), _count(last["events"], "event")
+    matches, events = number(last["matches"]), counted(last["events"], "event")
     click.echo(
-        f"{matches} of {events} match, in {_count(last['conversations'], 'conversation')}: "
-        f"{_count(last['sends'] + last['sends_at_once'], 'send')}, {_count(last['failed'], 'failure')}",
+        f"{matches} of {events} match, in {counted(last['conversations'], 'conversation')}: "
+        f"{counted(last['sends'] + last['sends_at_once'], 'send')}, {counted(last['failed'], 'failure')}",
         err=True,
     )
     _echo_unreadable(last)
@@ -89,7 +90,7 @@ def _told(daemon: Client, step: str, chosen: Chosen, verb: str) -> Iterator[dict
         if not quiet and time.monotonic() - told_at >= _PROGRESS_S:
             told_at = time.monotonic()
             done = (
-                f"{_count(back, 'conversation')} set back" if back else f"{number(read)} of {number(of)} events {verb}"
+                f"{counted(back, 'conversation')} set back" if back else f"{number(read)} of {number(of)} events {verb}"
             )
             click.echo(f"{_CLEARED}{done}", nl=False, err=True)
             shown = True
@@ -108,18 +109,18 @@ def _echo_waits(told: Row, heading: str) -> None:
         click.echo(f"  {printable(each['conversation'])} of {each['identity']}: {printable(each['why'])}", err=True)
         click.echo(f"    {printable(each['remedy'])}", err=True)
     if (more := told["waiting"] - len(told["waits"])) > 0:
-        click.echo(f"  and {_count(more, 'conversation')} more", err=True)
+        click.echo(f"  and {counted(more, 'conversation')} more", err=True)
 
 
 def _echo_unreadable(told: Row) -> None:
     if told["unreadable"]:
-        click.echo(f"{_count(told['unreadable'], 'event')} cannot be read any more", err=True)
+        click.echo(f"{counted(told['unreadable'], 'event')} cannot be read any more", err=True)
 
 
 def _echo_rehearsed(line: Row) -> None:
     event = line["event"]
-    said = printable(event["text"][:_TEXT_MAX_CHARS]) if event.get("text") else f"[{event['type']}]"
-    place = click.style(f"{event['conversation']} #{event['seq']}", bold=True)
+    said = printable(event["text"][:_TEXT_MAX_CHARS]) if event.get("text") else f"[{printable(event['type'])}]"
+    place = click.style(f"{printable(event['conversation'])} #{event['seq']}", bold=True)
     click.echo(f"{place} position {event['position']}, {printable(event['sender'])}: {said}")
     for effect in _effects(line):
         click.echo(f"  {printable(effect)}")
@@ -156,8 +157,4 @@ def _send(send: Row, line: Row) -> str:
 def _echo_json_lines(lines: Sequence[Row], wanted: bool) -> None:
     if wanted:
         for line in lines:
-            click.echo(json.dumps(line, ensure_ascii=False))
-
-
-def _count(value: int, noun: str) -> str:
-    return f"{number(value)} {noun}" if value == 1 else f"{number(value)} {noun}s"
+            echo_json_line(line)

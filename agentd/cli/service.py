@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from typing import NamedTuple
 import click
 
 import agentd
+from agentd.cli.agreeing import agree
 from agentd.cli.printing import echo_json
 from agentd.errors import AgentdError
 
@@ -81,13 +83,25 @@ def chosen(user: bool, hub: bool, root: Path | None, environ: Mapping[str, str])
     below = root.absolute() if root else Path("/")
     name = "agentd-hub" if hub else "agentd"
     if user:
-        home = Path(environ.get("HOME") or Path.home())
-        folder = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
-        file = folder / "systemd" / "user" / "agentd.service"
+        file = _users_folder(environ) / "systemd" / "user" / "agentd.service"
         return Service(name, True, "agentd-user.service", _below(below, file), (), root)
     # LoadCredential names it, and a unit whose credential is not there does not start.
     folders = () if hub else ((_below(below, _CREDENTIALS), 0o700),)
     return Service(name, False, f"{name}.service", _below(below, _SYSTEM_UNITS / f"{name}.service"), folders, root)
+
+
+def _users_folder(environ: Mapping[str, str]) -> Path:
+    """Where systemd looks for what this user configures. Raises ServiceError."""
+    named = Path(environ.get("XDG_CONFIG_HOME", ""))
+    if named.is_absolute():  # else it does not count, by the rules for it
+        return named
+    home = Path(environ.get("HOME", ""))
+    if not home.is_absolute():
+        try:
+            home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+        except KeyError:
+            raise ServiceError("this user has no home; set HOME, or install a service of the machine") from None
+    return home / ".config"
 
 
 def _below(root: Path, path: Path) -> Path:
@@ -110,7 +124,7 @@ def install(service: Service, *, dry_run: bool, yes: bool) -> None:
         click.echo(text)
         if dry_run:
             return
-        _agree("write this?", yes)
+        agree("write this?", yes)
         _write(service.file, text, missing)
     if dry_run:
         return
@@ -131,7 +145,7 @@ def _next_step(service: Service) -> str:
 def status(service: Service, *, as_json: bool) -> bool:
     """Say how the service is. True if it runs (below a root folder: if it is in place)."""
     installed = service.file.exists()
-    current = _is_written(service.file, unit_text(service.template, own_program()))
+    current = _is_current(service)
     shown = _shown(service) if service.root is None else {}
     if as_json:
         echo_json({"unit": str(service.file), "installed": installed, "current": current, "systemd": shown})
@@ -165,7 +179,7 @@ def uninstall(service: Service, *, dry_run: bool, yes: bool) -> None:
     click.echo(f"stops {service.name} and removes {service.file}")
     if dry_run:
         return
-    _agree("go on?", yes)
+    agree("go on?", yes)
     if service.root is None:
         _systemctl(service, "disable", "--now", service.name)
     service.file.unlink()
@@ -208,6 +222,13 @@ def _refuse_hidden(program: Path) -> None:
 def own_parts(program: Path) -> list[Path]:
     """What has to be readable for the program to start: itself, its interpreter, its modules."""
     return [program, Path(sys.executable).resolve(), Path(sys.base_prefix), Path(agentd.__file__).resolve()]
+
+
+def _is_current(service: Service) -> bool:
+    try:
+        return _is_written(service.file, unit_text(service.template, own_program()))
+    except ServiceError:  # it would write none: what was installed from elsewhere runs all the same
+        return False
 
 
 def _is_written(file: Path, text: str) -> bool:
@@ -261,11 +282,3 @@ def _systemctl(service: Service, *words: str) -> str:
         said = done.stderr.strip().splitlines()
         raise ServiceError(f"{service.systemctl} {words[0]} failed: {said[0] if said else done.returncode}")
     return done.stdout
-
-
-def _agree(question: str, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise click.UsageError("nobody is there to ask; add --yes")
-    click.confirm(question, abort=True, err=True)

@@ -29,7 +29,7 @@ _KEYS = Path("hub-keys")  # of its own, so that no key of a real account is ever
 def serve(settings: HubSettings, plan: FaultPlan, agents: Sequence[str]) -> None:
     """Serve until a signal comes. agents: handles of accounts that there shall be.
 
-    Raises click's errors if the address or the store cannot be had, or an account cannot be made.
+    Raises StoreUnusable, or click's errors if the address cannot be had, or an account cannot be made.
     """
     if settings.database != ":memory:" and not Path(settings.database).absolute().parent.is_dir():
         raise click.UsageError(f"the folder of --store {settings.database} does not exist; make it first")

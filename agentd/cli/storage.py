@@ -23,7 +23,7 @@ import msgspec
 from agentd.cli.agreeing import agree
 from agentd.cli.printing import count_column, echo_json, echo_table
 from agentd.cli.progress import Progress
-from agentd.cli.tables import Column
+from agentd.cli.tables import Column, size
 from agentd.config import SERVICE_STATE, Agentd, JournalSettings, Retention, find_configuration, find_state, load
 from agentd.control.client import Client
 from agentd.control.refusal import UnreachableError
@@ -57,12 +57,12 @@ def configured(config: Path | None, environ: Mapping[str, str]) -> Agentd:
 def backup(journal: Path, file: Path, *, force: bool, wal_max_mb: int, as_json: bool) -> None:
     """Copy the journal, and say where to."""
     progress, began = Progress("copying"), time.monotonic()
-    size = copies.back_up(journal, file, force=force, wal_max_mb=wal_max_mb, progress=progress)
+    copied = copies.back_up(journal, file, force=force, wal_max_mb=wal_max_mb, progress=progress)
     progress.over()
     if as_json:
-        echo_json({"journal": str(journal), "backup": str(file), "bytes": size})
+        echo_json({"journal": str(journal), "backup": str(file), "bytes": copied})
     else:
-        click.echo(f"{file}: {_size(size)}, whole and on disk after {time.monotonic() - began:.1f} s", err=True)
+        click.echo(f"{file}: {size(copied)}, whole and on disk after {time.monotonic() - began:.1f} s", err=True)
 
 
 def restore(journal: Path, file: Path, *, yes: bool, as_json: bool) -> None:
@@ -95,7 +95,7 @@ def vacuum(journal: Path, daemon: Client, settings: JournalSettings, *, as_json:
     if as_json:
         echo_json({"journal": str(journal), "bytes_before": before, "bytes": after})
     else:
-        click.echo(f"{journal}: {_size(before)} before, {_size(after)} now", err=True)
+        click.echo(f"{journal}: {size(before)} before, {size(after)} now", err=True)
 
 
 def _shrunk_by(daemon: Client) -> tuple[int, int]:
@@ -160,8 +160,8 @@ def retention(journal: Path, daemon: Client, configured: Agentd, *, dry_run: boo
         return
     for reason, row in found.items():
         _echo_found(reason, row)
-    over = f", {_size(excess(settings, used))} above journal_max_mb" if excess(settings, used) else ""
-    click.echo(f"{journal} uses {_size(used)}{over}")
+    over = f", {size(excess(settings, used))} above journal_max_mb" if excess(settings, used) else ""
+    click.echo(f"{journal} uses {size(used)}{over}")
     if traces:
         _echo_traces(traces)
 
@@ -217,7 +217,7 @@ def _echo_found(reason: str, found: Found) -> None:
         click.echo(f"{reason}: none may go")
         return
     span = f"from {_day(found.oldest)} to {_day(found.newest)}"
-    click.echo(f"{reason}: {found.rows:,} may go, {_size(found.bytes)}, {span}, {found.first} to {found.last}")
+    click.echo(f"{reason}: {found.rows:,} may go, {size(found.bytes)}, {span}, {found.first} to {found.last}")
 
 
 def _echo_traces(traces: list[trimming.Trimmed]) -> None:
@@ -227,7 +227,7 @@ def _echo_traces(traces: list[trimming.Trimmed]) -> None:
         Column("FROM", lambda row: str(row["start"]), 2),
         Column("TO", lambda row: str(row["stop"] - 1), 2),
         count_column("ROWS", "rows", 0),
-        Column("SIZE", lambda row: _size(row["bytes"]), 1),
+        Column("SIZE", lambda row: size(row["bytes"]), 1),
         Column("WHY", lambda row: str(row["reason"])),
     )
     click.echo()
@@ -236,11 +236,3 @@ def _echo_traces(traces: list[trimming.Trimmed]) -> None:
 
 def _day(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d")
-
-
-def _size(count: int) -> str:
-    """Bytes as people read them."""
-    size, units = float(count), ["B", "kB", "MB", "GB"]
-    while size >= 1_000 and len(units) > 1:
-        size, units = size / 1_000, units[1:]
-    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"

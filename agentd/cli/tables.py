@@ -55,9 +55,11 @@ def table(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> 
         if excess <= 0 or dispensable.rank == 0:
             break
         shown.remove(dispensable)
-    if excess > 0:
+    while excess > 0 and max(widths) > _CELL_MIN:
         widest = widths.index(max(widths))
-        widths[widest] = max(_CELL_MIN, widths[widest] - excess)
+        cut = min(excess, widths[widest] - _CELL_MIN)
+        widths[widest] -= cut
+        excess -= cut
     spaces = list(zip(shown, widths, strict=True))
     heading = [_fitted(column.title, width, column.right, "bold") for column, width in spaces]
     body = [[_fitted(_text(each, row), width, each.right, each.colour(row)) for each, width in spaces] for row in rows]
@@ -107,9 +109,10 @@ def age(seconds: float | None) -> str:
 
 def size(count: int) -> str:
     """So many bytes."""
-    if count < 1_000:
-        return f"{count} B"
-    return f"{count / 1e3:.0f} kB" if count < 1_000_000 else f"{count / 1e6:.1f} MB"
+    left, units = float(count), ["B", "kB", "MB", "GB"]
+    while left >= 1_000 and len(units) > 1:
+        left, units = left / 1_000, units[1:]
+    return f"{left:.0f} {units[0]}" if units[0] == "B" else f"{left:.1f} {units[0]}"
 
 
 def since(moment: str | None, now: datetime) -> str:
@@ -131,3 +134,8 @@ def parsed(moment: str) -> datetime:
 def number(value: Any) -> str:
     """A count with thousands apart; a dash for none."""
     return f"{value:,}" if isinstance(value, int) else "-" if value is None else str(value)
+
+
+def counted(count: int, noun: str) -> str:
+    """So many of them."""
+    return f"{number(count)} {noun}{'' if count == 1 else 's'}"

@@ -7,7 +7,6 @@ Not here: parsing words (words/), the far end (control).
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 import click
 
 from agentd.cli.pausing import echo_pauses, echo_plugins
-from agentd.cli.printing import count_column, echo_json, echo_table, paragraph
+from agentd.cli.printing import count_column, echo_json, echo_json_line, echo_table, paragraph
 from agentd.cli.reached import reached
 from agentd.cli.tables import STATE_COLOURS, Column, age, clock, since
 from agentd.control.address import find_socket
@@ -43,7 +42,7 @@ def status(daemon: Client, name: str | None, *, as_json: bool) -> None:
         return
     click.echo(
         f"agentd {answer.get('version', '?')}, pid {answer.get('pid', '?')}, up {age(answer.get('uptime_s'))}, "
-        f"state in {answer.get('state_dir', '?')}"
+        f"state in {printable(answer.get('state_dir', '?'))}"
     )
     if answer.get("hub_url"):
         click.echo(f"embedded hub at {answer['hub_url']}")
@@ -76,7 +75,8 @@ def _echo_trouble(plugin: Mapping[str, Any]) -> None:
         click.echo(f"plugin {plugin['name']}: gave a timer of {timer['identity']} up: {printable(timer['error'])}")
     for held in plugin.get("held", ()):
         place = f"{held['identity']} {held['conversation']}"
-        click.echo(f"plugin {plugin['name']}: holds {place} behind a dead letter ({held['event_id']})")
+        about = f"{place} behind a dead letter ({held['event_id']})"
+        click.echo(f"plugin {plugin['name']}: holds {printable(about)}")
 
 
 def _trial(row: Mapping[str, Any]) -> str:
@@ -167,7 +167,7 @@ def send(
 ) -> bool:
     """Send a text and show what became of it, and the reply. False if it was refused."""
     if text == "-":
-        text = sys.stdin.read().removesuffix("\n")
+        text = _read_from_stdin().removesuffix("\n")
     if not text:
         raise click.UsageError("there is nothing to say: TEXT is empty")
     with _patience("the message is kept; waiting for the reply (Ctrl-C ends the waiting only)"):
@@ -175,10 +175,17 @@ def send(
     if as_json:
         echo_json(answer)
     else:
-        click.echo(_outcome(answer, target, wait_s), err=True)
+        click.echo(printable(_outcome(answer, target, wait_s)), err=True)
         if reply := answer.get("reply"):
             click.echo(f"{printable(reply['sender'])}: {paragraph(reply['text'] or '')}")
     return answer["state"] not in _SETTLED_BADLY
+
+
+def _read_from_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError:
+        raise click.UsageError("what came on stdin is not UTF-8") from None
 
 
 def _outcome(answer: Mapping[str, Any], target: str, wait_s: float) -> str:
@@ -188,7 +195,7 @@ def _outcome(answer: Mapping[str, Any], target: str, wait_s: float) -> str:
             waited = "" if answer.get("reply") or not wait_s else f"; no reply within {wait_s:g} s"
             return f"sent to {target} as seq {answer.get('seq')}, {key}{waited}"
         case "refused" | "expired" | "dropped" as state:
-            reason = printable(answer.get("error") or "the platform gave no reason")
+            reason = answer.get("error") or "the platform gave no reason"
             return f"{state}: {reason}, {key}{_misspelt(target)}"
         case "unknown":
             return f"sent, but no answer came: the same key is tried again, {key}"
@@ -222,7 +229,7 @@ def tail(daemon: Client, name: str | None, position: int | None, *, as_json: boo
         click.echo("what is committed from now on; --since 0 begins at the start, Ctrl-C ends it", err=True)
     for record in daemon.tail(name, position):
         if as_json:
-            click.echo(json.dumps(record, ensure_ascii=False))
+            echo_json_line(record)
         else:
             click.echo(_record(record))
 
@@ -230,8 +237,8 @@ def tail(daemon: Client, name: str | None, position: int | None, *, as_json: boo
 def _record(record: Mapping[str, Any]) -> str:
     late = " (late)" if record.get("late") else ""
     said = record.get("text")
-    words = f": {printable(said)}" if said else f" [{record.get('type', 'event')}]"
-    place = click.style(f"{record['conversation']} #{record['seq']}", dim=True)
+    words = f": {printable(said)}" if said else f" [{printable(record.get('type', 'event'))}]"
+    place = click.style(f"{printable(record['conversation'])} #{record['seq']}", dim=True)
     return f"{clock(record['received_at'])} {record['identity']} {place}{late} {printable(record['sender'])}{words}"
 
 

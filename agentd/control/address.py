@@ -36,10 +36,18 @@ def find_socket(config: Path | None, environ: Mapping[str, str]) -> Path:
     if environ.get("AGENTD_STATE"):
         return named
     runtime = [folder / SOCKET_NAME for folder in _runtime_folders(environ)]
-    of_services = [_SYSTEM_RUNTIME / SOCKET_NAME]
-    if folder := environ.get("XDG_RUNTIME_DIR"):  # where the user's own service has its RuntimeDirectory=agentd
-        of_services.insert(0, Path(folder) / "agentd" / SOCKET_NAME)
+    of_services = [folder / SOCKET_NAME for folder in _of_services(environ)]
     return next((path for path in (*runtime, named, *of_services) if _is_there(path)), named)
+
+
+def is_a_services(socket: Path, environ: Mapping[str, str]) -> bool:
+    """Whether it lies where nobody but a service manager makes folders."""
+    return socket.parent in (*_runtime_folders(environ), *_of_services(environ))
+
+
+def _of_services(environ: Mapping[str, str]) -> list[Path]:
+    folder = environ.get("XDG_RUNTIME_DIR")  # where the user's own service has its RuntimeDirectory=agentd
+    return [*([Path(folder) / "agentd"] if folder else []), _SYSTEM_RUNTIME]
 
 
 def _is_there(path: Path) -> bool:

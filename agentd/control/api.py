@@ -56,7 +56,6 @@ import errno
 import logging
 import os
 import socket
-import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
@@ -67,6 +66,8 @@ from aiohttp import web
 
 from agentd import __version__
 from agentd.control.address import short_name
+from agentd.control.answers import as_json, bad_request, refusal, streamed, whole, whole_number
+from agentd.control.peer import uid_of_peer
 from agentd.control.refusal import ControlError
 from agentd.core.events import OPEN_STATES, SETTLED_STATES, Content
 from agentd.core.moments import unix
@@ -79,10 +80,11 @@ T = TypeVar("T")
 
 _BODY_MAX_BYTES = 4_194_304  # as much as the largest frame
 _LISTED_MAX = 10_000
+_LETTER_MAX = 2**53  # far above all that there will be, and below what the disk can hold
+_LINES = "application/x-ndjson"
 _HELD = ",".join(state for state in (*OPEN_STATES, *SETTLED_STATES) if state not in ("sent", "dropped"))
 _WAIT_MAX_S = 600.0
 _SHUTDOWN_TIMEOUT_S = 0.3  # enough for what is answered from memory; a tail or a waiting send is cancelled then
-_UCRED = struct.Struct("3i")  # pid, uid, gid, as SO_PEERCRED gives them
 
 log = logging.getLogger(__name__)
 
@@ -335,7 +337,7 @@ class SendChosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class LetterChosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of POST /v1/dead/replay and /v1/dead/drop."""
 
-    number: Annotated[int, msgspec.Meta(ge=1)]
+    number: Annotated[int, msgspec.Meta(ge=1, le=_LETTER_MAX)]
 
 
 class PauseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -466,7 +468,7 @@ class ControlServer:
         return await handler(request)
 
     async def _version(self, request: web.Request) -> web.StreamResponse:
-        return _json({"api": API, "version": __version__})
+        return as_json({"api": API, "version": __version__})
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
         status = self._daemon.status()
@@ -474,109 +476,92 @@ class ControlServer:
             identities = [each for each in status["identities"] if each["name"] == name]
             pauses = [each for each in status["pauses"] if each["identity"] == name]
             status = {**status, "identities": identities, "pauses": pauses}
-        return _json(status)
+        return as_json(status)
 
     async def _send(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, SendRequest)
         content = wanted.content
         if content.text is None and content.data is None and content.attachment_id is None:
-            raise _bad_request("content has neither text, data nor attachment_id")
+            raise bad_request("content has neither text, data nor attachment_id")
         identity = self._identity(wanted.identity)
-        return _json(await self._daemon.send(identity, wanted.target, content, wanted.wait_s, wanted.client_msg_id))
+        return as_json(await self._daemon.send(identity, wanted.target, content, wanted.wait_s, wanted.client_msg_id))
 
     async def _release(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, ReleaseRequest)
         released = self._daemon.release(wanted.plugin, self._identity(wanted.identity), wanted.conversation)
-        return _json({"released": released})
+        return as_json({"released": released})
 
     async def _conversations(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
         prefix = request.query.get("prefix", "")
-        return _json({"conversations": await self._daemon.conversations(identity, prefix, _limit(request))})
+        return as_json({"conversations": await self._daemon.conversations(identity, prefix, _limit(request))})
 
     async def _pause(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, PauseRequest)
         identity = self._identity(wanted.identity)
-        return _json(await self._daemon.pause(identity, wanted.conversation, wanted.for_s))
+        return as_json(await whole(self._daemon.pause(identity, wanted.conversation, wanted.for_s)))
 
     async def _resume(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, ResumeRequest)
-        return _json(await self._daemon.resume(self._identity(wanted.identity), wanted.conversation))
+        return as_json(await whole(self._daemon.resume(self._identity(wanted.identity), wanted.conversation)))
 
     async def _gaps(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
         open_only = request.query.get("open", "1") != "0"
-        return _json({"gaps": await self._daemon.gaps(identity, open_only, _limit(request))})
+        return as_json({"gaps": await self._daemon.gaps(identity, open_only, _limit(request))})
 
     async def _outbox(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
         states = request.query.get("states", _HELD).split(",")
         if unknown := [state for state in states if state not in (*OPEN_STATES, *SETTLED_STATES)]:
             known = ", ".join((*OPEN_STATES, *SETTLED_STATES))
-            raise _bad_request(f"no send is ever {unknown[0]!r}, but {known}")
-        return _json({"outbox": await self._daemon.outbox(identity, states, _limit(request))})
+            raise bad_request(f"no send is ever {unknown[0]!r}, but {known}")
+        return as_json({"outbox": await self._daemon.outbox(identity, states, _limit(request))})
 
     async def _outbox_show(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
         if not (key := request.query.get("client_msg_id", "")):
-            raise _bad_request("client_msg_id is missing")
-        return _json(await self._daemon.outbox_show(identity, key))
+            raise bad_request("client_msg_id is missing")
+        return as_json(await self._daemon.outbox_show(identity, key))
 
     async def _outbox_retry(self, request: web.Request) -> web.StreamResponse:
         chosen = await _body(request, SendChosen)
-        return _json(await self._daemon.outbox_retry(self._identity(chosen.identity), chosen.client_msg_id))
+        return as_json(await whole(self._daemon.outbox_retry(self._identity(chosen.identity), chosen.client_msg_id)))
 
     async def _outbox_drop(self, request: web.Request) -> web.StreamResponse:
         chosen = await _body(request, SendChosen)
-        return _json(await self._daemon.outbox_drop(self._identity(chosen.identity), chosen.client_msg_id))
+        return as_json(await whole(self._daemon.outbox_drop(self._identity(chosen.identity), chosen.client_msg_id)))
 
     async def _dead(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
         dropped_too = request.query.get("dropped", "0") == "1"
-        return _json({"dead": await self._daemon.dead(identity, dropped_too, _limit(request))})
+        return as_json({"dead": await self._daemon.dead(identity, dropped_too, _limit(request))})
 
     async def _dead_show(self, request: web.Request) -> web.StreamResponse:
-        return _json(await self._daemon.dead_show(_number(request, "number", 0)))
+        return as_json(await self._daemon.dead_show(_number(request, "number", 0)))
 
     async def _dead_replay(self, request: web.Request) -> web.StreamResponse:
-        return _json(await self._daemon.dead_replay((await _body(request, LetterChosen)).number))
+        return as_json(await whole(self._daemon.dead_replay((await _body(request, LetterChosen)).number)))
 
     async def _dead_drop(self, request: web.Request) -> web.StreamResponse:
-        return _json(await self._daemon.dead_drop((await _body(request, LetterChosen)).number))
+        return as_json(await whole(self._daemon.dead_drop((await _body(request, LetterChosen)).number)))
 
     async def _tail(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
         since = _number(request, "since", 0) if "since" in request.query else None
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        try:
-            async with contextlib.aclosing(self._daemon.tail(identity, since)) as records:
-                await response.write(b"\n")  # the head leaves with the first bytes, and a client waits for it
-                async for record in records:
-                    await response.write(orjson.dumps(record) + b"\n")
-        except ConnectionResetError:
-            pass  # the reader has gone
-        return response
+        return await streamed(request, _LINES, _beginning_at_once(self._daemon.tail(identity, since)))
 
     async def _export(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
         pages = await self._daemon.export(
             identity, request.query.get("conversation"), _read_moment("since", request.query.get("since"))
         )
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        try:
-            async with contextlib.aclosing(pages):
-                async for page in pages:
-                    await response.write(page)
-        except ConnectionResetError:
-            pass  # the reader has gone
-        return response
+        return await streamed(request, _LINES, pages)
 
     async def _replay(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, ReplayRequest)
         if wanted.from_seq is not None and wanted.conversation is None:
-            raise _bad_request("from_seq is a place in one conversation, and none is named")
+            raise bad_request("from_seq is a place in one conversation, and none is named")
         lines = await self._daemon.replay(
             wanted.step,
             wanted.plugin,
@@ -585,38 +570,32 @@ class ControlServer:
             wanted.from_seq,
             _read_moment("since", wanted.since),
         )
-        return await _told_in_lines(request, lines)
+        return await streamed(request, _LINES, _lines(lines))
 
     async def _retain(self, request: web.Request) -> web.StreamResponse:
-        return _json(await self._daemon.retain())
+        return as_json(await self._daemon.retain())
 
     async def _vacuum(self, request: web.Request) -> web.StreamResponse:
-        return await _told_in_lines(request, await self._daemon.vacuum())
+        return await streamed(request, _LINES, _lines(await self._daemon.vacuum()))
 
     async def _explain(self, request: web.Request) -> web.StreamResponse:
         identity = self._identity(request.query.get("identity"))
         if not (event := request.query.get("event", "")):
-            raise _bad_request("event is missing")
-        return _json(await self._daemon.explain(event, identity, request.query.get("plugin")))
+            raise bad_request("event is missing")
+        return as_json(await self._daemon.explain(event, identity, request.query.get("plugin")))
 
     async def _reload(self, request: web.Request) -> web.StreamResponse:
-        # A client that has gone must not leave a change half made.
-        reload = asyncio.ensure_future(self._daemon.reload())
-        reload.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # which the log has
-        return _json(await asyncio.shield(reload))
+        return as_json(await whole(self._daemon.reload()))
 
     async def _hand_over(self, request: web.Request) -> web.StreamResponse:
-        return _json(await self._daemon.hand_over(await _body(request, HandOverRequest)))
+        return as_json(await self._daemon.hand_over(await _body(request, HandOverRequest)))
 
     async def _upgrade(self, request: web.Request) -> web.StreamResponse:
-        # As with a reload: whoever asked need not wait for the end.
-        upgrade = asyncio.ensure_future(self._daemon.upgrade())
-        upgrade.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        return _json(await asyncio.shield(upgrade))
+        return as_json(await whole(self._daemon.upgrade()))
 
     async def _stop(self, request: web.Request) -> web.StreamResponse:
         await self._daemon.stop()
-        return _json({"stopping": True})
+        return as_json({"stopping": True})
 
     def _identity(self, name: str | None, status: dict[str, Any] | None = None) -> str | None:
         if name is None:
@@ -643,15 +622,15 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     try:
         return await handler(request)
     except web.HTTPRequestEntityTooLarge:
-        return _refusal(_bad_request(f"the body is longer than {_BODY_MAX_BYTES} bytes"))
+        return refusal(bad_request(f"the body is longer than {_BODY_MAX_BYTES} bytes"))
     except web.HTTPException as error:
-        return _refusal(
+        return refusal(
             ControlError(
                 error.status, "UNKNOWN_CALL", f"no call {request.method} {request.path}", f"this is API version {API}"
             )
         )
     except Exception as error:
-        return _refusal(_explained(error))
+        return refusal(_explained(error))
 
 
 def _explained(error: Exception) -> ControlError:
@@ -673,59 +652,44 @@ def _explained(error: Exception) -> ControlError:
             return ControlError(500, "INTERNAL", f"the daemon failed ({type(error).__name__})", "see its log")
 
 
-async def _told_in_lines(request: web.Request, lines: AsyncGenerator[dict[str, Any], None]) -> web.StreamResponse:
-    """Each as soon as it is there, until nobody listens any more."""
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-    await response.prepare(request)
-    try:
-        async with contextlib.aclosing(lines):
-            async for line in lines:
-                await response.write(orjson.dumps(line) + b"\n")
-    except ConnectionResetError:
-        pass  # the reader has gone
-    return response
+async def _lines(told: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+    async with contextlib.aclosing(told):
+        async for each in told:
+            yield orjson.dumps(each) + b"\n"
+
+
+async def _beginning_at_once(records: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+    """The head leaves with the first bytes, and a client waits for it."""
+    yield b"\n"
+    async with contextlib.aclosing(_lines(records)) as lines:
+        async for line in lines:
+            yield line
 
 
 async def _body(request: web.Request, shape: type[T]) -> T:
     try:
         return msgspec.json.decode(await request.read(), type=shape)
     except msgspec.DecodeError as error:
-        raise _bad_request(str(error)) from None
+        raise bad_request(str(error)) from None
 
 
 def _limit(request: web.Request) -> int:
     limit = _number(request, "limit", 100)
     if not 1 <= limit <= _LISTED_MAX:
-        raise _bad_request(f"limit must lie between 1 and {_LISTED_MAX}")
+        raise bad_request(f"limit must lie between 1 and {_LISTED_MAX}")
     return limit
-
-
-def _bad_request(message: str) -> ControlError:
-    return ControlError(400, "BAD_REQUEST", message, "mend the request")
-
-
-def _refusal(refused: ControlError) -> web.Response:
-    return _json({"code": refused.code, "message": refused.message, "remedy": refused.remedy}, status=refused.status)
-
-
-def _json(value: Any, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
 
 
 def _number(request: web.Request, name: str, default: int) -> int:
     given = request.query.get(name)
-    if given is None:
-        return default
-    if not given.isdecimal() or len(given) > 18:
-        raise _bad_request(f"{name} must be a whole number")
-    return int(given)
+    return default if given is None else whole_number(name, given)
 
 
 def _read_moment(name: str, given: str | None) -> float | None:
     try:
         return None if given is None else unix(given)
     except (ValueError, OverflowError):
-        raise _bad_request(f"{name} must be a moment such as 2026-01-02T03:04:05Z") from None
+        raise bad_request(f"{name} must be a moment such as 2026-01-02T03:04:05Z") from None
 
 
 def _peer_uid(request: web.Request) -> int | None:
@@ -733,8 +697,7 @@ def _peer_uid(request: web.Request) -> int | None:
     connection = request.get_extra_info("socket")
     if connection is None:
         return None
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return int(_UCRED.unpack(credentials)[1])
+    return uid_of_peer(connection)
 
 
 def bind(path: Path, *, in_place: bool = False) -> socket.socket:
@@ -761,12 +724,14 @@ def bind(path: Path, *, in_place: bool = False) -> socket.socket:
 def _make_room(path: Path, name: str) -> None:
     if not path.is_socket():
         return  # nothing, or something that bind will refuse to replace
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(name)
         except ConnectionRefusedError:
             path.unlink()
             return
+        except BlockingIOError:
+            pass  # so many wait for an answer that there is no room for us: a daemon that stands still is one, too
     raise OSError(errno.EADDRINUSE, "another daemon listens there; stop it, or use another state folder", str(path))
 
 

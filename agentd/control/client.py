@@ -1,13 +1,17 @@
 """Asks a running daemon through its control socket.
 
 Always true: the standard library only, so that a verb of the command line starts in a fraction of a second.
+Nobody is told anything but a daemon of this user or of root, unless it is root that asks.
 Not here: how answers look to people (cli).
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import http.client
 import json
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +19,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from agentd.control.address import short_name
+from agentd.control.peer import uid_of_peer
 from agentd.control.refusal import ControlError, SilentError, UnreachableError
 from agentd.errors import AgentdError, ConfigError
 
@@ -29,10 +34,13 @@ _RELOAD_TIMEOUT_S = (
 
 
 class Client:
-    """One daemon, one connection per question. patience_s: how long an answer from its memory may take."""
+    """One daemon, one connection per question. path: of its socket.
+
+    patience_s: how long an answer from its memory may take.
+    """
 
     def __init__(self, path: Path, *, patience_s: float = _ANSWER_TIMEOUT_S) -> None:
-        self._path = path
+        self.path = path
         self._patience_s = patience_s
 
     def status(self, identity: str | None = None) -> dict[str, Any]:
@@ -150,24 +158,24 @@ class Client:
         Raises UnreachableError when the daemon ends the stream.
         """
         query = _target("/v1/tail", identity=identity, since=None if since is None else str(since))
-        with _Connection(self._path, timeout_s=None) as connection:
+        with _Connection(self.path, self._patience_s) as connection:
             response = self._response(connection, "GET", query, None)
+            if connection.sock is not None:
+                connection.sock.settimeout(None)  # it has begun, and may be silent for days
             try:
                 for line in response:
                     if line.strip():
                         yield json.loads(line)
             except (OSError, http.client.HTTPException, ValueError):
                 pass  # cut off in the middle: the same as a proper end, to a reader
-        raise UnreachableError(
-            f"the daemon at {self._path} ended the stream; see its log, or start it with: agentd run"
-        )
+        raise UnreachableError(f"the daemon at {self.path} ended the stream; see its log, or start it with: agentd run")
 
     def export(self, identity: str | None = None, conversation: str | None = None, since: str | None = None) -> Export:
         """Recorded events as lines, oldest first. since: ISO 8601. Raises ControlError, UnreachableError."""
         query = _target("/v1/export", identity=identity, conversation=conversation, since=since)
-        connection = _Connection(self._path, timeout_s=None)
+        connection = _Connection(self.path, timeout_s=None)
         try:
-            return Export(self._path, connection, self._response(connection, "GET", query, None))
+            return Export(self.path, connection, self._response(connection, "GET", query, None))
         except AgentdError:
             connection.close()
             raise
@@ -209,14 +217,14 @@ class Client:
 
     def _lines(self, target: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The lines of an answer, the last of which has `done`. Raises UnreachableError if it breaks off before."""
-        with _Connection(self._path, timeout_s=None) as connection:
+        with _Connection(self.path, timeout_s=None) as connection:
             response = self._response(connection, "POST", target, body)
             told: dict[str, Any] = {}
             while "done" not in told:
                 try:
                     told = json.loads(response.readline())
                 except (OSError, http.client.HTTPException, ValueError) as error:
-                    raise _unreachable(self._path, error) from None
+                    raise _unreachable(self.path, error) from None
                 yield told
 
     def explain(self, event: str, identity: str | None = None, plugin: str | None = None) -> dict[str, Any]:
@@ -227,17 +235,18 @@ class Client:
     def _ask(
         self, method: str, target: str, body: Mapping[str, Any] | None = None, timeout_s: float | None = None
     ) -> dict[str, Any]:
-        with _Connection(self._path, timeout_s or self._patience_s) as connection:
+        with _Connection(self.path, timeout_s or self._patience_s) as connection:
             try:
                 answer: dict[str, Any] = json.loads(self._response(connection, method, target, body).read())
             except (OSError, http.client.HTTPException, ValueError) as error:
-                raise _unreachable(self._path, error) from None
+                raise _unreachable(self.path, error) from None
             return answer
 
     def _response(
         self, connection: _Connection, method: str, target: str, body: Mapping[str, Any] | None
     ) -> http.client.HTTPResponse:
-        content = None if body is None else json.dumps(body).encode()
+        with _readable():
+            content = None if body is None else json.dumps(body, ensure_ascii=False).encode()
         try:
             connection.request(method, target, content, {"Content-Type": "application/json"} if body else {})
             response = connection.getresponse()
@@ -245,7 +254,7 @@ class Client:
                 return response
             refusal = json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _unreachable(self._path, error) from None
+            raise _unreachable(self.path, error) from None
         raise ControlError(
             response.status, refusal.get("code", ""), refusal.get("message", ""), refusal.get("remedy", "")
         )
@@ -306,6 +315,9 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(self.timeout)
         with short_name(self._path) as name:
             self.sock.connect(name)
+        # A command looks in the folder that it runs in, where somebody else may have put a socket to be talked to.
+        if os.geteuid() not in (0, served_by := uid_of_peer(self.sock)) and served_by != 0:
+            raise PermissionError(errno.EPERM, "served by another user", str(self._path))
 
     def __enter__(self) -> _Connection:
         return self
@@ -315,8 +327,18 @@ class _Connection(http.client.HTTPConnection):
 
 
 def _target(path: str, **query: str | None) -> str:
-    given = urlencode({name: value for name, value in query.items() if value is not None})
+    with _readable():
+        given = urlencode({name: value for name, value in query.items() if value is not None})
     return f"{path}?{given}" if given else path
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """What was given leaves as UTF-8. Raises ControlError where it cannot: a command line may hold any bytes."""
+    try:
+        yield
+    except UnicodeEncodeError:
+        raise ControlError(400, "BAD_REQUEST", "a word of the command is not UTF-8", "write it in UTF-8") from None
 
 
 def _how_to_start(path: Path) -> str:

@@ -35,12 +35,14 @@ Not here: who is let in (sessions.py), what the page shows (page.py), how it is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -51,13 +53,14 @@ from aiohttp.http import HttpProcessingError
 from agentd import config
 from agentd.config import is_address, listening_address
 from agentd.control import page
-from agentd.control.api import PAUSE_MAX_S, Daemon
+from agentd.control.answers import as_json, bad_request, refusal, streamed, whole, whole_number
+from agentd.control.api import PAUSE_MAX_S, Daemon, LetterChosen
 from agentd.control.explained import explanation
 from agentd.control.exposition import CONTENT_TYPE
 from agentd.control.feed import Feed
 from agentd.control.readings import Readings, limits, why_not_ready
 from agentd.control.refusal import ControlError
-from agentd.control.sessions import Sessions, take_token
+from agentd.control.sessions import TOKEN_NAME, Sessions, take_token
 from agentd.core.events import Content
 from agentd.core.health import Reason
 from agentd.core.moments import iso
@@ -87,21 +90,16 @@ _HEADERS = {
 
 log = logging.getLogger(__name__)
 
+_NONSENSE = (HttpProcessingError, web.RequestPayloadError)
 _unreadable = logging.getLogger(f"{__name__}.unreadable")
 # Whoever can connect could fill the log with them.
-_unreadable.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
+_unreadable.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], _NONSENSE)))
 
 
 class Invited(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /session."""
 
     invitation: Annotated[str, msgspec.Meta(max_length=200)]
-
-
-class Letter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Body of POST /api/dead/replay and /api/dead/drop."""
-
-    number: Annotated[int, msgspec.Meta(ge=1)]
 
 
 class SendOf(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,6 +149,9 @@ class HttpServer:
         self._feed = Feed(daemon, self._limits, self._http.streams_max)
         self._state = Path(settings.state)
         self._server: asyncio.Server | None = None
+        self._names = {"localhost", *map(str.lower, self._http.hosts)}
+        self._asked: set[asyncio.BaseProtocol] = set()
+        """Connections on which somebody asks who is let in, until the answer has left."""
         self._runner = web.AppRunner(
             self._application(),
             access_log=None,
@@ -160,16 +161,21 @@ class HttpServer:
             max_line_size=self._http.header_max_bytes,
             max_field_size=self._http.header_max_bytes,
         )
+        self._cookie = _COOKIE
         self.url: str | None = None
 
     async def start(self) -> None:
         """Listen. Mail matters more than the page: where the address cannot be had, that is logged, and no more."""
-        token = take_token(self._state)
+        try:
+            token = take_token(self._state)
+        except OSError as error:
+            log.error("%s cannot be had (%s): no page and no metrics", self._state / TOKEN_NAME, error.strerror)
+            return
         self._sessions = Sessions(token, sessions_max=self._http.sessions_max, session_max_s=self._http.session_max_s)
         host, port = listening_address(self._http.listen)
         await self._runner.setup()
         assert self._runner.server is not None
-        accept = _Accept(self._runner.server, self._http.connections_max)
+        accept = _Accept(self._runner.server, self._http.connections_max, self._asked)
         try:
             self._server = await asyncio.get_running_loop().create_server(accept, host, port)
         except OSError as error:
@@ -182,6 +188,8 @@ class HttpServer:
             return
         self._readings.__enter__()
         port = self._server.sockets[0].getsockname()[1]
+        # Browsers keep the ports of a host apart in all but cookies, and there may be two daemons.
+        self._cookie = f"{_COOKIE}_{port}"
         self.url = f"http://{_reached_at(host)}:{port}"
         log.info("the page and the metrics are at %s; to open it: agentd dashboard", self.url)
 
@@ -195,7 +203,8 @@ class HttpServer:
 
     def _application(self) -> web.Application:
         application = web.Application(
-            client_max_size=self._http.body_max_bytes, middlewares=[_answered, self._known_name, self._let_in]
+            client_max_size=self._http.body_max_bytes,
+            middlewares=[self._asks, _answered, self._known_name, self._let_in],
         )
         application.on_response_prepare.append(_add_headers)
         routes = application.router
@@ -225,10 +234,27 @@ class HttpServer:
     # -- who may ask ------------------------------------------------------------------------------------------------
 
     @web.middleware
+    async def _asks(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Remember that this connection is in use, until all of the answer is handed to the system.
+
+        Not for those who are not let in, who could send a body byte by byte on as many as there may be.
+        """
+        if self._is_let_in(request):
+            self._asked.add(request.protocol)
+        try:
+            response = await handler(request)
+            with contextlib.suppress(ConnectionError):  # the reader has gone
+                await response.prepare(request)
+                await response.write_eof()
+            return response
+        finally:
+            self._asked.discard(request.protocol)
+
+    @web.middleware
     async def _known_name(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse a name that somebody pointed at this address, and a page of somebody else's."""
         name = _host_name(request.headers.get("Host", ""))
-        if not (is_address(name) or name in ("localhost", *self._http.hosts)):
+        if not (is_address(name) or name in self._names):
             raise ControlError(
                 421,
                 "UNKNOWN_HOST",
@@ -244,14 +270,17 @@ class HttpServer:
     async def _let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let through who has the token or a session, and everybody to what is no secret."""
         is_open = request.path in ("/healthz", "/", "/session") or request.path.startswith("/static/")
-        if is_open or self._has_token(request) or self._has_session(request):
+        if is_open or self._is_let_in(request):
             return await handler(request)
         raise ControlError(
             401,
             "NO_TOKEN",
             "this needs a token",
-            f"a browser: agentd dashboard; a program: Authorization: Bearer, with {self._state / 'http_token'}",
+            f"a browser: agentd dashboard; a program: Authorization: Bearer, with {self._state / TOKEN_NAME}",
         )
+
+    def _is_let_in(self, request: web.Request) -> bool:
+        return self._has_token(request) or self._has_session(request)
 
     def _has_token(self, request: web.Request) -> bool:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -259,7 +288,7 @@ class HttpServer:
 
     def _has_session(self, request: web.Request) -> bool:
         """A call that changes something must come from the page itself: other ports share its cookies."""
-        cookie = request.cookies.get(_COOKIE, "")
+        cookie = request.cookies.get(self._cookie, "")
         from_the_page = request.method == "GET" or "Origin" in request.headers
         return from_the_page and self._sessions.is_let_in(cookie, time.monotonic())
 
@@ -268,44 +297,44 @@ class HttpServer:
         cookie = self._sessions.accept(invited.invitation, time.monotonic())
         if cookie is None:
             raise ControlError(403, "NO_INVITATION", "this link was used, or is too old", "run: agentd dashboard")
-        response = _json({"let_in": True})
+        response = as_json({"let_in": True})
         response.set_cookie(
-            _COOKIE, cookie, max_age=int(self._http.session_max_s), httponly=True, samesite="Strict", path="/"
+            self._cookie, cookie, max_age=int(self._http.session_max_s), httponly=True, samesite="Strict", path="/"
         )
         return response
 
     async def _end_session(self, request: web.Request) -> web.StreamResponse:
-        self._sessions.end(request.cookies.get(_COOKIE, ""))
-        response = _json({"let_in": False})
-        response.del_cookie(_COOKIE, path="/")
+        self._sessions.end(request.cookies.get(self._cookie, ""))
+        response = as_json({"let_in": False})
+        response.del_cookie(self._cookie, path="/")
         return response
 
     async def _invite(self, request: web.Request) -> web.StreamResponse:
         if not self._has_token(request):
             raise ControlError(403, "NO_TOKEN", "only the token's holder may invite", "run: agentd dashboard")
-        return _json({"invitation": self._sessions.invite(time.monotonic())})
+        return as_json({"invitation": self._sessions.invite(time.monotonic())})
 
     # -- for programs -----------------------------------------------------------------------------------------------
 
     async def _healthz(self, request: web.Request) -> web.StreamResponse:
-        return _json({"alive": True})
+        return as_json({"alive": True})
 
     async def _readyz(self, request: web.Request) -> web.StreamResponse:
         now = time.monotonic()
         found = why_not_ready(self._daemon.status(), self._limits, now)
         told = {"ready": not found, "reasons": [_told(reason, now) for reason in found]}
-        return _json(told, status=503 if found else 200)
+        return as_json(told, status=503 if found else 200)
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=(await self._readings.page()).encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
-        return _json(self._daemon.status())
+        return as_json(self._daemon.status())
 
     # -- the page ---------------------------------------------------------------------------------------------------
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
-        if not (self._has_token(request) or self._has_session(request)):
+        if not self._is_let_in(request):
             return web.Response(text=page.doorway(), content_type="text/html")
         parts = await self._feed.parts()
         return web.Response(text=page.document(self._daemon.status(), parts), content_type="text/html")
@@ -318,68 +347,61 @@ class HttpServer:
         return web.Response(body=body, content_type=_STATIC[name], charset="utf-8")
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        def goes_on() -> bool:
-            return self._has_token(request) or self._has_session(request)
-
         with self._feed.opened():
-            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-            await response.prepare(request)
-            try:
-                async for name, data in self._feed.events(goes_on):
-                    await response.write(b"event: " + name.encode() + b"\ndata: " + orjson.dumps(data) + b"\n\n")
-            except ConnectionResetError:
-                pass  # the reader has gone
-            return response
+            events = self._feed.events(partial(self._is_let_in, request))
+            return await streamed(request, "text/event-stream", _told_as_events(events))
 
     async def _letter(self, request: web.Request) -> web.StreamResponse:
-        return _json(await self._daemon.dead_show(_number(request, "number")))
+        return as_json(await self._daemon.dead_show(whole_number("number", request.query.get("number", ""))))
 
     async def _replay_letter(self, request: web.Request) -> web.StreamResponse:
-        return _json(await self._daemon.dead_replay((await _body(request, Letter)).number))
+        return as_json(await whole(self._daemon.dead_replay((await _body(request, LetterChosen)).number)))
 
     async def _drop_letter(self, request: web.Request) -> web.StreamResponse:
-        return _json(await self._daemon.dead_drop((await _body(request, Letter)).number))
+        return as_json(await whole(self._daemon.dead_drop((await _body(request, LetterChosen)).number)))
 
     async def _retry_send(self, request: web.Request) -> web.StreamResponse:
         chosen = await _body(request, SendOf)
-        return _json(await self._daemon.outbox_retry(self._known(chosen.identity), chosen.client_msg_id))
+        return as_json(await whole(self._daemon.outbox_retry(self._known(chosen.identity), chosen.client_msg_id)))
 
     async def _drop_send(self, request: web.Request) -> web.StreamResponse:
         chosen = await _body(request, SendOf)
-        return _json(await self._daemon.outbox_drop(self._known(chosen.identity), chosen.client_msg_id))
+        return as_json(await whole(self._daemon.outbox_drop(self._known(chosen.identity), chosen.client_msg_id)))
 
     async def _release(self, request: web.Request) -> web.StreamResponse:
         held = await _body(request, Held)
         released = self._daemon.release(held.plugin, self._known(held.identity), held.conversation)
-        return _json({"released": released})
+        return as_json({"released": released})
 
     async def _explanation(self, request: web.Request) -> web.StreamResponse:
         identity = self._known(request.query.get("identity", ""))
-        explained = await self._daemon.explain(str(_number(request, "position")), identity, None)
+        explained = await self._daemon.explain(
+            str(whole_number("position", request.query.get("position", ""))), identity, None
+        )
         found = explained["events"][0]
         place = (identity, found["event"]["conversation"])
         pauses = self._daemon.status()["pauses"]
         pause = next((each for each in pauses if (each["identity"], each["conversation"]) == place), None)
-        return _json(explanation(found, pause))
+        return as_json(explanation(found, pause))
 
     async def _conversations(self, request: web.Request) -> web.StreamResponse:
         identity = self._known(request.query.get("identity", ""))
         found = await self._daemon.conversations(identity, request.query.get("prefix", ""), _SUGGESTED)
-        return _json({"conversations": [each["conversation"] for each in found]})
+        return as_json({"conversations": [each["conversation"] for each in found]})
 
     async def _pause(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, Pause)
-        return _json(await self._daemon.pause(self._known(wanted.identity), wanted.conversation, wanted.for_s))
+        return as_json(await whole(self._daemon.pause(self._known(wanted.identity), wanted.conversation, wanted.for_s)))
 
     async def _resume(self, request: web.Request) -> web.StreamResponse:
         wanted = await _body(request, Resume)
-        return _json(await self._daemon.resume(self._known(wanted.identity), wanted.conversation))
+        return as_json(await whole(self._daemon.resume(self._known(wanted.identity), wanted.conversation)))
 
     async def _say(self, request: web.Request) -> web.StreamResponse:
         if self._daemon.status()["hub_url"] is None:
             raise ControlError(404, "NOT_EMBEDDED", "there is no embedded hub to talk to", "see: agentd send")
         said = await _body(request, Said)
-        return _json(await self._daemon.send(None, page.ECHO, Content(text=said.text), _SAY_WAIT_S, None))
+        return as_json(await self._daemon.send(None, page.ECHO, Content(text=said.text), _SAY_WAIT_S, None))
 
     def _known(self, identity: str) -> str:
         if identity in (each["name"] for each in self._daemon.status()["identities"]):
@@ -388,16 +410,22 @@ class HttpServer:
 
 
 class _Accept:
-    """Makes a protocol per connection; past the bound, one that closes at once, as do all on which nothing is asked."""
+    """Makes a protocol per connection; past the bound, one that closes at once, as do all that are not in use.
 
-    def __init__(self, server: web.Server, connections_max: int) -> None:
+    asked: those that are.
+    """
+
+    def __init__(self, server: web.Server, connections_max: int, asked: Collection[asyncio.BaseProtocol]) -> None:
         self._server = server
         self._connections_max = connections_max
+        self._asked = asked
 
     def __call__(self) -> asyncio.BaseProtocol:
         if len(self._server.connections) < self._connections_max:
             return self._server()
-        self._server.pre_shutdown()  # ends those that wait for a request; a stream goes on
+        for connection in self._server.connections:
+            if connection not in self._asked:
+                connection.force_close()
         return _Closed()
 
 
@@ -418,16 +446,16 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     try:
         return await handler(request)
     except web.HTTPRequestEntityTooLarge:
-        return _refusal(ControlError(413, "TOO_LARGE", "the body is too long", "see [agentd.http] body_max_bytes"))
+        return refusal(ControlError(413, "TOO_LARGE", "the body is too long", "see [agentd.http] body_max_bytes"))
     except web.HTTPException as error:
-        return _refusal(ControlError(error.status, "UNKNOWN_CALL", f"no call {request.method} {request.path}"))
+        return refusal(ControlError(error.status, "UNKNOWN_CALL", f"no call {request.method} {request.path}"))
     except ControlError as refused:
-        return _refusal(refused)
+        return refusal(refused)
     except AgentdError as error:
-        return _refusal(ControlError(503, "UNAVAILABLE", str(error), "try again in a moment"))
+        return refusal(ControlError(503, "UNAVAILABLE", str(error), "try again in a moment"))
     except Exception as error:
         log.exception("a call over HTTP failed")
-        return _refusal(ControlError(500, "INTERNAL", f"the daemon failed ({type(error).__name__})", "see its log"))
+        return refusal(ControlError(500, "INTERNAL", f"the daemon failed ({type(error).__name__})", "see its log"))
 
 
 async def _body(request: web.Request, shape: type[T]) -> T:
@@ -439,18 +467,17 @@ async def _body(request: web.Request, shape: type[T]) -> T:
             body = await request.read()
     except (web.RequestPayloadError, ConnectionError, TimeoutError) as error:
         what = f"the body did not come as it was announced ({type(error).__name__})"
-        raise ControlError(400, "BAD_REQUEST", what, "mend the request") from None
+        raise bad_request(what) from None
     try:
         return msgspec.json.decode(body, type=shape)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise ControlError(400, "BAD_REQUEST", str(error), "mend the request") from None
+        raise bad_request(str(error)) from None
 
 
-def _number(request: web.Request, name: str) -> int:
-    given = request.query.get(name, "")
-    if not given.isdecimal() or len(given) > 18:
-        raise ControlError(400, "BAD_REQUEST", f"{name} must be a whole number", "mend the request")
-    return int(given)
+async def _told_as_events(events: AsyncGenerator[tuple[str, dict[str, Any]], None]) -> AsyncGenerator[bytes, None]:
+    async with contextlib.aclosing(events):
+        async for name, data in events:
+            yield b"event: " + name.encode() + b"\ndata: " + orjson.dumps(data) + b"\n\n"
 
 
 def _told(reason: Reason, now: float) -> dict[str, str | None]:
@@ -482,11 +509,3 @@ def _reached_at(host: str) -> str:
     """How this machine's own browser reaches what listens there."""
     own = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- asked about, not listened on
     return f"[{own}]" if ":" in own else own
-
-
-def _refusal(refused: ControlError) -> web.Response:
-    return _json({"code": refused.code, "message": refused.message, "remedy": refused.remedy}, status=refused.status)
-
-
-def _json(value: object, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")

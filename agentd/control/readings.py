@@ -88,6 +88,7 @@ class Readings:
         self._status = status
         self._bounds = bounds
         self._values: dict[Gauge, metrics.Readings] = {}
+        self._telling = asyncio.Lock()
 
     def __enter__(self) -> Readings:
         for gauge in _gauges():
@@ -103,6 +104,10 @@ class Readings:
 
     async def page(self) -> str:
         """Every metric as it is now; gauges are all of one moment. The loop is let on between one and the next."""
+        async with self._telling:  # of one moment also where two ask at a time
+            return await self._page()
+
+    async def _page(self) -> str:
         status = self._status()
         reasons_now = why_not_ready(status, self._bounds, time.monotonic())
         self._values = {

@@ -30,15 +30,17 @@ log = logging.getLogger(__name__)
 
 
 def take_token(state: Path) -> str:
-    """This daemon's token, made if there is none or if others could have read it. It stays over restarts."""
+    """This daemon's token, made if there is none or if others could have had it. It stays over restarts.
+
+    Raises OSError.
+    """
     file = state / TOKEN_NAME
-    try:
-        if file.stat().st_mode & 0o077 == 0 and (known := file.read_text().strip()):
+    if file.exists():
+        if (why := _unfit(file)) is None:
+            known = file.read_text().strip()
             logs.conceal(known)
             return known
-        log.warning("%s could be read by others: it is made anew, and who used it must read it again", file)
-    except FileNotFoundError:
-        pass
+        log.warning("%s %s: it is made anew, and who used it must read it again", file, why)
     token = secrets.token_urlsafe(_TOKEN_BYTES)
     logs.conceal(token)
     fresh = file.with_name(f"{TOKEN_NAME}.new")
@@ -47,6 +49,15 @@ def take_token(state: Path) -> str:
         written.write(f"{token}\n")
     fresh.replace(file)
     return token
+
+
+def _unfit(file: Path) -> str | None:
+    """Why what is in the file is no token that only its owner has, or None."""
+    status = file.stat()
+    if status.st_mode & 0o077 or status.st_uid != os.geteuid():
+        return "could be read by others"  # or was put there
+    known = file.read_bytes().strip()
+    return None if known and known.isascii() else "holds no token"
 
 
 class Sessions:

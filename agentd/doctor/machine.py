@@ -5,9 +5,11 @@ Always true: nothing is locked or changed; a daemon that runs is asked as any cl
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
+import shlex
 import shutil
 import stat
 import sys
@@ -82,7 +84,7 @@ def daemon(config: Path | None, environ: Mapping[str, str]) -> tuple[Running | N
     try:
         status = Client(path).status()
     except UnreachableError as error:
-        if not path.exists():
+        if not _is_there(path):
             return None, [Finding(OK, "daemon", "", "none runs")]
         return None, [Finding(WARN, "daemon", str(path), str(error), "see its log; restart it")]
     except ControlError as error:
@@ -125,11 +127,12 @@ def state_folder(state: Path) -> list[Finding]:
     if not stat.S_ISDIR(status.st_mode):
         return [Finding(FAIL, "state folder", str(state), "is not a folder", "name another one")]
     if status.st_uid != os.geteuid() and os.geteuid() != 0:
-        remedy = f"run agentd as that user, or: chown -R {os.geteuid()} {state}"
+        remedy = f"run agentd as that user, or: chown -R {os.geteuid()} {shlex.quote(str(state))}"
         return [Finding(FAIL, "state folder", str(state), f"belongs to user {status.st_uid}", remedy)]
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
-        return [Finding(WARN, "state folder", str(state), f"is open to others (mode {mode:04o})", f"chmod 700 {state}")]
+        remedy = f"chmod 700 {shlex.quote(str(state))}"
+        return [Finding(WARN, "state folder", str(state), f"is open to others (mode {mode:04o})", remedy)]
     return [Finding(OK, "state folder", str(state), f"of user {status.st_uid}, mode {mode:04o}")]
 
 
@@ -142,14 +145,26 @@ def _unborn(state: Path) -> Finding:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder itself, or the first of those above it that is there."""
-    return next(each for each in (folder, *folder.parents) if each.is_dir())
+    """The folder itself, or the first of those above it that can be seen to be there."""
+    for each in (folder, *folder.parents):
+        with contextlib.suppress(OSError):  # within a folder that this user may not enter
+            if each.is_dir():
+                return each
+    return Path("/")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether this user can see it to be there. Of a folder that he may not enter `state_folder` tells."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def journal(state: Path, running: Running | None) -> list[Finding]:
     """Whether it can be read by this version, and who holds it."""
     path = state / JOURNAL_NAME
-    if not path.exists():
+    if not _is_there(path):
         return []
     try:
         found = copies.standing(path)
@@ -170,6 +185,8 @@ def journal(state: Path, running: Running | None) -> list[Finding]:
 def known_handles(state: Path) -> dict[str, str]:
     """Identity to the handle whose mail the journal holds."""
     path = state / JOURNAL_NAME
+    if not _is_there(path):
+        return {}
     try:
         with copies.reading(path) as connection:
             return marks.handles(connection)

@@ -306,4 +306,4 @@ def _new_key() -> str:
 
 
 def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()  # a header may hold any bytes

@@ -48,7 +48,7 @@ from agentd.core.sequencer import (
     Survey,
 )
 from agentd.journal.storage import Appended, Change, Conversation, GapNoted, Journal
-from agentd.wire.platform import Malformed, Platform
+from agentd.wire.platform import Malformed, Platform, Unknown
 
 log = logging.getLogger("agentd.intake")
 
@@ -233,7 +233,15 @@ class Intake:
         elif isinstance(frame, Malformed):
             self.malformed(frame, "frame")
         else:
-            self.counters.unknown_frames += 1
+            self._passed_over(frame.type if isinstance(frame, Unknown) else type(frame).__name__)
+
+    def _passed_over(self, kind: str) -> None:
+        """Count what a newer platform may have to say, and say so once: each kind would let a server fill the log."""
+        self.counters.unknown_frames += 1
+        metrics.UNKNOWN_FRAMES.inc(self.identity)
+        if self.counters.unknown_frames == 1:
+            told = "passed over a frame of a kind that this version does not know, as all such from now on: %.80s"
+            log.info(told, kind, extra={"identity": self.identity})
 
     @property
     def leaves_messages(self) -> bool:

@@ -56,12 +56,15 @@ class Reading:
         position = since if since is not None else await self._journal.last_position()
         with self._followers.following() as bell:
             while not self._parts.stopping.is_set():
+                newest = await self._journal.last_position()
                 stored = await self._journal.read_log(identity, position, _PAGE)
                 for row in stored:
                     position = row.position
                     if (record := self._parts.record(row)) is not None:
                         yield record_row(record)
                 if len(stored) < _PAGE:
+                    # What others said is looked through once, and not at each record until a quiet identity speaks.
+                    position = max(position, newest)
                     await bell.get()
                     while not bell.empty():
                         bell.get_nowait()

@@ -57,6 +57,9 @@ An answer with a status from 400 on is `{{"code", "message", "remedy"}}`, the la
 """
 
 
+_MOMENT = "a moment, ISO 8601"
+
+
 class _Call(NamedTuple):
     method: str
     path: str
@@ -133,12 +136,14 @@ def _code(text: str) -> str:
 
 def _query(source: str) -> Iterator[tuple[str, str]]:
     """Names in the query, in the order of the code."""
-    found = re.findall(r'request\.query\.get\("(\w+)"|_(number|moment)\(request, "(\w+)"|_(limit)\(request\)', source)
-    for text, kind, named, limit in found:
+    found = re.findall(r'request\.query\.get\("(\w+)"|_number\(request, "(\w+)"|_(limit)\(request\)', source)
+    for text, number, limit in found:
         if limit:
             yield "limit", "at most this many; 100 unless given"
-        elif named:
-            yield named, {"number": "a whole number", "moment": "a moment, ISO 8601"}[kind]
+        elif number:
+            yield number, "a whole number"
+        elif f'_read_moment("{text}"' in source:
+            yield text, _MOMENT
         else:
             yield text, "`1` or `0`" if f'"{text}", "0")' in source or f'"{text}", "1")' in source else "text"
 
@@ -150,11 +155,12 @@ def _body(source: str) -> Iterator[tuple[str, str]]:
     shape: type[msgspec.Struct] = getattr(api, found[1] or found[2])
     for field in msgspec.structs.fields(shape):
         default = "" if field.required else f"; {_plain(field.default)} unless given"
-        yield field.name, f"in the body: {_type(field.type)}{default}"
+        kind = _MOMENT if f'_read_moment("{field.name}"' in source else _type(field.type)
+        yield field.name, f"in the body: {kind}{default}"
 
 
 def _plain(value: Any) -> str:
-    return "nothing" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "nothing" if value in (None, "") else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _type(kind: Any) -> str:
@@ -197,8 +203,15 @@ def _answered(method: str) -> Iterator[str]:
         "operations.explaining.STATES", ", ".join(f"`{state}`" for state in STATES)
     )
     for paragraph in words.split("\n\n"):
-        sentences = re.split(r"(?<=[.;]) (?=[a-zA-Z{])", " ".join(paragraph.split()))
-        told = [each for each in sentences if not re.match(r"(?i)raises |Returns as ", each)]
+        sentences = re.split(r"(?<=\.) (?=[a-zA-Z{])", " ".join(paragraph.split()))
+        told = [kept for each in sentences if not each.startswith("Raises ") and (kept := _for_callers(each))]
         if told:
-            yield _code(f"{' '.join(told).rstrip(';')}".removesuffix(".") + ".")
+            yield _code(" ".join(told))
             yield ""
+
+
+def _for_callers(sentence: str) -> str:
+    """The sentence without what is meant for programmers: a moment is text to who calls."""
+    parts = sentence.replace("since: Unix seconds", f"since: {_MOMENT}").removesuffix(".").split("; ")
+    told = "; ".join(each for each in parts if not re.match("raises |Returns as ", each))
+    return told and f"{told}."

@@ -395,6 +395,13 @@ class Page:
         finally:
             connection.close()
 
+    def hang_up(self) -> None:
+        """End every connection, in the page's own thread."""
+        server = self.server._runner.server
+        assert server is not None
+        for connection in server.connections:
+            connection.force_close()
+
     def invitation(self) -> str:
         return str(json.loads(self.ask("POST", "/api/invitations")[2])["invitation"])
 

@@ -114,6 +114,19 @@ def test_what_the_daemon_cannot_do_is_told_with_its_code(served: Any, error: Exc
     assert (told.status, told.code) == (status, code)
 
 
+def test_a_state_folder_whose_name_is_not_utf_8_is_told_as_it_is(either: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {**either.daemon.status(), "state_dir": os.fsdecode(b"/srv/caf\xe9")}
+    monkeypatch.setattr(either.daemon, "status", lambda: told)
+    assert os.fsencode(Client(either.path).status()["state_dir"]) == b"/srv/caf\xe9"
+
+
+def test_the_number_of_a_letter_that_no_disk_holds_is_a_bad_request(served: Any) -> None:
+    for number in (2**53 + 1, 2**64, 10**30):
+        assert refused(lambda number=number: Client(served.path).dead_drop(number)).code == "BAD_REQUEST"
+        assert refused(lambda number=number: Client(served.path).dead_replay(number)).code == "BAD_REQUEST"
+    assert served.daemon.asked == []
+
+
 def test_a_fault_of_the_daemons_is_in_its_log_and_not_in_the_answer(
     served: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -214,7 +227,7 @@ def test_what_is_held_must_be_named_rightly(served: Any, request_line: str, body
 @pytest.mark.parametrize("query", ["since=x", "since=-1", "since=1e9", "since=" + "9" * 30])
 def test_a_position_that_is_no_number_is_refused(served: Any, query: str) -> None:
     status, answer = raw(served.path, f"GET /v1/tail?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    assert (status, answer["message"]) == (400, "since must be a whole number")
+    assert (status, answer["message"]) == (400, "since must be a whole number of at most 18 digits")
 
 
 @pytest.mark.parametrize("request_line", ["GET /v2/status", "GET /", "DELETE /v1/status", "GET /v1/send"])
@@ -295,6 +308,25 @@ def test_an_export_that_the_daemon_breaks_off_is_not_taken_for_all(either: Any) 
     either.daemon.exported = [b'{"up_to":2}\n', b'{"position":1}\n', b"gone"]
     with Client(either.path).export() as exported, pytest.raises(UnreachableError, match="broke off"):
         list(exported)
+
+
+@pytest.mark.parametrize("call", ["GET /v1/export", "GET /v1/tail"])
+def test_an_answer_that_breaks_off_has_one_head_and_no_end(
+    either: Any, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    either.daemon.exported = [b'{"up_to":2}\n', b"gone"]
+    either.happen({"position": 1})
+    either.happen({"position": object()})  # which is no JSON
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(either.path))
+        connection.sendall(f"{call} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.settimeout(10)
+        told = b""
+        while some := connection.recv(65_536):
+            told += some
+    assert told.count(b"HTTP/1.1 ") == 1
+    assert not told.endswith(b"0\r\n\r\n"), "whoever reads it must not take it for all"
+    assert [each.levelname for each in caplog.records] == ["ERROR"]
 
 
 def test_an_export_of_what_there_is_not_is_refused_before_it_begins(served: Any) -> None:
@@ -389,6 +421,17 @@ async def test_a_socket_that_a_daemon_listens_on_is_not_taken_from_it(served: An
     with pytest.raises(OSError, match="another daemon listens there"):
         await second.start()
     assert (await asyncio.to_thread(Client(served.path).status))["pid"] == 42
+
+
+async def test_a_daemon_that_takes_no_calls_any_more_is_one_too(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as stuck, socket.socket(socket.AF_UNIX) as waiting:
+        stuck.bind(str(path))
+        stuck.listen(0)
+        waiting.connect(str(path))  # nobody accepts it, and there is room for no other
+        server = ControlServer(ScriptedDaemon(), [path])
+        with pytest.raises(OSError, match="another daemon listens there"):
+            await server.start()
 
 
 async def test_a_file_in_the_sockets_place_is_left_alone(served: Any, tmp_path: Path) -> None:

@@ -111,6 +111,23 @@ def test_hold_the_list_holds_it_and_goes_on_where_it_was(page: Page, visit: Call
         tab.locator("#events").get_by_text("meanwhile").wait_for()
 
 
+def test_a_list_that_is_held_stays_while_the_connection_is_made_anew(page: Page, visit: Callable[..., Any]) -> None:
+    with visit() as tab:
+        page.happen(record(1, "before"))
+        tab.locator("#events").get_by_text("before").wait_for()
+        hold = tab.get_by_role("button", name="Hold the list")
+        hold.click()
+        page.loop.call_soon_threadsafe(page.hang_up)
+        tab.locator("#lost").wait_for()
+        tab.locator("#lost").wait_for(state="hidden")
+        page.happen(record(2, "meanwhile"))
+        tab.wait_for_timeout(1_500)
+        assert tab.locator("#events .text").all_inner_texts() == ["before"]
+        hold.click()
+        tab.locator("#events").get_by_text("meanwhile").wait_for()
+        assert tab.locator("#events .text").all_inner_texts() == ["meanwhile", "before"]
+
+
 def test_what_a_stranger_wrote_is_shown_as_it_was_written_and_runs_nowhere(
     page: Page, visit: Callable[..., Any]
 ) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +76,32 @@ def test_a_socket_that_nobody_listens_on_is_no_daemon(path: Path) -> None:
         Client(path).status()
 
 
+def test_nothing_is_said_to_a_socket_that_another_user_has_put_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    was = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as planted:
+        Path(folder).chmod(0o777)
+        path = Path(folder) / "control.sock"
+        if was == 0:
+            os.seteuid(65_534)
+        try:
+            planted.bind(str(path))
+            path.chmod(0o666)
+            planted.listen()
+            planted.setblocking(False)
+            if was == 0:
+                os.seteuid(0)
+                os.seteuid(65_533)
+            else:
+                monkeypatch.setattr(os, "geteuid", lambda: was + 1)
+            with pytest.raises(UnreachableError, match="belongs to another user"):
+                Client(path).send("@bob", {"text": "secret"})
+        finally:
+            os.seteuid(was)
+        connection, _ = planted.accept()
+        with connection:
+            assert connection.recv(65_536) == b""
+
+
 def test_a_path_through_a_file_is_no_daemon(path: Path) -> None:
     path.write_text("")
     with pytest.raises(UnreachableError, match="no daemon answers"):
@@ -100,6 +129,18 @@ def test_a_daemon_that_hangs_is_told_as_such(listener: Listener, path: Path, mon
     monkeypatch.setattr(client.Client._ask, "__defaults__", (None, 0.05))
     with pytest.raises(UnreachableError, match="does not answer in time"):
         Client(path).status()
+
+
+@pytest.mark.parametrize("listener", [None], indirect=True)
+def test_a_tail_that_does_not_begin_is_not_taken_for_silence(listener: Listener, path: Path) -> None:
+    with pytest.raises(UnreachableError, match="does not answer in time"):
+        next(Client(path, patience_s=0.05).tail())
+
+
+def test_a_tail_may_be_silent_for_longer_than_an_answer_may_take(served: Any) -> None:
+    records = Client(served.path, patience_s=2.0).tail()
+    threading.Timer(2.5, served.happen, [{"position": 1}]).start()
+    assert next(records) == {"position": 1}
 
 
 @pytest.mark.parametrize(

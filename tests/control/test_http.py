@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http.client
 import json
 import logging
 import os
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentd import logs
-from agentd.control.http import _HEADERS
+from agentd import config, logs
+from agentd.control import http as http_server
+from agentd.control.http import _HEADERS, HttpServer
+from agentd.control.readings import Readings
 from agentd.control.sessions import Sessions, take_token
-from tests.control.pages import Page, identity, record
+from agentd.core.health import Limits
+from agentd.errors import JournalError
+from agentd.metrics import ALL
+from tests.control.pages import Page, PageDaemon, identity, record
 
 SECRET_PATHS = [
     ("GET", "/readyz"),
@@ -191,8 +199,8 @@ def test_a_name_that_was_pointed_here_is_refused(page: Page) -> None:
 
 
 def test_an_address_localhost_and_a_configured_name_are_known(serve: Callable[..., Page]) -> None:
-    page = serve(hosts=("agentd.lan",))
-    for host in ("127.0.0.1", f"localhost:{page.port}", "[::1]:1", "agentd.lan"):
+    page = serve(hosts=("Agentd.LAN",))  # names know no case
+    for host in ("127.0.0.1", f"localhost:{page.port}", "[::1]:1", "agentd.lan", "AGENTD.lan"):
         assert page.ask("GET", "/healthz", Host=host)[0] == 200
 
 
@@ -207,6 +215,15 @@ def test_a_body_a_header_and_a_line_past_their_bounds_are_refused(serve: Callabl
     assert page.ask("GET", f"/healthz?{'x' * 2_001}")[0] in (400, 414)
 
 
+def answered_in_the_end(page: Page) -> int:
+    until = time.monotonic() + 30
+    while True:
+        try:
+            return page.ask("GET", "/healthz")[0]
+        except (ConnectionError, http.client.HTTPException):
+            assert time.monotonic() < until, "there is never room"
+
+
 def test_connections_past_the_bound_are_closed_and_leave_again_room(serve: Callable[..., Page]) -> None:
     page = serve(connections_max=3)
     idle = [socket.create_connection(("127.0.0.1", page.port)) for _ in range(3)]
@@ -215,14 +232,34 @@ def test_connections_past_the_bound_are_closed_and_leave_again_room(serve: Calla
             page.ask("GET", "/healthz")
     for each in idle:
         each.close()
-    answered = 0
-    for _ in range(1_000):
-        try:
-            answered = page.ask("GET", "/healthz")[0]
-            break
-        except (ConnectionError, http.client.HTTPException):
-            continue
-    assert answered == 200
+    assert answered_in_the_end(page) == 200
+
+
+def test_connections_that_say_nothing_cannot_keep_others_out(serve: Callable[..., Page]) -> None:
+    page = serve(connections_max=3)
+    idle = [socket.create_connection(("127.0.0.1", page.port), timeout=10) for _ in range(3)]
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        while True:  # until the three are taken in
+            page.ask("GET", "/healthz")
+    assert answered_in_the_end(page) == 200
+    for each in idle:
+        assert each.recv(1) == b"", "it was closed"
+        each.close()
+
+
+def test_bodies_that_never_come_cannot_keep_others_out(
+    serve: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "_BODY_WAIT_S", 1_000.0)
+    page = serve(connections_max=3)
+    head = f"POST /session HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\nContent-Type: application/json\r\n"
+    slow = [socket.create_connection(("127.0.0.1", page.port), timeout=10) for _ in range(3)]
+    for each in slow:
+        each.sendall(f"{head}Content-Length: 9\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert b" 100 " in each.recv(65_536), "it is being read"
+    assert answered_in_the_end(page) == 200
+    for each in slow:
+        each.close()
 
 
 def test_connections_on_which_nothing_is_asked_make_room_and_streams_do_not(serve: Callable[..., Page]) -> None:
@@ -233,14 +270,7 @@ def test_connections_on_which_nothing_is_asked_make_room_and_streams_do_not(serv
     assert events.status == 200
     idle = [socket.create_connection(("127.0.0.1", page.port)) for _ in range(8)]
     idle[0].sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
-    answered = 0
-    for _ in range(100):
-        try:
-            answered = page.ask("GET", "/healthz")[0]
-            break
-        except (ConnectionError, http.client.HTTPException):
-            continue
-    assert answered == 200
+    assert answered_in_the_end(page) == 200
     assert events.readline().startswith(b"event: ")
     for each in idle:
         each.close()
@@ -268,6 +298,20 @@ def test_what_makes_no_sense_is_refused_and_fills_no_log(page: Page, caplog: pyt
         json_of + b"Content-Length: 9\r\n\r\n{}",
     ):
         assert b" 400 " in (said(page, request) or b"HTTP/1.1 400 unheard")[:13], request
+    assert caplog.records == []
+
+
+def test_a_body_that_breaks_while_it_is_read_fills_no_log(page: Page, caplog: pytest.LogCaptureFixture) -> None:
+    head = f"POST /session HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", page.port), timeout=10) as connection:
+        connection.sendall(
+            f"{head}Content-Encoding: gzip\r\nContent-Length: 99\r\nExpect: 100-continue\r\n\r\n".encode()
+        )
+        assert b" 100 " in connection.recv(65_536), "it is being read"
+        connection.sendall(b"{}")
+        assert b" 400 " in connection.recv(65_536)
+        while connection.recv(65_536):
+            pass  # until it is over
     assert caplog.records == []
 
 
@@ -368,6 +412,25 @@ def test_a_stream_begins_with_every_part_and_the_newest_records(page: Page) -> N
     assert (last, records["count"], records["skipped"]) == ("records", 4, 0)
 
 
+def test_a_stream_whose_parts_cannot_be_read_has_one_head_and_breaks_off(
+    page: Page, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreadable(*_: object) -> list[dict[str, Any]]:
+        raise JournalError("disk I/O error")
+
+    monkeypatch.setattr(page.daemon, "dead", unreadable)
+    with socket.create_connection(("127.0.0.1", page.port), timeout=10) as connection:
+        head = f"GET /api/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {page.token}\r\n\r\n"
+        connection.sendall(head.encode())
+        told = b""
+        with contextlib.suppress(ConnectionResetError):
+            while some := connection.recv(65_536):
+                told += some
+    assert told.count(b"HTTP/1.1 ") <= 1
+    assert not told.endswith(b"0\r\n\r\n")
+    assert [each.getMessage() for each in caplog.records] == ["an answer broke off: disk I/O error"]
+
+
 def test_a_part_is_sent_again_only_when_it_has_changed(page: Page) -> None:
     connection = page.connection()
     connection.request("GET", "/api/stream", headers={"Authorization": f"Bearer {page.token}"})
@@ -458,6 +521,46 @@ def test_a_token_that_others_could_read_is_made_anew(tmp_path: Path, caplog: pyt
     assert "made anew" in caplog.text
 
 
+@pytest.mark.parametrize("content", [b"", b" \n", b"\xff" * 40])
+def test_a_file_that_holds_no_token_gets_one(content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "http_token").touch(0o600)
+    (tmp_path / "http_token").write_bytes(content)
+    token = take_token(tmp_path)
+    assert take_token(tmp_path) == token
+    assert "holds no token: it is made anew" in caplog.text
+
+
+def test_a_token_that_another_user_put_there_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = take_token(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert take_token(tmp_path) != token
+
+
+def test_a_token_that_cannot_be_had_costs_the_page_and_no_mail(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "http_token").mkdir()
+    server = HttpServer(PageDaemon(), config.Agentd(state=str(tmp_path), http=config.Http(listen="127.0.0.1:0")))
+    asyncio.run(started_and_closed(server))
+    assert server.url is None
+    assert "http_token cannot be had (Is a directory): no page and no metrics" in caplog.text
+
+
+async def started_and_closed(server: HttpServer) -> None:
+    await server.start()
+    await server.close()
+
+
+def test_a_browser_may_look_at_two_daemons_of_one_machine(serve: Callable[..., Page]) -> None:
+    jar: dict[str, str] = {}
+    pages = [serve(), serve()]
+    for page in pages:  # for a browser all ports of an address have the same cookies
+        name, _, value = page.cookie().partition("=")
+        jar[name] = value
+    sent = "; ".join(f"{name}={value}" for name, value in jar.items())
+    assert [page.ask("GET", "/api/status", bare=True, Cookie=sent)[0] for page in pages] == [200, 200]
+
+
 def test_the_token_is_in_no_log(page: Page, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     invitation = page.invitation()
@@ -484,3 +587,22 @@ def test_an_address_that_is_taken_is_logged_and_mail_goes_on(
     second = serve(listen=f"127.0.0.1:{first.port}")
     assert second.server.url is None
     assert "cannot listen on" in caplog.text
+
+
+async def test_the_gauges_of_one_answer_are_of_one_moment_also_where_two_scrape_at_a_time() -> None:
+    daemon, moments = PageDaemon(), iter(range(1, 10))
+
+    def status() -> dict[str, Any]:
+        moment = next(moments)
+        return {**daemon.status(), "undispatched": moment, "log_lines_dropped": moment}
+
+    async def scraped(later: int) -> str:
+        for _ in range(later):
+            await asyncio.sleep(0)
+        return await readings.page()
+
+    between = list(ALL).index("agentd_undispatched") + 1  # each metric is a turn of the loop
+    with Readings(status, Limits()) as readings:
+        for page in await asyncio.gather(scraped(0), scraped(between)):
+            told = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+            assert told["agentd_undispatched"] == told["agentd_log_lines_dropped"]

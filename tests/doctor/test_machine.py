@@ -16,7 +16,7 @@ import pytest
 
 from agentd import __version__
 from agentd.config import Identity, JournalSettings, KeySource, Settings
-from agentd.doctor import FAIL, OK, WARN, machine
+from agentd.doctor import FAIL, OK, WARN, examine, machine
 from agentd.doctor.finding import Finding
 from agentd.journal.sqlite import lock, open_journal
 from agentd.journal.sqlite.opening import SCHEMA
@@ -185,3 +185,34 @@ def test_a_socket_that_nobody_answers_is_told(tmp_path: Path) -> None:
     running, findings = machine.daemon(None, {"AGENTD_STATE": str(tmp_path)})
     assert running is None
     assert states(findings) == [("daemon", WARN)]
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A state folder within one that this user may not enter, as the service's is for everybody else."""
+    state = tmp_path / "private" / "state"
+    state.mkdir(parents=True)
+    (state / "journal.db").touch()
+    (tmp_path / "private").chmod(0)
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65_534)
+    yield state
+    os.seteuid(was)
+    (tmp_path / "private").chmod(0o700)
+
+
+def test_a_state_folder_that_this_user_may_not_enter_is_told_and_ends_no_check(closed: Path) -> None:
+    [finding] = machine.state_folder(closed)
+    assert (finding.state, finding.told) == (FAIL, "cannot be looked at (Permission denied)")
+    assert machine.daemon(None, {"AGENTD_STATE": str(closed)})[0] is None
+    assert machine.journal(closed, None) == []
+    assert machine.known_handles(closed) == {}
+    assert {each.check for each in machine.disk(closed)} == {"disk speed", "disk room"}
+
+
+def test_a_name_that_no_file_can_have_is_told_and_ends_no_check(tmp_path: Path) -> None:
+    examined = examine(None, {"AGENTD_STATE": str(tmp_path / ("x" * 300))})
+    assert [each.told for each in examined if each.check == "state folder"] == [
+        "cannot be looked at (File name too long)"
+    ]

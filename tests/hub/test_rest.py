@@ -23,6 +23,11 @@ async def send(peer: Any, to: str, *texts: str) -> str:
 # --- envelopes ---
 
 
+async def test_a_key_that_is_no_text_is_no_key(world: Any) -> None:
+    reply = await world.peer("alice").call("GET", "/v1/agents/me", headers={"Authorization": "Bearer \udcff"})
+    assert reply.status == 401
+
+
 async def test_every_answer_carries_a_request_id_and_keeps_the_callers(world: Any) -> None:
     alice = world.peer("alice")
     assert (await alice.call("GET", "/v1/agents/me")).headers["x-request-id"]

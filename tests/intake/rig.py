@@ -59,7 +59,7 @@ class SlowJournal:
         return set(self.recorded.values())
 
     async def totals(self, identity: str) -> Totals:
-        return Totals(0, 0, 0, {})
+        return Totals(0, 0, {})
 
 
 class Wire:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import msgspec
 import pytest
 
+from agentd import metrics
 from agentd.core.events import Position, Source, Typing
 from agentd.core.sequencer import Check, Refetch
 from agentd.errors import JournalError
@@ -169,6 +171,19 @@ async def test_a_malformed_frame_is_counted_and_logged_without_its_content(
     assert bench.intake.counters.malformed == 1
     assert "secret" not in caplog.text
     assert len(bench.changes(Appended)) == 1, "the connection goes on"
+
+
+async def test_frames_of_a_kind_that_is_not_known_are_counted_and_told_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    before = metrics.UNKNOWN_FRAMES.value(bench.intake.identity)
+    for kind in ("poll.opened", "poll.closed"):
+        bench.intake.frame(b'{"type":"%s","payload":{}}' % kind.encode())
+    assert bench.intake.counters.unknown_frames == 2
+    assert metrics.UNKNOWN_FRAMES.value(bench.intake.identity) - before == 2
+    (told,) = [each.getMessage() for each in caplog.records]
+    assert told.endswith(": poll.opened")
 
 
 async def test_acks_that_the_socket_does_not_take_are_not_counted_as_sent(bench: Bench) -> None:

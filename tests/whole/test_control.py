@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -408,3 +409,19 @@ async def test_without_a_configuration_it_brings_its_own_hub_and_an_agent_that_e
     finally:
         daemon.kill()
         daemon.wait()
+
+
+async def test_what_it_says_to_try_next_can_be_copied_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log:
+        daemon = start(tmp_path, "run", "--state", "it's here", output=log.fileno())
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            while "Ctrl-C stops it" not in (told := (tmp_path / "log").read_text()):
+                assert daemon.poll() is None, told
+                await asyncio.sleep(0.02)
+        (line,) = [each for each in told.splitlines() if "who is connected" in each]
+        words = shlex.split(line.partition("who is connected")[0])
+        assert words[-3:] == ["status", "--state", str(tmp_path / "it's here")]
+    finally:
+        daemon.terminate()
+        assert await asyncio.to_thread(daemon.wait, TIMEOUT_S) == 0

@@ -338,3 +338,4 @@ async def test_a_row_that_nobody_can_read_does_not_hold_its_conversation_for_eve
     (gap,) = await rig.daemon.operations.gaps("agent", open_only=False, limit=10)
     assert gap["reason"] == "unreadable"
     assert rig.status()[0]["malformed"] == 3
+    assert rig.status()[0]["unknown_frames"] == 0

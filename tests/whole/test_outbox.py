@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 
 from agentd import config
+from agentd.control.client import Client
 from agentd.control.refusal import ControlError
 from agentd.core.events import Content, Send
 from agentd.hub.faults import Action, Point, Rule
@@ -135,6 +137,61 @@ async def test_a_refused_send_tells_the_platforms_answer_and_leaves_when_it_is_r
         await rig.daemon.operations.outbox_drop(None, "hello")
     with pytest.raises(ControlError, match="no send has the key 'helo'"):
         await rig.daemon.operations.outbox_show(None, "helo")
+
+
+async def test_what_two_people_decide_at_a_time_on_a_send_is_decided_once(rig: Rig) -> None:
+    await begin(rig)
+    assert rig.daemon is not None
+    await say(rig, "@nobody", "twice", "both")
+    await rig.until(lambda: rig.status()[0]["outbox_refused"] == 2)
+    drop, retry = rig.daemon.operations.outbox_drop, rig.daemon.operations.outbox_retry
+    told = await asyncio.gather(drop(None, "twice"), drop(None, "twice"), return_exceptions=True)
+    assert [type(each) for each in told] == [dict, ControlError], "the second is told that it is dropped"
+    assert rig.status()[0]["outbox_refused"] == 1
+    rig.hub.create_agent("nobody")
+    done = await asyncio.gather(retry(None, "both"), drop(None, "both"), return_exceptions=True)
+    assert type(done[0]) is dict
+    if isinstance(done[1], dict):
+        await rig.until(lambda: rig.status()[0]["outbox_ready"] == 0)
+        assert said(rig) == [], "what is told to be dropped never leaves"
+    else:
+        await rig.until(lambda: keys_of(said(rig)) == ["both"])
+    await rig.until(lambda: rig.status()[0]["outbox_refused"] == 0)
+
+
+async def asked_and_gone(rig: Rig, call: str, body: dict[str, Any]) -> None:
+    """Ask through the control socket while the disk takes no commit, and hang up before it does again."""
+    path = rig.folder / "state" / "control.sock"
+    write, room, reached = rig._journal._group._write, asyncio.Event(), asyncio.Event()
+
+    async def slow(calls: Any) -> Any:
+        reached.set()
+        await room.wait()
+        return await write(calls)
+
+    rig._journal._group._write = slow
+    _, leaving = await asyncio.open_unix_connection(path)
+    content = json.dumps(body).encode()
+    leaving.write(f"POST {call} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+    await reached.wait()
+    leaving.close()
+    await leaving.wait_closed()
+    for _ in range(3):  # whoever is answered now came after that was noticed
+        await asyncio.to_thread(Client(path).status)
+    rig._journal._group._write = write
+    room.set()
+
+
+async def test_what_was_asked_for_is_done_whole_also_if_who_asked_has_gone(rig: Rig) -> None:
+    await begin(rig, "bob")
+    await asked_and_gone(rig, "/v1/send", {"target": "@bob", "content": {"text": "hi"}, "client_msg_id": "said"})
+    await rig.until(lambda: keys_of(said(rig)) == ["said"])
+    await say(rig, "@nobody", "again")
+    await rig.until(lambda: rig.status()[0]["outbox_refused"] == 1)
+    rig.hub.create_agent("nobody")
+    await asked_and_gone(rig, "/v1/outbox/retry", {"client_msg_id": "again"})
+    await rig.until(lambda: keys_of(said(rig)) == ["said", "again"])
+    await rig.until(lambda: rig.status()[0]["outbox_refused"] == 0)
 
 
 async def test_a_send_that_is_dropped_while_it_waits_never_leaves_and_what_is_behind_it_does(

@@ -223,6 +223,7 @@ function tellHealth(part) {
 // --- events
 
 let held = null;
+let toldAnew = false; // while held, by a new connection: what the list shows will be told again
 
 function flow({ html, skipped }) {
   if (held) {
@@ -258,11 +259,22 @@ function forget(event) {
   event.remove();
 }
 
+function clearEvents() {
+  if (byId("events").contains(document.activeElement)) {
+    focusOn(byId("events"));
+  }
+  byId("events").replaceChildren();
+}
+
 function hold() {
   const button = byId("hold");
   const waiting = held;
   held = held ? null : [];
   button.setAttribute("aria-pressed", String(held !== null));
+  if (toldAnew) {
+    toldAnew = false;
+    clearEvents();
+  }
   for (const each of waiting ?? []) {
     flow(each);
   }
@@ -273,10 +285,12 @@ function follow() {
   const lost = byId("lost");
   stream.addEventListener("open", () => {
     lost.hidden = true;
-    if (byId("events").contains(document.activeElement)) {
-      focusOn(byId("events"));
+    if (held) {
+      held = [];
+      toldAnew = true;
+    } else {
+      clearEvents();
     }
-    byId("events").replaceChildren();
   });
   stream.addEventListener("error", () => {
     lost.hidden = false;
@@ -481,7 +495,7 @@ async function explain(button) {
 // With characters written out that show nothing, or that turn the direction of writing around.
 function printable(text) {
   return String(text).replace(
-    /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g,
+    /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g,
     (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`,
   );
 }
@@ -514,7 +528,7 @@ async function showLetter(button) {
     ["error", letter.error],
     ...(event ? [["from", event.sender], ["seq", event.seq], ["text", event.text ?? event.type]] : []),
   ]);
-  byId("letter-trace").textContent = letter.traceback;
+  byId("letter-trace").textContent = printable(letter.traceback);
   openDialog(byId("letter"), button);
   byId("letter").scrollTop = 0;
 }
