@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -246,7 +247,11 @@ async def handle(message: Message, ctx: Context) -> None:
 _UNSAID = ["no text", "no text, given up", "no words", "no number", "nan", "too large"]
 
 
-async def test_an_error_that_cannot_be_told_or_kept_costs_its_event_and_not_the_daemon(rig: Rig) -> None:
+async def test_an_error_that_cannot_be_told_or_kept_costs_its_event_and_not_the_daemon(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What pytest captures has to pass between its processes, and is no text here.
+    monkeypatch.setattr(logging.getLogger("agentd"), "propagate", False)
     (rig.folder / "unsayable.py").write_text(_UNSAYABLE)
     dispatch = msgspec.structs.replace(rig.settings.dispatch, retry_first_s=0.05, retry_max_s=0.1, breaker_lanes=100)
     rig.settings = msgspec.structs.replace(rig.settings, dispatch=dispatch)
