@@ -177,9 +177,12 @@ class Supervisor:
                 self._life.shed(why)
 
     async def rekey(self, read: Callable[[], str] | None = None) -> bool:
-        """Read the key again, and connect with it if it is another one; returns whether it is. See Key.refresh."""
+        """Read the key again, and connect with it if it is another one; returns whether it is. See Key.refresh.
+
+        A parked identity tries the same one once more: what it was refused for, such as a suspension, may be over.
+        """
         changed = await self._key.refresh(read)
-        if changed and self._life is not None:
+        if self._life is not None and (changed or self._state == "parked"):
             self._life.rekeyed()
         return changed
 
@@ -393,7 +396,7 @@ class _Life:
                 await self._new_key.wait()
 
     def rekeyed(self) -> None:
-        """The key is another one: the connection under the old one ends, nothing leaves before we know whose it is."""
+        """Try the key anew: the connection under the old one ends, and nothing leaves before we know whose it is."""
         self._new_key.set()
         self.identified = False
         self.sender.pause()

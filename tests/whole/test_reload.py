@@ -427,6 +427,26 @@ async def test_a_parked_identity_goes_on_as_soon_as_it_has_a_key_from_elsewhere(
     await world.until_live()
 
 
+async def test_an_identity_that_was_suspended_is_tried_again_with_the_same_key(world: World) -> None:
+    world.plugin("first")
+    world.identity("alice", "first")
+    await world.start()
+    for _ in range(2):
+        world.hub.set_status("alice", "suspended")
+        await world.until(lambda: world.states() == {"alice": "parked"})
+        await world.reload()
+        await world.until(
+            lambda: (
+                [each["state"] for each in world.identity_status()["alice"]["history"]][-2:] == ["connecting", "parked"]
+            )
+        )
+        world.hub.set_status("alice", "active")
+        assert (await world.reload())["identities"]["rekeyed"] == []
+        await world.until_live()
+    world.post("alice", "1")
+    await world.until_answers("alice", "first 1")
+
+
 async def test_a_key_of_another_account_parks_the_identity_and_sends_nothing(world: World) -> None:
     world.plugin("first")
     world.identity("alice", "first")
