@@ -64,8 +64,9 @@ class Reloading:
         self._planning: asyncio.Future[_Plan] | None = None
 
     def give_up(self) -> None:
-        """The daemon stops: begin no change, and break off what has not changed anything yet."""
+        """The daemon stops: begin no change, break off what has changed nothing yet, and wait for no last turns."""
         self._given_up = True
+        self._dispatcher.hurry()
         if self._planning is not None:
             self._planning.cancel()
 

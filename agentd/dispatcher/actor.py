@@ -368,6 +368,10 @@ class Dispatcher:
         """Wait so long for the last turns of plugins in (identity, plugin). Returns where one still runs."""
         return await self._serving.until_left(places, timeout_s)
 
+    def hurry(self) -> None:
+        """A stop is about to wait for all turns: `until_left` and `forget` do not any more."""
+        self._serving.hurry()
+
     def still_running(self, identity: str, plugins: Sequence[str]) -> list[str]:
         """Those of these plugins that `serve` would refuse: a turn of their last service has not ended."""
         return self._serving.still_running(identity, plugins)

@@ -70,6 +70,7 @@ class Serving:
         self._holds = holds
         self._since: dict[tuple[str, str], int] = {}
         self._leaving: dict[tuple[str, str], asyncio.Future[None]] = {}
+        self._hurried = asyncio.Event()
         self.serves: dict[str, list[Served]] = {}
 
     def since(self, identity: str, plugin: str) -> int:
@@ -205,8 +206,17 @@ class Serving:
         """See Dispatcher."""
         futures = {place: self._leaving[place] for place in places}
         if futures:
-            await asyncio.wait(futures.values(), timeout=timeout_s)
+            waits = [asyncio.ensure_future(each) for each in (asyncio.wait(futures.values()), self._hurried.wait())]
+            try:
+                await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for each in waits:
+                    each.cancel()
         return [place for place, over in futures.items() if not over.done()]
+
+    def hurry(self) -> None:
+        """Wait for nobody's last turn any more, now or later."""
+        self._hurried.set()
 
     def still_running(self, identity: str, plugins: Iterable[str]) -> list[str]:
         """Those of which a turn of their last service has not ended."""

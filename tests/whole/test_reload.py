@@ -427,6 +427,23 @@ async def test_a_parked_identity_goes_on_as_soon_as_it_has_a_key_from_elsewhere(
     await world.until_live()
 
 
+async def test_a_stop_does_not_wait_for_a_reload_that_waits_for_turns(world: World) -> None:
+    world.dispatch["drain_timeout_s"] = 600.0
+    world.plugin("first")
+    world.identity("alice", "first")
+    world.identity("bob", "first")
+    await world.start()
+    world.post("alice", "slow 1")
+    await world.until(lambda: "began slow 1" in world.notes())
+    del world.identities["alice"]
+    reloading = asyncio.create_task(world.reload())
+    await world.until(lambda: list(world.states()) == ["bob"])
+    stopping = asyncio.create_task(world.end())
+    assert (await asyncio.wait_for(reloading, 30.0))["still_running"] == ["alice: first"]
+    (world.folder / "go").touch()
+    await stopping
+
+
 async def test_an_identity_that_was_suspended_is_tried_again_with_the_same_key(world: World) -> None:
     world.plugin("first")
     world.identity("alice", "first")
