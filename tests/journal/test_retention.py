@@ -118,12 +118,15 @@ async def test_a_dead_letter_keeps_its_event_until_it_is_dropped(journal, arrive
     journal.commit(*arrived(), *arrived(seq=2))
     number = arrived.number("conv_a")
     journal.commit(subscribed("echo"), CursorMoved("echo", number, 2))
-    await journal.commit(Dead("echo", number, 1, 5, "ValueError", "Traceback", "1", 2.0))
+    await journal.commit(Dead("echo", number, 1, 5, "ValueError: what it said", "Traceback, of what it said", "1", 2.0))
     await run(journal)
     assert await kept(journal) == [1]
     await journal.commit(DeadDropped(1, 3.0))
     await run(journal)
     assert await kept(journal) == []
+    letter = await journal.dead_find(1)
+    assert letter is not None
+    assert (letter.error, letter.traceback) == ("", ""), "what it told of the event goes with it"
 
 
 async def test_a_failed_attempt_keeps_its_event(journal, arrived):

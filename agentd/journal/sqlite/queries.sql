@@ -314,6 +314,10 @@ SELECT count(*)
 -- Somebody is through with it.
 UPDATE dead SET dropped_at = ? WHERE number = ?;
 
+-- name: dead_emptied
+-- What dropped letters tell of events that were let go: it may quote them.
+UPDATE dead SET error = '', traceback = '' WHERE position IN (SELECT value FROM json_each(?));
+
 -- name: dead_list
 -- Dead letters of one identity (or of all, where ?1 is null), newest first; those that were dropped if ?3.
 SELECT p.name, d.conversation, d.position, d.attempts, d.error, d.traceback, d.plugin_version, d.died_at,

@@ -87,6 +87,8 @@ def write(connection: sqlite3.Connection, changes: Sequence[Trim]) -> None:
             numbers = msgspec.json.encode([row[0] for row in rows]).decode()
             stays = connection.execute(_STAYS[change.what], (numbers,)).fetchall() if change.what in _STAYS else []
             connection.execute(_REMOVE[change.what], (numbers,))
+            if change.what == "event":
+                connection.execute(SQL["dead_emptied"], (numbers,))
             if stays:
                 write_rows(connection, _PUT_BACK[change.what], stays)
             size = sum(row[1] for row in rows)
