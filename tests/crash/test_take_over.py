@@ -24,8 +24,8 @@ PATIENT = [f"peer-{number}" for number in range(len(PEERS), len(PEERS) + len(WIS
 
 @contextlib.asynccontextmanager
 async def talk(books: Succession) -> AsyncIterator[None]:
-    """Every peer says something in turn meanwhile."""
-    over = asyncio.Event()
+    """Every peer says something in turn meanwhile; each has done so when this begins."""
+    over, all_have_spoken = asyncio.Event(), asyncio.Event()
 
     async def say() -> None:
         for number in itertools.count():
@@ -33,8 +33,11 @@ async def talk(books: Succession) -> AsyncIterator[None]:
                 return
             books.say(PEERS[number % len(PEERS)], WISHES[number // len(PEERS) % len(WISHES)])
             await asyncio.sleep(0.05)
+            if number + 1 == len(PEERS):
+                all_have_spoken.set()
 
     talking = asyncio.create_task(say())
+    await all_have_spoken.wait()
     try:
         yield
     finally:
