@@ -161,8 +161,9 @@ def _spawned(environ: Mapping[str, str]) -> tuple[socket.socket, subprocess.Pope
                 stderr=subprocess.PIPE,
                 env=dict(environ),
                 pass_fds=(theirs.fileno(),),
-                # A terminal's interrupt is for the daemon, which stops its workers in order.
-                start_new_session=True,
+                # A terminal's interrupt is for the daemon, which stops its workers in order. No session of its own:
+                # where the kernel shares out its time by session, its niceness would mean nothing to the daemon.
+                process_group=0,
             )
         except BaseException:
             ours.close()

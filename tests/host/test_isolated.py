@@ -166,6 +166,13 @@ async def handle(message: Message, ctx: Context) -> None:
 # --- the same turns
 
 
+async def test_it_gives_way_to_the_daemon_and_hears_none_of_its_interrupts(trial: Trial) -> None:
+    pid = pid_of(await trial.start(ECHO))
+    assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getsid(pid) == os.getsid(0), "the kernel may share out its time by session, whoever is nice in it"
+    assert os.getpgid(pid) != os.getpgid(0), "a terminal interrupts a group"
+
+
 async def test_a_turn_runs_in_another_process_and_stages_here(trial: Trial) -> None:
     plugin = await trial.start(
         """
