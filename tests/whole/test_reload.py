@@ -880,9 +880,9 @@ async def test_a_change_that_begins_while_a_process_is_being_answered_comes_befo
     await world.until_answers("alice", "anew hi")
 
 
-async def test_a_process_reloads_at_a_word_and_at_a_signal_and_tells_its_manager(world: World) -> None:
-    world.plugin("first")
-    world.identity("alice", "first")
+@contextlib.asynccontextmanager
+async def running(world: World) -> AsyncIterator[tuple[asyncio.subprocess.Process, socket.socket]]:
+    """A daemon in a process of its own, and what hears it as its manager. It ends well when it is told to stop."""
     world.write()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(world.folder / "notify"))
@@ -894,32 +894,42 @@ async def test_a_process_reloads_at_a_word_and_at_a_signal_and_tells_its_manager
         )
         try:
             await heard(manager, b"READY=1")
-            world.identity("bob", "first")
-            world.write()
-            assert await agentd(world, "reload") == (0, "identity added: bob\n", "")
-            assert (await heard(manager, b"RELOADING=1")).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
-            assert await heard(manager, b"READY=1") == b"READY=1"
-            world.extra = "[nonsense]\nx = 1"
-            world.write()
-            code, out, err = await agentd(world, "reload")
-            assert (code, out) == (78, "")
-            assert "agentd.toml" in err
-            assert "nonsense: unknown key" in err
-            await heard(manager, b"READY=1")
-            world.extra = ""
-            world.plugin("first", "changed")
-            world.write()
-            process.send_signal(signal.SIGHUP)
-            await heard(manager, b"RELOADING=1")
-            await heard(manager, b"READY=1")
-            world.post("bob", "hello")
-            async with asyncio.timeout(15):
-                while not world.answers("bob"):
-                    await asyncio.sleep(0.02)
-            assert world.answers("bob") == ["changed hello"]
-        finally:
+            yield process, manager
             process.terminate()
             assert await asyncio.wait_for(process.wait(), 15) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+async def test_a_process_reloads_at_a_word_and_at_a_signal_and_tells_its_manager(world: World) -> None:
+    world.plugin("first")
+    world.identity("alice", "first")
+    async with running(world) as (process, manager):
+        world.identity("bob", "first")
+        world.write()
+        assert await agentd(world, "reload") == (0, "identity added: bob\n", "")
+        assert (await heard(manager, b"RELOADING=1")).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert await heard(manager, b"READY=1") == b"READY=1"
+        world.extra = "[nonsense]\nx = 1"
+        world.write()
+        code, out, err = await agentd(world, "reload")
+        assert (code, out) == (78, "")
+        assert "agentd.toml" in err
+        assert "nonsense: unknown key" in err
+        await heard(manager, b"READY=1")
+        world.extra = ""
+        world.plugin("first", "changed")
+        world.write()
+        process.send_signal(signal.SIGHUP)
+        await heard(manager, b"RELOADING=1")
+        await heard(manager, b"READY=1")
+        world.post("bob", "hello")
+        async with asyncio.timeout(15):
+            while not world.answers("bob"):
+                await asyncio.sleep(0.02)
+        assert world.answers("bob") == ["changed hello"]
 
 
 async def test_who_was_told_that_it_runs_may_have_it_reload_at_once(
@@ -939,31 +949,13 @@ async def test_who_was_told_that_it_runs_may_have_it_reload_at_once(
 async def test_a_process_ends_though_it_imports_what_never_comes_to_an_end(world: World) -> None:
     world.plugin("first")
     world.identity("alice", "first")
-    world.write()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(world.folder / "notify"))
-        manager.setblocking(False)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agentd", "run", "--config", str(world.file)),
-            env={**os.environ, "NOTIFY_SOCKET": str(world.folder / "notify")},
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        try:
-            await heard(manager, b"READY=1")
-            begun = world.folder / "begun"
-            world.plugin(
-                "first", text=f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(3600)\n"
-            )
-            process.send_signal(signal.SIGHUP)
-            async with asyncio.timeout(15):
-                while not begun.exists():
-                    await asyncio.sleep(0.02)
-            process.terminate()
-            assert await asyncio.wait_for(process.wait(), 15) == 0
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+    async with running(world) as (process, _):
+        begun = world.folder / "begun"
+        world.plugin("first", text=f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(3600)\n")
+        process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(15):
+            while not begun.exists():
+                await asyncio.sleep(0.02)
 
 
 async def test_a_daemon_with_its_own_hub_keeps_its_identities_and_takes_other_plugins(tmp_path: Path) -> None:
