@@ -379,8 +379,16 @@ def _endpoint(control: Control, work: Callable[[Control, web.Request], Awaitable
 
 def _check_local(request: web.Request) -> None:
     remote = request.remote or "0.0.0.0"  # noqa: S104 -- an address that is not loopback, not one to bind
-    if not ipaddress.ip_address(remote).is_loopback or "origin" in request.headers:
+    # A page elsewhere gives itself away by its origin, or by the name that it had lead here.
+    if not (_is_loopback(remote) and _is_loopback(request.url.host or "")) or "origin" in request.headers:
         raise ApiError(403, ErrorCode.FORBIDDEN, "Only programs on this machine may control the hub")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 async def _read(request: web.Request, type_: type[_Body]) -> _Body:

@@ -25,8 +25,8 @@ async def test_an_agent_made_over_http_can_sign_in(world: Any) -> None:
     assert again.json["code"] == "HANDLE_TAKEN"
 
 
-async def test_a_web_page_may_not_control_the_hub(world: Any) -> None:
-    page = {"Origin": "http://evil.example"}
+@pytest.mark.parametrize("page", [{"Origin": "http://evil.example"}, {"Host": "evil.example:8787"}])
+async def test_a_web_page_may_not_control_the_hub(world: Any, page: dict[str, str]) -> None:
     reply = await world.with_key("").call("POST", "/hub/v1/agents", {"handle": "alice"}, page)
     assert (reply.status, reply.json["code"]) == (403, "FORBIDDEN")
 
