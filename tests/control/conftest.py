@@ -65,6 +65,7 @@ def visit(browser: Browser, page: Page) -> Callable[..., Any]:
         try:
             tab.goto(f"{page.url}/#{page.invitation()}")
             tab.wait_for_selector("#part-health")
+            tab.wait_for_load_state()  # before its script has run, a button does nothing
             yield tab
         finally:
             context.close()

@@ -95,6 +95,7 @@ def tab(browser: Browser, embedded: Path) -> Iterator[Tab]:
     tab.set_default_timeout(15_000)
     tab.goto(told(embedded, "dashboard")["url"])
     tab.get_by_role("heading", name="Mail is flowing").wait_for()
+    tab.wait_for_load_state()
     yield tab
     context.close()
 
