@@ -85,6 +85,11 @@ class Process:
             file = cast("IO[bytes]", getattr(self._popen, name))
             self._transports.append(await self._reader(lines, file))
 
+    def _unheard(self) -> list[socket.socket | IO[bytes]]:
+        """What nobody has begun to hear, where `connect` was broken off."""
+        files = (self._socket, self._popen.stdout, self._popen.stderr)
+        return [file for file in files[len(self._transports) :] if file is not None]
+
     async def _reader(self, lines: _Lines, file: IO[bytes]) -> asyncio.BaseTransport:
         transport, _ = await self._loop.connect_read_pipe(lambda: lines, file)
         return transport
@@ -139,8 +144,8 @@ class Process:
     def _end(self) -> None:
         if self.ended.done():
             return
-        for transport in self._transports:
-            transport.close()
+        for each in (*self._transports, *self._unheard()):
+            each.close()
         self.ended.set_result(self._why or told(self._popen.returncode))
 
 

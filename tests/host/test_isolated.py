@@ -166,6 +166,25 @@ async def handle(message: Message, ctx: Context) -> None:
 # --- the same turns
 
 
+def held() -> tuple[set[str], set[str]]:
+    """This process's descriptors, and its children."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return set(os.listdir("/proc/self/fd")), set(children)
+
+
+async def test_a_start_that_is_broken_off_leaves_neither_a_process_nor_a_descriptor(trial: Trial) -> None:
+    await trial.load(ECHO)
+    before = held()
+    for passes in range(6):
+        loading = asyncio.ensure_future(trial.load(ECHO))
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        await until(lambda: held() == before)
+
+
 async def test_it_gives_way_to_the_daemon_and_hears_none_of_its_interrupts(trial: Trial) -> None:
     pid = pid_of(await trial.start(ECHO))
     assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
