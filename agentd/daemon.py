@@ -69,6 +69,7 @@ _JOURNAL_LOOK_S = 0.25
 _REST_S = 0.3  # for answers to sends; what is not answered then is asked for again, under the same key
 _GONE_S = 2.0  # for the lock of a process that was killed while it handed over
 _BEYOND_S = 30.0  # past the time that turns may take in the process before us, which gives them back itself
+_HEARD_S = 10.0  # for a service manager that is busy to take the word of who succeeds us
 _LAST_CALLS_S = 0.05  # for who had connected before our successor had the name of the socket
 _EMBEDDED_USER = "me"
 _EMBEDDED = {"me": ("visitor", ()), "echo": ("echo", ("echo",))}
@@ -415,7 +416,7 @@ class Daemon:
         if not departure.serves.done():
             leaving.cancel()
         await asyncio.wait((leaving,))
-        await self._manager.heard(_BEYOND_S)
+        await self._manager.heard(_HEARD_S)
 
     async def _state_of(self, plugin: str, conversation: int, key: str) -> bytes | None:
         """What a turn of the process before us reads."""

@@ -183,7 +183,7 @@ class Supervisor:
         """
         changed = await self._key.refresh(read)
         if self._life is not None and (changed or self._state == "parked"):
-            self._life.rekeyed()
+            self._life.try_key()
         return changed
 
     def queued(self, sends: Sequence[Send]) -> None:
@@ -300,7 +300,7 @@ class _Life:
         self.refused: CredentialsRefused | None = None
         self._fatal: asyncio.Future[None] = self._loop.create_future()
         self._drain_wanted = asyncio.Event()
-        self._new_key = asyncio.Event()
+        self._key_to_try = asyncio.Event()
         self._account = ("", "")  # address and handle; see Shared
         self.identified = False
         self._hears_nothing = False
@@ -367,13 +367,13 @@ class _Life:
                 self._owner.enter("connecting")
             self._reconnect.dialling()
             meaning, asked_s = CloseMeaning.AGAIN, None
-            if self._new_key.is_set():
-                self._new_key.clear()
+            if self._key_to_try.is_set():
+                self._key_to_try.clear()
                 self.refused = None
             try:
                 await self._key.refresh()
                 await self._identify()
-                if not self._new_key.is_set():
+                if not self._key_to_try.is_set():
                     if self.refused is None:
                         self.sender.resume()
                     meaning = await self._connection()
@@ -390,14 +390,14 @@ class _Life:
             await self._sleep(decision.after_s)
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait, but not if there is another key to try."""
+        """Wait, but not if there is a key to try."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._new_key.wait()
+                await self._key_to_try.wait()
 
-    def rekeyed(self) -> None:
+    def try_key(self) -> None:
         """Try the key anew: the connection under the old one ends, and nothing leaves before we know whose it is."""
-        self._new_key.set()
+        self._key_to_try.set()
         self.identified = False
         self.sender.pause()
         self._reconnect.key_changed()
@@ -421,7 +421,7 @@ class _Life:
         self._platform.handle = handle
         if known is None:
             await self._shared.journal.commit(Account(self._owner.name, self._platform.name, handle))
-        self.identified = not self._new_key.is_set()
+        self.identified = not self._key_to_try.is_set()
 
     async def _connection(self) -> CloseMeaning:
         """One connection from dial to close."""
@@ -435,7 +435,7 @@ class _Life:
             self._reconnect.opened(self._loop.time())
             self.intake.attach(self._link)
             # Either came while this connection was opened.
-            if self._new_key.is_set():
+            if self._key_to_try.is_set():
                 self._link.close(1000, "another key")
             elif self.refused is not None:
                 self._link.close(1000, "credentials refused")
@@ -491,7 +491,7 @@ class _Life:
         self.identified = False
         self.sender.pause()
         self._owner.enter("parked", f"the platform refused the key: {self.refused}")
-        while not (self._new_key.is_set() or self._has_account_to_itself(self.refused) or await self._key_changed()):
+        while not (self._key_to_try.is_set() or self._has_account_to_itself(self.refused) or await self._key_changed()):
             await self._sleep(_KEY_POLL_S)
         self.refused = None
         return self._reconnect.key_changed() or Dial()

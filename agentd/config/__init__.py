@@ -17,7 +17,7 @@ Not here: what only a server can tell, such as two keys of one account, or a key
 from agentd.config.changes import Changes, attainable, changes, used_plugins
 from agentd.config.collector import collector_of
 from agentd.config.keys import Secret, resolve_encryption_key, resolve_header, resolve_key
-from agentd.config.listening import is_address, is_loopback, listening_address
+from agentd.config.listening import listening_address
 from agentd.config.loader import is_path, load
 from agentd.config.search import (
     SERVICE_STATE,
@@ -80,9 +80,7 @@ __all__ = [
     "expected",
     "find_configuration",
     "find_state",
-    "is_address",
     "is_kept_for_the_service",
-    "is_loopback",
     "is_path",
     "listening_address",
     "load",

@@ -27,10 +27,11 @@ import msgspec
 from agentd.config.collector import COLLECTOR, collector_of
 from agentd.config.keys import Secret, resolve_encryption_key, resolve_header, resolve_key
 from agentd.config.lines import KeyLines, KeyPath
-from agentd.config.listening import is_loopback, listening_address
+from agentd.config.listening import listening_address
 from agentd.config.search import anchored, find_configuration, is_homeless, state_folder
 from agentd.config.settings import PLATFORMS, Identity, KeySource, PluginSettings, Settings
 from agentd.config.spelling import expected, spelled
+from agentd.core.hosts import is_loopback
 from agentd.errors import ConfigError
 
 S = TypeVar("S", bound=msgspec.Struct)

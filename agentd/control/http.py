@@ -51,7 +51,7 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from agentd import config
-from agentd.config import is_address, listening_address
+from agentd.config import listening_address
 from agentd.control import page
 from agentd.control.answers import as_json, bad_request, refusal, streamed, whole, whole_number
 from agentd.control.api import PAUSE_MAX_S, Daemon, LetterChosen
@@ -63,6 +63,7 @@ from agentd.control.refusal import ControlError
 from agentd.control.sessions import TOKEN_NAME, Sessions, take_token
 from agentd.core.events import Content
 from agentd.core.health import Reason
+from agentd.core.hosts import is_address
 from agentd.core.moments import iso
 from agentd.errors import AgentdError
 

@@ -16,9 +16,10 @@ from urllib.parse import SplitResult, urlsplit
 
 from agentd import __version__
 from agentd.config import Identity, Secret, Settings, resolve_key
+from agentd.core.hosts import is_loopback
 from agentd.doctor.finding import FAIL, OK, WARN, Finding, of_problem
 from agentd.errors import AgentdError, ConfigError, CredentialsRefused
-from agentd.transport.address import is_loopback, proxy_for
+from agentd.transport.address import proxy_for
 from agentd.transport.link import dial
 from agentd.transport.rest import Pool, Rest
 from agentd.transport.tls import tls_context

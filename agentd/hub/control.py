@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import msgspec
 from aiohttp import web
 
+from agentd.core.hosts import is_loopback
 from agentd.hub.answers import Answer, ApiError, answer, invalid, not_found
 from agentd.hub.conversations import Conversation
 from agentd.hub.faults import Action, Fault, FaultPlan, Faults, Rule
@@ -378,17 +378,9 @@ def _endpoint(control: Control, work: Callable[[Control, web.Request], Awaitable
 
 
 def _check_local(request: web.Request) -> None:
-    remote = request.remote or "0.0.0.0"  # noqa: S104 -- an address that is not loopback, not one to bind
     # A page elsewhere gives itself away by its origin, or by the name that it had lead here.
-    if not (_is_loopback(remote) and _is_loopback(request.url.host or "")) or "origin" in request.headers:
+    if not (is_loopback(request.remote) and is_loopback(request.url.host)) or "origin" in request.headers:
         raise ApiError(403, ErrorCode.FORBIDDEN, "Only programs on this machine may control the hub")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 async def _read(request: web.Request, type_: type[_Body]) -> _Body:

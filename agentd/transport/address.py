@@ -5,24 +5,14 @@ Always true: plain text is for this machine only; a URL with credentials in it i
 
 from __future__ import annotations
 
-import ipaddress
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from agentd.core.hosts import is_loopback
 from agentd.errors import Refused
 
 _ENCRYPTED = ("https", "wss")
 _PLAIN = ("http", "ws")
-
-
-def is_loopback(host: str | None) -> bool:
-    """`host`, a name or a literal address, is this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
 
 
 def require_safe(url: str) -> str:

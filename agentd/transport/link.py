@@ -26,9 +26,10 @@ from websockets.exceptions import InvalidProxy, InvalidStatus, InvalidURI, WebSo
 
 from agentd import __version__
 from agentd.config import Link as LinkSettings
+from agentd.core.hosts import is_loopback
 from agentd.core.reconnect import CloseMeaning
 from agentd.errors import AgentdError, CredentialsRefused, Refused, Unavailable
-from agentd.transport.address import is_loopback, require_safe
+from agentd.transport.address import require_safe
 from agentd.transport.connection import Connection, nothing
 from agentd.transport.retry_after import retry_after_s
 from agentd.transport.tls import tls_context

@@ -28,6 +28,7 @@ from yarl import URL
 
 from agentd import __version__, logs
 from agentd.config import Rest as RestSettings
+from agentd.core.hosts import is_loopback
 from agentd.core.reconnect import backoff_s
 from agentd.errors import (
     AgentdError,
@@ -38,7 +39,7 @@ from agentd.errors import (
     Unavailable,
     WireViolation,
 )
-from agentd.transport.address import is_loopback, proxy_for, require_safe
+from agentd.transport.address import proxy_for, require_safe
 from agentd.transport.retry_after import retry_after_s
 from agentd.transport.tls import tls_context
 from agentd.wire.platform import Request, Response, Transfer
